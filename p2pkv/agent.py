@@ -1,0 +1,240 @@
+"""One node: its core, its memory, its sockets, wired together in one nursery. Constructs; decides nothing."""
+
+import secrets
+import socket
+import time
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import trio
+
+from p2pkv.config import Config, format_address, parse_address
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError
+from p2pkv.local_server import LocalServer, Served
+from p2pkv.local_socket import LocalSocket
+from p2pkv.logs import logger
+from p2pkv.mesh.members import State
+from p2pkv.metrics import Metrics
+from p2pkv.node import Node
+from p2pkv.runner import Runner
+from p2pkv.tiers.host import HostTier
+from p2pkv.transfer import Transfers
+from p2pkv.transport.base import Offered
+from p2pkv.transport.handshake import welcome
+from p2pkv.transport.streams import ControlStreams, serve_control
+from p2pkv.transport.tcp import TcpTransport, serve_bulk
+from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
+from p2pkv.transport.wire import Hello, MemberRecord
+
+CONTROL: Final = 0
+BULK: Final = 1
+_BULK_IDLE_S: Final = 300.0
+_INCOMING_MAX: Final = 4096
+"""Streams of other nodes at a time; a further one is closed at once."""
+_LEAVE_S: Final = 1.0
+"""Longest the goodbye may take to go out."""
+_GAUGES_S: Final = 1.0
+
+
+class Agent:
+    """A node, ready to run. All that can fail for a reason of the configuration fails here, before anything runs."""
+
+    def __init__(self, config: Config) -> None:
+        """Bind the sockets and take the memory.
+
+        Raises:
+            ConfigError: an address is wrong, or a bind needs `insecure`.
+            CannotListen: a port or socket is taken.
+            FabricError: there is not enough memory. In all cases nothing stays bound or held.
+        """
+        host, port = parse_address(config.node.bind, what="node.bind")
+        for seed in config.node.join:
+            parse_address(seed, what="node.join")
+        _refuse_exposed(host, config)
+        self.config: Final = config
+        self.local: Final = LocalSocket(config.node.socket)
+        try:
+            udp, self._tcp = bind_both(host, port)
+            self._datagrams = Datagrams(udp)
+            try:
+                self.tier: Final = HostTier(_whole_chunks(config))
+            except BaseException:
+                udp.close()
+                self._tcp.close()
+                raise
+        except BaseException:
+            self.local.close()
+            raise
+        self.me: Final = _own_record(config, self._tcp)
+        self.metrics: Final = Metrics()
+        self._log = logger().bind(node=self.me.name)
+        node = Node(config, self.me, Random(secrets.randbits(64)))
+        timeout_s = config.fetch.connect_timeout_s
+        self._streams = ControlStreams(
+            hello=lambda: self._hello(CONTROL), connect_timeout_s=timeout_s, on_lost=lambda a, e: self.runner.link_lost(a, e)
+        )
+        self._bulk = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        self.runner: Final = Runner(node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics)
+        self._leaving = trio.Event()
+        self._server = LocalServer(
+            Served(
+                runner=self.runner,
+                tier=self.tier,
+                metrics=self.metrics,
+                me=self.me,
+                cluster=config.node.cluster,
+                protection="none, loopback only" if _is_loopback(host) else "none (insecure)",
+                transport=self._bulk.name,
+                started_at=time.monotonic(),
+                leave=self._leaving.set,
+            )
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled or told to leave; say goodbye either way, then give everything back."""
+        transfers = Transfers(runner=self.runner, tier=self.tier, transport=self._bulk, metrics=self.metrics)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._streams.run)
+                self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
+                nursery.start_soon(self.runner.run)
+                nursery.start_soon(self._accept)
+                nursery.start_soon(self._server.run, self.local.socket)
+                nursery.start_soon(self._show_gauges)
+                task_status.started()
+                try:
+                    await self._leaving.wait()
+                finally:
+                    with trio.CancelScope(shield=True), trio.move_on_after(_LEAVE_S):
+                        self.runner.tell(lambda node, now: node.leave(now))
+                        await self._streams.flush()
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._bulk.aclose()
+            self.close()
+
+    def leave(self) -> None:
+        """Have `run` say goodbye and return."""
+        self._leaving.set()
+
+    def close(self) -> None:
+        """Give sockets and memory back; `run` does it itself."""
+        self.local.close()
+        self._tcp.close()
+        self._datagrams.close()
+        self.tier.close()
+
+    def _hello(self, purpose: int) -> Hello:
+        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
+
+    async def _accept(self) -> None:
+        self._tcp.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._tcp))
+        limit = trio.CapacityLimiter(_INCOMING_MAX)
+
+        async def serve(stream: trio.SocketStream) -> None:
+            try:
+                limit.acquire_on_behalf_of_nowait(stream)
+            except trio.WouldBlock:
+                self._log.warning("stream refused", reason=f"{_INCOMING_MAX} are open")
+                await trio.aclose_forcefully(stream)
+                return
+            try:
+                await self._serve_stream(stream)
+            finally:
+                limit.release_on_behalf_of(stream)
+                await trio.aclose_forcefully(stream)
+
+        await trio.serve_listeners(serve, [listener])
+
+    async def _serve_stream(self, stream: trio.SocketStream) -> None:
+        """Serve one caller; whatever it does ends here, in the log."""
+        peer = "unknown"
+        try:
+            peer = format_address(*stream.socket.getpeername()[:2])
+            with trio.fail_after(self.config.fetch.connect_timeout_s):
+                hello = await welcome(stream, cluster=self.config.node.cluster, node_id=self.me.id, peer=peer)
+            if hello.purpose == BULK:
+                await serve_bulk(stream, peer=hello.node, open_lease=self._open_lease, idle_s=_BULK_IDLE_S)
+            else:
+                await serve_control(stream, peer=hello.node, deliver=self.runner.deliver)
+        except PeerError as exc:
+            if isinstance(exc, MalformedMessage):
+                self.metrics.malformed.labels("stream").inc()
+            self._log.warning("caller refused", address=peer, reason=str(exc))
+        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            self._log.info("caller lost", address=peer, reason=type(exc).__name__)
+
+    def _open_lease(self, peer: str, lease_id: int) -> tuple[Offered, ...] | None:
+        lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
+        if lease is None:
+            return None
+        return tuple(
+            Offered(self.tier.read(held.slot, held.info.length), held.info.segment_bytes, held.info.digest)
+            for held in lease.blocks
+        )
+
+    async def _show_gauges(self) -> None:
+        while True:
+            figures = self.runner.ask(lambda node: node.statistics()).ledger
+            self.metrics.tier_bytes.labels("host").set(figures.used_bytes)
+            self.metrics.tier_capacity_bytes.labels("host").set(figures.capacity_bytes)
+            self.metrics.tier_blocks.labels("host").set(figures.blocks)
+            self.metrics.evictions.labels("host").set(figures.evictions)
+            states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]
+            for state in State:
+                self.metrics.members.labels(state.name.lower()).set(states.count(state))
+            await trio.sleep(_GAUGES_S)
+
+
+def _whole_chunks(config: Config) -> int:
+    from p2pkv.slots import Slots
+
+    return Slots(capacity_bytes=config.host.capacity_bytes, chunk_bytes=config.host.chunk_bytes).capacity_bytes
+
+
+def _is_loopback(host: str) -> bool:
+    target = numeric_target(format_address(host, 1))
+    return host == "localhost" or (target is not None and (target[0].startswith("127.") or target[0] == "::1"))
+
+
+def _refuse_exposed(host: str, config: Config) -> None:
+    if not _is_loopback(host) and not config.node.insecure:
+        raise ConfigError(
+            f"node.bind is {config.node.bind!r}, which other machines can reach, and nothing is encrypted yet",
+            hint="bind to 127.0.0.1, or say --insecure on a network you trust with every prompt",
+        )
+
+
+def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
+    """Return what this node says of itself at start."""
+    host, port = listener.getsockname()[:2]
+    address = format_address(host, port)
+    if config.node.advertise:
+        name, advertised_port = parse_address(config.node.advertise, what="node.advertise")
+        try:
+            numeric = socket.getaddrinfo(name, advertised_port, type=socket.SOCK_DGRAM)[0][4]
+        except OSError as exc:
+            raise ConfigError(f"node.advertise is {config.node.advertise!r} ({exc})", hint="give an address") from exc
+        address = format_address(str(numeric[0]), advertised_port or port)
+    return MemberRecord(
+        id=secrets.token_hex(8),
+        boot=time.time_ns() // 1_000_000,
+        incarnation=0,
+        state=State.ALIVE,
+        name=config.node.name or f"{socket.gethostname()[:48]}:{port}",
+        address=address,
+        host_id=_host_id(),
+        zone=config.node.zone,
+        offered_bytes=config.host.capacity_bytes,
+    )
+
+
+def _host_id() -> str:
+    """Return what is equal on two nodes of one running machine: the kernel's boot id, or nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

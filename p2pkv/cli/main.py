@@ -1,0 +1,61 @@
+"""The command group, and where an error of ours becomes one line, a hint and an exit code."""
+
+import sys
+
+import click
+
+from p2pkv import __version__
+from p2pkv.cli.blocks import get, locate, match, put
+from p2pkv.cli.demo import demo
+from p2pkv.cli.mesh import leave, members, status
+from p2pkv.cli.output import fail, output_option, print_json
+from p2pkv.cli.serve import serve
+from p2pkv.errors import P2pkvError
+from p2pkv.sim.cli import sim
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="p2pkv")
+def cli() -> None:
+    """Share the KV cache of language models between inference nodes, peer to peer, without a server.
+
+    Exit codes: 0 it worked, 1 it failed, 2 wrong usage or configuration, 3 the daemon does not answer.
+    """
+
+
+@cli.command()
+@output_option
+def version(output: str) -> None:
+    """Show the version of this program and of the protocols it speaks."""
+    from p2pkv.local_wire import LOCAL_PROTOCOL
+    from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN
+
+    if output == "json":
+        protocol = {"min": PROTOCOL_MIN, "max": PROTOCOL_MAX}
+        print_json({"version": __version__, "protocol": protocol, "local_protocol": LOCAL_PROTOCOL})
+    else:
+        click.echo(f"p2pkv {__version__}, protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, local protocol {LOCAL_PROTOCOL}")
+
+
+for command in (serve, demo, status, members, locate, put, get, match, leave, sim):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        with cli.make_context("p2pkv", sys.argv[1:]) as context:
+            try:
+                cli.invoke(context)
+            except P2pkvError as exc:
+                fail(exc, as_json=context.meta.get("p2pkv.output") == "json")
+    except click.exceptions.Exit as exc:
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

@@ -1,0 +1,67 @@
+"""`p2pkv serve`: start a node."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2pkv.cli.output import output_option, print_json
+from p2pkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pkv.agent import Agent
+
+
+@click.command()
+@click.option("--config", "file", type=click.Path(path_type=Path), default=None, help="A TOML file of settings.")
+@click.option("--profile", default="lan", show_default=True, help="Defaults for the network: lan, wan or loopback.")
+@click.option("--name", default=None, help="What people call this node.")
+@click.option("--cluster", default=None, help="Nodes of different clusters refuse each other.")
+@click.option("--bind", default=None, metavar="HOST:PORT", help="Where to listen. [default: 127.0.0.1:7710]")
+@click.option("--advertise", default=None, metavar="HOST:PORT", help="Where others reach it, if not at --bind.")
+@click.option("--join", multiple=True, metavar="HOST:PORT", help="Any member of the mesh; may be given several times.")
+@click.option("--socket", default=None, help="Where engines and the command line reach it.")
+@click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
+@click.option("--zone", default=None, help="Rack or zone.")
+@click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
+@click.option("--insecure", is_flag=True, default=None, help="Allow a --bind that other machines reach, unencrypted.")
+@click.option("--log-level", default=None, help="debug, info, warning or error.")
+@click.option("--log-format", default=None, help="text or json.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting.")
+@output_option
+def serve(
+    output: str,
+    file: Path | None,
+    profile: str,
+    join: tuple[str, ...],
+    settings: tuple[str, ...],
+    **flags: object,
+) -> None:
+    """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`."""
+    from p2pkv.config import load
+    from p2pkv.daemon import serve as run
+
+    names = {
+        "host_bytes": "host.capacity_bytes",
+        "log_level": "log.level",
+        "log_format": "log.format",
+        **{name: f"node.{name}" for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure")},
+    }
+    dotted: dict[str, object] = {names[name]: value for name, value in flags.items() if value is not None}
+    if join:
+        dotted["node.join"] = join
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or "." not in name:
+            raise ConfigError(f"--set {setting!r}", hint="write section.field=value, for example mesh.probe_period_s=0.5")
+        dotted[name] = value
+
+    def ready(agent: "Agent") -> None:
+        facts = {"node": agent.me.id, "name": agent.me.name, "address": agent.me.address, "socket": str(agent.local.path)}
+        if output == "json":
+            print_json(facts)
+        click.echo(
+            f"p2pkv node {agent.me.name} ({agent.me.id}) is ready at {agent.me.address}, socket {agent.local.path}", err=True
+        )
+
+    run(load(file=file, flags=dotted, profile=profile), ready=ready)

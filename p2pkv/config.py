@@ -1,0 +1,325 @@
+"""Every setting, once: meaning, unit, bounds, how to choose. The only reader of files and environment.
+
+A value is taken from the defaults, then the file, then `P2PKV_*` variables, then the command line; the later wins.
+An unknown key is an error that names the nearest known one. The reference page is generated from this file.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from p2pkv.errors import ConfigError
+
+ENVIRONMENT_PREFIX: Final = "P2PKV_"
+_SIZE_UNITS: Final = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the parts of `Config`."""
+
+
+class NodeConfig(Section, frozen=True, kw_only=True):
+    """Who this node is and whom it meets."""
+
+    name: Annotated[str, Meta(max_length=64, description=(
+        "What people call this node. Empty: host name and port. Need not be unique, a node's id is."))] = ""
+    cluster: Annotated[str, Meta(min_length=1, max_length=64, description=(
+        "Nodes of different clusters refuse each other, so that staging never joins production by a wrong seed."
+    ))] = "default"
+    bind: Annotated[str, Meta(description=(
+        "`host:port` to listen on, UDP for gossip and TCP for control and blocks, one number for both. Port 0 takes a "
+        "free one. An address other than loopback needs `insecure`, because this version does not encrypt."
+    ))] = "127.0.0.1:7710"
+    advertise: Annotated[str, Meta(description=(
+        "`host:port` under which others reach this node, where it differs from `bind`. Empty: what `bind` gave."))] = ""
+    insecure: Annotated[bool, Meta(description=(
+        "Allow a `bind` that other machines can reach, without encryption or authentication. Only on a network whose "
+        "every machine you trust with every prompt."))] = False
+    join: Annotated[tuple[str, ...], Meta(max_length=64, description=(
+        "Addresses of any members, `host:port`. One that answers is enough; all are tried again until one does."))] = ()
+    zone: Annotated[str, Meta(max_length=64, description="Rack or zone, told to the other members.")] = ""
+    socket: Annotated[str, Meta(description=(
+        "Path of the Unix socket for engines and the command line, mode 0600. Empty: `p2pkv.sock` in "
+        "`$XDG_RUNTIME_DIR/p2pkv`, or in `/tmp/p2pkv-UID`. At most 100 bytes, a limit of the kernel's."))] = ""
+    metrics: Annotated[str, Meta(description="`host:port` for Prometheus to scrape. Empty: no listener.")] = ""
+
+
+class MeshConfig(Section, frozen=True, kw_only=True):
+    """How nodes notice each other. The defaults are memberlist's for a LAN."""
+
+    probe_period_s: Annotated[Seconds, Meta(description=(
+        "How often one random member is probed. Some member notices a dead one after 1.6 periods (e/(e-1), SWIM "
+        "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period."))] = 1.0
+    probe_timeout_s: Annotated[Seconds, Meta(description=(
+        "How long a probed member has before others are asked to try. Choose a high quantile of the round trip; "
+        "shorter than `probe_period_s`."))] = 0.5
+    indirect_probes: Annotated[int, Meta(ge=0, le=16, description=(
+        "How many members are asked to probe a silent one. More tells a broken link from a dead node better."))] = 3
+    suspicion_mult: Annotated[float, Meta(ge=1, le=100, description=(
+        "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute. Higher: fewer false deaths, "
+        "later true ones."))] = 4.0
+    retransmit_mult: Annotated[int, Meta(ge=1, le=32, description=(
+        "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go."))] = 4
+    gossip_period_s: Annotated[Seconds, Meta(description=(
+        "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes."))] = 0.2
+    gossip_fanout: Annotated[int, Meta(ge=1, le=16, description="Members told per `gossip_period_s`.")] = 3
+    push_pull_period_s: Annotated[Seconds, Meta(description=(
+        "How often whole member lists are compared with a random member over the stream; repairs what gossip lost."
+    ))] = 30.0
+    join_retry_s: Annotated[Seconds, Meta(description=(
+        "Wait before seeds that did not answer are tried again; doubles up to 16 times this."))] = 0.5
+    reap_s: Annotated[Seconds, Meta(description=(
+        "How long a dead or departed member stays listed. Long enough for people to look."))] = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.probe_timeout_s >= self.probe_period_s:
+            raise ConfigError(
+                f"mesh.probe_timeout_s is {self.probe_timeout_s}, "
+                f"must be shorter than mesh.probe_period_s ({self.probe_period_s})"
+            )
+
+
+class SummaryConfig(Section, frozen=True, kw_only=True):
+    """How nodes tell each other what they hold."""
+
+    period_s: Annotated[Seconds, Meta(description=(
+        "At most one delta of the summary is sent per period. Shorter shows new blocks sooner and costs messages; an "
+        "update at 1 % change loses 0.1 to 1.7 % of hits (Summary Cache, Fan et al.)."))] = 2.0
+    false_positive_ratio: Annotated[float, Meta(gt=0, lt=0.5, description=(
+        "Share of absent keys that a full filter claims all the same. 0.01 costs 9.6 bits a key, half of it 1.4 more."
+    ))] = 0.01
+    blocks_expected: Annotated[int, Meta(ge=0, le=2**30, description=(
+        "How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."))] = 0
+
+
+class HostConfig(Section, frozen=True, kw_only=True):
+    """The tier in host memory."""
+
+    capacity_bytes: Annotated[int, Meta(ge=2**20, le=2**46, description=(
+        "Size of the arena, all of it allocated at start. Give what the machine can spare: a 2,000-token prompt of a "
+        "7B model takes about 250 MB. Written `4GiB` or as a number of bytes."))] = 2**30
+    chunk_bytes: Annotated[int, Meta(ge=0, le=2**34, description=(
+        "The arena is cut in chunks, each for blocks of one size; no block can be larger. 0: an eighth of the arena, "
+        "at most 64 MiB."))] = 0
+
+
+class FetchConfig(Section, frozen=True, kw_only=True):
+    """How blocks are brought from peers."""
+
+    timeout_s: Annotated[Seconds, Meta(description=(
+        "Longest an engine waits for a fetch if it names no time itself. What has arrived by then is used."))] = 10.0
+    connect_timeout_s: Annotated[Seconds, Meta(description="Longest a connection to a peer may take to open.")] = 2.0
+    answer_timeout_s: Annotated[Seconds, Meta(description=(
+        "Longest a peer may take to say which blocks it has; then the next holder is asked."))] = 2.0
+    lease_s: Annotated[Seconds, Meta(description=(
+        "How long a peer's blocks stay pinned for a fetch, at most. Longer than the slowest fetch; a requester that "
+        "dies holds them this long."))] = 30.0
+    engine_lease_s: Annotated[Seconds, Meta(description=(
+        "How long an engine's lease on local blocks lasts if the engine neither releases it nor goes away."))] = 120.0
+    leases_max: Annotated[int, Meta(ge=1, le=2**20, description="Leases one holder may have at a time.")] = 256
+    in_flight_max: Annotated[int, Meta(ge=1, le=2**20, description=(
+        "Blocks on their way at a time over all fetches; beyond it a fetch takes fewer blocks."))] = 8192
+    assumed_bandwidth_bytes_s: Annotated[float, Meta(gt=0, description=(
+        "Bandwidth of a link nothing was yet fetched over, bytes per second."))] = 1e9
+    cooldown_s: Annotated[Seconds, Meta(description=(
+        "A peer that failed a fetch is not asked again for this long; doubles with each failure up to 32 times."
+    ))] = 1.0
+
+
+class LogConfig(Section, frozen=True, kw_only=True):
+    """What the daemon writes to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severe line shown.")] = "info"
+    format: Annotated[Literal["text", "json"], Meta(description="Lines for people, or one JSON object each.")] = "text"
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """All settings of a node."""
+
+    node: NodeConfig = NodeConfig()
+    mesh: MeshConfig = MeshConfig()
+    summary: SummaryConfig = SummaryConfig()
+    host: HostConfig = HostConfig()
+    fetch: FetchConfig = FetchConfig()
+    log: LogConfig = LogConfig()
+
+
+PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
+    "lan": {},
+    "wan": {
+        "mesh": {
+            "probe_period_s": 5.0, "probe_timeout_s": 3.0, "suspicion_mult": 6.0, "gossip_period_s": 0.5,
+            "gossip_fanout": 4, "push_pull_period_s": 60.0,
+        },
+    },
+    "loopback": {
+        "mesh": {
+            "probe_period_s": 0.5, "probe_timeout_s": 0.2, "suspicion_mult": 3.0, "indirect_probes": 1,
+            "retransmit_mult": 2, "gossip_period_s": 0.1, "push_pull_period_s": 15.0,
+        },
+        "summary": {"period_s": 0.2},
+    },
+}
+"""Sets of defaults by the kind of network. WAN and loopback times follow memberlist's; see docs/reference/config.md."""
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    profile: str = "lan",
+) -> Config:
+    """Return the settings from all sources.
+
+    Args:
+        file: a TOML file with one table per section, or None.
+        environment: variables named `P2PKV_SECTION_FIELD`; None means the process's own.
+        flags: `section.field` -> value, as the command line gave them.
+        profile: a name in `PROFILES`, applied under everything else.
+
+    Raises:
+        ConfigError: a key is unknown or a value is out of bounds; the message says which, where, and what is near.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"profile is {profile!r}, must be one of {', '.join(PROFILES)}")
+    merged: dict[str, dict[str, object]] = {name: dict(values) for name, values in PROFILES[profile].items()}
+    if file is not None:
+        _merge(merged, _from_file(file), where=str(file))
+    _merge(merged, _from_environment(os.environ if environment is None else environment), where="environment")
+    _merge(merged, _from_dotted(flags or {}), where="command line")
+    try:
+        return msgspec.convert(merged, Config, strict=False)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"setting out of bounds ({exc})", hint="see docs/reference/config.md for the bounds") from exc
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` such as `512MiB`, `4GiB` or `1000` means.
+
+    Raises:
+        ConfigError: it means nothing.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = match and _SIZE_UNITS.get(match[2].upper())
+    if not match or not unit:
+        raise ConfigError(f"size is {text!r}, must be a number with KiB, MiB, GiB or TiB", hint="for example 512MiB")
+    return int(float(match[1]) * unit)
+
+
+def parse_address(text: str, *, what: str = "address") -> tuple[str, int]:
+    """Return (host, port) of `host:port` or `[v6]:port`.
+
+    Raises:
+        ConfigError: it has no port, or one out of range.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(f"{what} is {text!r}, an IPv6 host needs brackets", hint="for example [::1]:7710")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004 - 16 bits
+        raise ConfigError(f"{what} is {text!r}, must be host:port with a port up to 65535", hint="for example 10.0.0.5:7710")
+    return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """Undo `parse_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def sections() -> dict[str, type[Section]]:
+    """Return the sections of `Config` by name."""
+    return {field.name: field.type for field in msgspec.structs.fields(Config)}
+
+
+def describe(section: type[Section]) -> list[tuple[str, str, object, str]]:
+    """Return (name, type, default, description) of each field of `section`, for the reference page."""
+    hints = get_type_hints(section, include_extras=True)
+    rows = []
+    for field in msgspec.structs.fields(section):
+        hint, texts = hints[field.name], []
+        while get_origin(hint) is Annotated:
+            texts += [m.description for m in hint.__metadata__ if isinstance(m, Meta) and m.description]
+            hint = get_args(hint)[0]
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        rows.append((field.name, kind, field.default, " ".join(texts)))
+    return rows
+
+
+def default_socket(environment: Mapping[str, str] | None = None) -> Path:
+    """Return where the daemon's Unix socket is unless a setting says otherwise."""
+    variables = os.environ if environment is None else environment
+    named = variables.get(f"{ENVIRONMENT_PREFIX}NODE_SOCKET")
+    if named:
+        return Path(named)
+    runtime = variables.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "p2pkv", "p2pkv.sock") if runtime else Path(f"/tmp/p2pkv-{os.getuid()}/p2pkv.sock")  # noqa: S108 - the folder is made 0700 and its owner is checked
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as exc:
+        raise ConfigError(f"cannot read the configuration ({exc.strerror}): {file}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"not TOML ({exc}): {file}") from exc
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """Take `P2PKV_SECTION_FIELD`; other `P2PKV_*` names (a cache folder, say) do not start with a section's name."""
+    dotted: dict[str, object] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        section, _, name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+        if section in sections():
+            dotted[f"{section}.{name}"] = value
+    return _from_dotted(dotted)
+
+
+def _from_dotted(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    nested: dict[str, dict[str, object]] = {}
+    for dotted, value in values.items():
+        section, _, name = dotted.partition(".")
+        nested.setdefault(section, {})[name] = value
+    return nested
+
+
+def _merge(into: dict[str, dict[str, object]], values: Mapping[str, Any], *, where: str) -> None:
+    known = sections()
+    for section, fields in values.items():
+        if section not in known:
+            raise ConfigError(f"unknown section {section!r} in {where}", hint=_nearest(section, list(known)))
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{section!r} in {where} must be a table of settings", hint=f"write [{section}] above them")
+        names = [field.name for field in msgspec.structs.fields(known[section])]
+        for name, value in fields.items():
+            if name not in names:
+                raise ConfigError(f"unknown setting {section}.{name} in {where}", hint=_nearest(name, names))
+            into.setdefault(section, {})[name] = _readable(name, value)
+
+
+def _readable(name: str, value: object) -> object:
+    """Turn what people write, `4GiB` or `a,b`, into what the field holds."""
+    if isinstance(value, str) and name.endswith("_bytes"):
+        return parse_size(value)
+    if isinstance(value, str) and name == "join":
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"

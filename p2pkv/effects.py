@@ -1,0 +1,45 @@
+"""What cores ask their shells to do. Frozen, printable, comparable: a test asserts on them, a simulator carries them.
+
+A core never waits for an effect. If the outside world has something to say about one (a link that failed, a block
+that arrived) it comes back as a call with `now`.
+"""
+
+from dataclasses import dataclass
+
+from p2pkv.transport.wire import AnyMessage, MemberRecord, Packet
+
+
+@dataclass(frozen=True, slots=True)
+class SendDatagram:
+    """Send `packet` to `address`, best effort: losing it is allowed."""
+
+    address: str
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True)
+class SendStream:
+    """Send `message` to `address` over a stream, in order with earlier ones to the same address.
+
+    If it cannot be delivered the shell reports `on_link_lost(address)`.
+    """
+
+    address: str
+    message: AnyMessage
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """What this node believes of a member changed; `before` is the earlier state or None for a new member."""
+
+    record: MemberRecord
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a person may want to read in the log: an event name, and facts as (name, value) pairs."""
+
+    event: str
+    facts: tuple[tuple[str, object], ...] = ()
+    warning: bool = False

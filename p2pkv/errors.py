@@ -1,0 +1,113 @@
+"""Every exception p2pkv raises on purpose, in one file, so that a caller can read the whole tree at once.
+
+The split follows what the catcher can do about it, not which module noticed it. A miss is not here: it is a value.
+Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
+
+    P2pkvError
+    ├── LocalUseError        fix the call or the configuration; retrying will not help
+    │   ├── ConfigError
+    │   ├── CannotListen
+    │   ├── LayoutMismatch
+    │   └── NotABlockFile
+    ├── PeerError (peer=)    another node misbehaved or vanished; treat it as a miss and go on
+    │   ├── PeerGone · PeerTooSlow
+    │   ├── MalformedMessage · VersionMismatch
+    │   └── CorruptBlock
+    ├── CapacityError (tier=)  back off; nothing was stored
+    │   └── TierFull · PinLimit
+    ├── FabricError (device=)  this node's own network card, device or disk failed
+    └── DaemonUnreachable (socket=)  this node's daemon does not answer: an engine goes on without the mesh
+
+An engine connector catches `P2pkvError` once, counts it by class and answers "miss".
+"""
+
+
+class P2pkvError(Exception):
+    """Base of everything p2pkv raises on purpose.
+
+    `hint` is one sentence that tells a person what to do next, or empty. The command line prints it on its own line.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class LocalUseError(P2pkvError):
+    """This process asked for something p2pkv does not allow. Fix the call; retrying will not help."""
+
+
+class ConfigError(LocalUseError):
+    """A setting is unknown, malformed or contradicts another one. Nothing was started."""
+
+
+class CannotListen(LocalUseError):
+    """An address, a port or a socket path is taken or not to be had. Nothing was started, nothing was removed."""
+
+
+class LayoutMismatch(LocalUseError):
+    """The engine's KV cache does not have the shape the blocks have. Nothing was copied."""
+
+
+class NotABlockFile(LocalUseError):
+    """The bytes given are not a block file, or one that was cut short or altered. Nothing was stored."""
+
+
+class PeerError(P2pkvError):
+    """A peer misbehaved or vanished. Treat it as a cache miss and go on."""
+
+    def __init__(self, message: str, *, peer: str, hint: str = "") -> None:
+        super().__init__(f"{message}: {peer}", hint=hint)
+        self.peer = peer
+
+
+class PeerGone(PeerError):
+    """The connection to a peer failed or was refused. What had arrived and was verified stays."""
+
+
+class PeerTooSlow(PeerError):
+    """A peer did not answer within the time it was given. What had arrived and was verified stays."""
+
+
+class MalformedMessage(PeerError):
+    """A peer sent bytes that are not a message of the protocol. Its connection is closed."""
+
+
+class VersionMismatch(PeerError):
+    """A peer speaks no protocol version we speak, or belongs to another cluster. Its connection is closed."""
+
+
+class CorruptBlock(PeerError):
+    """A block's bytes do not have the digest they were announced with. The copy was dropped."""
+
+
+class CapacityError(P2pkvError):
+    """A tier has no room. Back off; nothing was stored and nothing was lost."""
+
+    def __init__(self, message: str, *, tier: str, hint: str = "") -> None:
+        super().__init__(f"{message}: {tier} tier", hint=hint)
+        self.tier = tier
+
+
+class TierFull(CapacityError):
+    """Everything in the tier is pinned, or the block is larger than the tier can ever hold."""
+
+
+class PinLimit(CapacityError):
+    """One holder asked for more pins or leases than it may have."""
+
+
+class FabricError(P2pkvError):
+    """This node's own device failed. The transport or tier on it is taken out of service."""
+
+    def __init__(self, message: str, *, device: str, hint: str = "") -> None:
+        super().__init__(f"{message}: {device}", hint=hint)
+        self.device = device
+
+
+class DaemonUnreachable(P2pkvError):
+    """The daemon behind a local socket does not answer. An engine goes on without the mesh; a person starts it."""
+
+    def __init__(self, message: str, *, socket: str, hint: str = "") -> None:
+        super().__init__(f"{message}: {socket}", hint=hint)
+        self.socket = socket

@@ -1,0 +1,255 @@
+"""Which block is where, who pins it and until when, sans-IO. The bytes themselves are a tier's.
+
+A block's life: `reserve` (a slot, perhaps after evictions) -> the shell writes and verifies -> `commit` or `abort`.
+Only committed blocks are found. A pinned block is never evicted. A lease is pins with a deadline and a holder: a peer,
+or an engine's connection; when the holder goes away or the deadline passes, the pins go too.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from p2pkv.blocks import BlockInfo, BlockKey
+from p2pkv.errors import PinLimit, TierFull
+from p2pkv.eviction import EvictionPolicy, Lru
+from p2pkv.slots import Slot, Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A committed block and its place."""
+
+    info: BlockInfo
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A place for a block that is on its way. `evicted` names what had to go for it."""
+
+    info: BlockInfo
+    slot: Slot
+    evicted: tuple[BlockKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Pins on `blocks` for `holder` until `deadline` (on the scale of `now`, seconds)."""
+
+    id: int
+    holder: str
+    blocks: tuple[Held, ...]
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """Figures of one tier."""
+
+    capacity_bytes: int
+    used_bytes: int
+    """Bytes of slots in use, reservations included."""
+    blocks: int
+    pinned_blocks: int
+    leases: int
+    evictions: int
+    leases_expired: int
+
+
+class Ledger:
+    """The books of one tier."""
+
+    def __init__(
+        self, *, capacity_bytes: int, chunk_bytes: int = 0, leases_max: int = 256, policy: EvictionPolicy | None = None
+    ) -> None:
+        self.slots: Final = Slots(capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes)
+        self._leases_max = leases_max
+        self._policy: EvictionPolicy = policy or Lru()
+        self._held: dict[BlockKey, Held] = {}
+        self._key_at: dict[int, BlockKey] = {}
+        self._reserved: dict[BlockKey, Reservation] = {}
+        self._pins: dict[BlockKey, int] = {}
+        self._leases: dict[int, Lease] = {}
+        self._leases_of: dict[str, set[int]] = {}
+        self._lease_ids = 0
+        self._evictions = 0
+        self._leases_expired = 0
+
+    # -- finding ------------------------------------------------------------------------------------------------
+
+    def get(self, key: BlockKey) -> Held | None:
+        """Return the committed block under `key`, or None."""
+        return self._held.get(key)
+
+    def prefix(self, keys: Sequence[BlockKey]) -> int:
+        """Return how many of `keys`, from the first on without a gap, are committed."""
+        for count, key in enumerate(keys):
+            if key not in self._held:
+                return count
+        return len(keys)
+
+    def keys(self) -> tuple[BlockKey, ...]:
+        """Return the keys of all committed blocks."""
+        return tuple(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    # -- storing ------------------------------------------------------------------------------------------------
+
+    def reserve(self, info: BlockInfo) -> Reservation | None:
+        """Return a place for `info`, or None if its key is committed or already on its way.
+
+        Raises:
+            TierFull: everything that could go is pinned, or the block can never fit. Nothing was evicted.
+        """
+        if info.key in self._held or info.key in self._reserved:
+            return None
+        size = self.slots.size_class(info.length)
+        evicted: tuple[BlockKey, ...] = ()
+        slot = self.slots.take(size)
+        if slot is None:
+            evicted = self._victims(size)
+            for key in evicted:
+                self._drop(key)
+                self._evictions += 1
+            slot = self.slots.take(size)
+            assert slot is not None, "victims were chosen to free a slot of this class"
+        reservation = Reservation(info, slot, evicted)
+        self._reserved[info.key] = reservation
+        return reservation
+
+    def commit(self, reservation: Reservation) -> None:
+        """Make a reserved block findable. Its bytes are in place and verified."""
+        info, slot = reservation.info, reservation.slot
+        assert self._reserved.pop(info.key) is reservation
+        self._held[info.key] = Held(info, slot)
+        self._key_at[slot.offset] = info.key
+        self._policy.insert(info.key, slot.size)
+
+    def abort(self, reservation: Reservation) -> None:
+        """Give a reserved place back; what was evicted for it stays evicted."""
+        assert self._reserved.pop(reservation.info.key) is reservation
+        self.slots.give_back(reservation.slot)
+
+    def drop(self, key: BlockKey) -> bool:
+        """Drop a committed block unless it is pinned or absent; say whether it was dropped."""
+        if key not in self._held or self._pins.get(key):
+            return False
+        self._drop(key)
+        return True
+
+    def _drop(self, key: BlockKey) -> None:
+        held = self._held.pop(key)
+        del self._key_at[held.slot.offset]
+        self._policy.remove(key)
+        self.slots.give_back(held.slot)
+
+    def _victims(self, size: int) -> tuple[BlockKey, ...]:
+        """Choose one block of the class, or all blocks of a colder chunk of another class.
+
+        Without the second choice a class that was large once would keep its chunks for ever (slab calcification).
+        """
+        own = next((key for key in self._policy.candidates(size) if not self._pins.get(key)), None)
+        own_use = self._policy.last_use(own) if own is not None else None
+        coldest: tuple[int, tuple[BlockKey, ...]] | None = None
+        for _, offsets in self.slots.chunks_of_other_classes(size):
+            keys = tuple(self._key_at[offset] for offset in sorted(offsets) if offset in self._key_at)
+            if len(keys) < len(offsets) or any(self._pins.get(key) for key in keys):
+                continue  # a reservation or a pin stands in this chunk
+            newest = max(self._policy.last_use(key) for key in keys)
+            if (own_use is None or newest < own_use) and (coldest is None or newest < coldest[0]):
+                coldest = (newest, keys)
+        if coldest is not None:
+            return coldest[1]
+        if own is not None:
+            return (own,)
+        raise TierFull(
+            f"no room for a block of {size} bytes, everything is pinned or on its way",
+            tier="host",
+            hint="raise host.capacity_bytes, or release leases sooner",
+        )
+
+    # -- pins ---------------------------------------------------------------------------------------------------
+
+    def lease(self, keys: Iterable[BlockKey], *, holder: str, deadline: float) -> Lease:
+        """Pin those of `keys` that are committed, and note their use.
+
+        Raises:
+            PinLimit: `holder` has as many leases as it may have. Nothing was pinned.
+        """
+        count = len(self._leases_of.get(holder, ()))
+        if count >= self._leases_max:
+            raise PinLimit(f"{holder} holds {count} leases, limit {self._leases_max}", tier="host")
+        blocks = tuple(held for key in keys if (held := self._held.get(key)) is not None)
+        for held in reversed(blocks):
+            self._policy.touch(held.info.key)
+            self._pins[held.info.key] = self._pins.get(held.info.key, 0) + 1
+        self._lease_ids += 1
+        lease = Lease(self._lease_ids, holder, blocks, deadline)
+        self._leases[lease.id] = lease
+        self._leases_of.setdefault(holder, set()).add(lease.id)
+        return lease
+
+    def extend(self, lease_id: int, key: BlockKey) -> None:
+        """Pin one more committed block under a lease; nothing happens if either is gone."""
+        lease, held = self._leases.get(lease_id), self._held.get(key)
+        if lease is not None and held is not None:
+            self._pins[key] = self._pins.get(key, 0) + 1
+            self._leases[lease_id] = replace(lease, blocks=(*lease.blocks, held))
+
+    def find_lease(self, lease_id: int, *, holder: str) -> Lease | None:
+        """Return the lease if it is still held, and by `holder`: one holder cannot use another's."""
+        lease = self._leases.get(lease_id)
+        return lease if lease is not None and lease.holder == holder else None
+
+    def release(self, lease_id: int, *, holder: str) -> bool:
+        """End a lease; say whether there was one."""
+        if self.find_lease(lease_id, holder=holder) is None:
+            return False
+        self._end(lease_id)
+        return True
+
+    def release_holder(self, holder: str) -> int:
+        """End all leases of a holder that went away; return how many there were."""
+        mine = tuple(self._leases_of.get(holder, ()))
+        for lease_id in mine:
+            self._end(lease_id)
+        return len(mine)
+
+    def expire(self, now: float) -> int:
+        """End the leases whose deadline has passed; return how many."""
+        late = [lease.id for lease in self._leases.values() if lease.deadline <= now]
+        for lease_id in late:
+            self._end(lease_id)
+        self._leases_expired += len(late)
+        return len(late)
+
+    def next_deadline(self) -> float:
+        """Return when `expire` will have something to do; infinity if never."""
+        return min((lease.deadline for lease in self._leases.values()), default=float("inf"))
+
+    def _end(self, lease_id: int) -> None:
+        lease = self._leases.pop(lease_id)
+        mine = self._leases_of[lease.holder]
+        mine.discard(lease_id)
+        if not mine:
+            del self._leases_of[lease.holder]
+        for held in lease.blocks:
+            count = self._pins[held.info.key] - 1
+            if count:
+                self._pins[held.info.key] = count
+            else:
+                del self._pins[held.info.key]
+
+    def statistics(self) -> LedgerStatistics:
+        """Return the figures of now."""
+        return LedgerStatistics(
+            capacity_bytes=self.slots.capacity_bytes,
+            used_bytes=self.slots.used_bytes(),
+            blocks=len(self._held),
+            pinned_blocks=len(self._pins),
+            leases=len(self._leases),
+            evictions=self._evictions,
+            leases_expired=self._leases_expired,
+        )

@@ -1,0 +1,428 @@
+"""The daemon's side of the local socket: one session per client, one request at a time, answers in order.
+
+What a client holds (leases, staging memory) ends with its connection, however that ends.
+"""
+
+import os
+import socket
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
+from typing import Final
+
+import trio
+
+from p2pkv import __version__
+from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
+from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
+from p2pkv.ledger import Reservation
+from p2pkv.local_wire import (
+    LOCAL_MESSAGE_BYTES_MAX,
+    LOCAL_PROTOCOL,
+    AcquireReply,
+    AcquireRequest,
+    Attach,
+    Done,
+    Failure,
+    Holder,
+    LeasedBlock,
+    LeaveRequest,
+    LocateReply,
+    LocateRequest,
+    MatchReply,
+    MatchRequest,
+    MembersReply,
+    MembersRequest,
+    MemberView,
+    PublishReply,
+    PublishRequest,
+    ReleaseRequest,
+    Reply,
+    Request,
+    SourceName,
+    StagedBlock,
+    StatusReply,
+    StatusRequest,
+    Welcome,
+    decode_request_untrusted,
+    encode,
+)
+from p2pkv.logs import logger
+from p2pkv.mesh.members import State
+from p2pkv.metrics import Metrics
+from p2pkv.node import Acquired, Effect, Node
+from p2pkv.planner import Cost
+from p2pkv.runner import Runner
+from p2pkv.staging import StagingReader
+from p2pkv.tiers.host import HostTier
+from p2pkv.transport.framing import LENGTH_BYTES, FrameReader
+from p2pkv.transport.wire import MemberRecord
+
+_READ_BYTES: Final = 64 * 1024
+_STAGED_AT_ONCE: Final = 64
+"""Blocks copied per trip to a worker thread, so that a large publish lets others in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the sessions of one node share."""
+
+    runner: Runner
+    tier: HostTier
+    metrics: Metrics
+    me: MemberRecord
+    cluster: str
+    protection: str
+    transport: str
+    """Name of the bulk transport, for the sources of fetched blocks."""
+    started_at: float
+    leave: Callable[[], None]
+
+
+class LocalServer:
+    """All sessions of one node."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._numbers = count(1)
+        self._waiting: dict[int, tuple[trio.Event, list[Acquired]]] = {}
+        served.runner.on_acquired = self._acquired
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve clients on `listener` until cancelled."""
+        listener.setblocking(False)
+        accepting = trio.socket.from_stdlib_socket(listener)
+        async with trio.open_nursery() as nursery:
+            while True:
+                connection, _ = await accepting.accept()
+                session = _Session(self, self._served, connection, f"client:{next(self._numbers)}")
+                nursery.start_soon(session.run)
+
+    async def acquire(self, holder: str, keys: tuple[BlockKey, ...], deadline: float, cost: Cost | None) -> Acquired:
+        """Have the node acquire `keys` for `holder`, and wait for the result.
+
+        Cancellation: the lease that comes later is released at once.
+        """
+        event, result = trio.Event(), list[Acquired]()
+
+        def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:
+            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, cost=cost)
+            self._waiting[number] = (event, result)
+            return number, effects
+
+        number = self._served.runner.call(verb)
+        try:
+            await event.wait()
+        finally:
+            self._waiting.pop(number, None)
+        return result[0]
+
+    def _acquired(self, acquired: Acquired) -> None:
+        waiter = self._waiting.get(acquired.acquire)
+        if waiter is None:
+            lease = acquired.lease
+            self._served.runner.ask(lambda node: node.ledger.release(lease.id, holder=lease.holder))
+            return
+        event, result = waiter
+        result.append(acquired)
+        event.set()
+
+
+class _Session:
+    """One client's connection."""
+
+    def __init__(self, server: LocalServer, served: Served, connection: trio.socket.SocketType, holder: str) -> None:
+        self._server = server
+        self._served = served
+        self._connection = connection
+        self._holder = holder
+        self._reader = FrameReader(peer=holder, frame_bytes_max=LOCAL_MESSAGE_BYTES_MAX)
+        self._descriptors: list[int] = []
+        self._staging: StagingReader | None = None
+        self._attached = False
+
+    async def run(self) -> None:
+        """Answer requests until the client goes away or breaks the protocol."""
+        log = logger().bind(client=self._holder)
+        self._served.metrics.clients.inc()
+        try:
+            while (payload := await self._next_frame()) is not None:
+                request = decode_request_untrusted(payload, peer=self._holder)
+                log.debug("request", kind=type(request).__name__)
+                await self._send(await self._answered(request))
+        except MalformedMessage as exc:
+            self._served.metrics.malformed.labels("local").inc()
+            log.warning("malformed request", reason=str(exc))
+        except (OSError, PeerGone) as exc:
+            log.debug("client lost", reason=str(exc))
+        finally:
+            self._served.metrics.clients.dec()
+            self._connection.close()
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            holder = self._holder
+            self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
+            self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
+
+    async def _answered(self, request: Request) -> Reply:
+        """Return the reply; an error of ours becomes a `Failure`, and the session goes on."""
+        try:
+            return await self._answer(request)
+        except MalformedMessage:
+            raise
+        except P2pkvError as exc:
+            return Failure(type(exc).__name__, str(exc)[:4096], exc.hint[:4096])
+
+    async def _answer(self, request: Request) -> Reply:
+        if isinstance(request, Attach):
+            return self._attach(request)
+        if not self._attached:
+            raise MalformedMessage(f"{type(request).__name__} before Attach", peer=self._holder)
+        match request:
+            case MatchRequest(keys=keys):
+                return self._match(_chain(keys, self._holder))
+            case AcquireRequest():
+                return await self._acquire(request)
+            case ReleaseRequest(lease=lease):
+                self._served.runner.ask(lambda node: node.ledger.release(lease, holder=self._holder))
+                return Done()
+            case PublishRequest():
+                return await self._publish(request)
+            case StatusRequest():
+                return self._served.runner.ask(self._status)
+            case MembersRequest():
+                return MembersReply(self._served.runner.ask(self._members))
+            case LocateRequest(key=key):
+                return self._served.runner.ask(lambda node: _located(node, BlockKey(key)))
+            case LeaveRequest():
+                self._served.leave()
+                return Done()
+
+    def _attach(self, request: Attach) -> Reply:
+        if request.protocol != LOCAL_PROTOCOL:
+            raise LocalUseError(
+                f"the daemon speaks local protocol {LOCAL_PROTOCOL}, not {request.protocol}",
+                hint="install the same p2pkv version in the engine's environment and the daemon's",
+            )
+        if self._attached:
+            raise MalformedMessage("a second Attach", peer=self._holder)
+        if request.staging_bytes:
+            if not self._descriptors:
+                raise LocalUseError("no staging memory came with Attach")
+            self._staging = StagingReader(self._descriptors.pop(0), request.staging_bytes)
+        self._attached = True
+        me, tier = self._served.me, self._served.tier
+        return Welcome(LOCAL_PROTOCOL, me.id, me.name, tier.arena_bytes, tier.table_bytes)
+
+    def _match(self, keys: tuple[BlockKey, ...]) -> Reply:
+        match = self._served.runner.ask(lambda node: node.match(keys))
+        holders = tuple(Holder(record.id, record.name, depth) for record, depth in match.holders)
+        return MatchReply(match.local, match.reachable, holders)
+
+    async def _acquire(self, request: AcquireRequest) -> Reply:
+        keys = _chain(request.keys, self._holder)
+        cost = None
+        if request.block_bytes and request.prefill_block_us:
+            cost = Cost(request.block_bytes, request.prefill_block_us / 1e6)
+        acquired = await self._server.acquire(self._holder, keys, trio.current_time() + request.timeout_ms / 1000, cost)
+        names = self._served.runner.ask(lambda node: {record.id: record.name for record in node.membership.members()})
+        peers = list(dict.fromkeys(acquired.sources))
+        blocks = tuple(
+            LeasedBlock(
+                key=held.info.key,
+                namespace=held.info.namespace,
+                offset=held.slot.offset,
+                length=held.info.length,
+                segment_bytes=held.info.segment_bytes,
+                generation=self._served.tier.generation(held.slot),
+                digest=held.info.digest,
+                source=peers.index(peer),
+            )
+            for held, peer in zip(acquired.lease.blocks, acquired.sources, strict=True)
+        )
+        sources = tuple(
+            SourceName(names.get(peer, peer), self._served.transport) if peer else SourceName("", "local")
+            for peer in peers
+        )
+        self._count(keys, acquired)
+        return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
+
+    def _count(self, keys: tuple[BlockKey, ...], acquired: Acquired) -> None:
+        metrics = self._served.metrics
+        metrics.lookup_blocks.inc(len(keys))
+        remote = sum(peer != "" for peer in acquired.sources)
+        metrics.hit_blocks.labels("remote").inc(remote)
+        metrics.hit_blocks.labels("local").inc(len(acquired.sources) - remote)
+        metrics.lookups.labels("remote" if remote else "local" if acquired.sources else "miss").inc()
+
+    async def _publish(self, request: PublishRequest) -> Reply:
+        stored = present = refused = 0
+        reason = ""
+        if self._staging is None:
+            raise LocalUseError("publishing needs staging memory, and none came with Attach")
+        for block in request.blocks:
+            if block.offset + block.length > self._staging.size or block.length % block.segment_bytes:
+                raise LocalUseError(f"staged block of {block.length} bytes at {block.offset} is out of bounds")
+        for start in range(0, len(request.blocks), _STAGED_AT_ONCE):
+            places: list[tuple[StagedBlock, Reservation]] = []
+            for block in request.blocks[start : start + _STAGED_AT_ONCE]:
+                try:
+                    reservation = self._reserve(request.namespace, block)
+                except TierFull as exc:
+                    refused, reason = refused + 1, str(exc)
+                    continue
+                if reservation is None:
+                    present += 1
+                else:
+                    places.append((block, reservation))
+            good = await self._store(self._staging, places)
+            stored += good
+            if good < len(places):
+                refused, reason = refused + len(places) - good, "bytes do not have the digest they were announced with"
+        metrics = self._served.metrics
+        for result, amount in (("stored", stored), ("present", present), ("refused", refused)):
+            metrics.published_blocks.labels(result).inc(amount)
+        return PublishReply(stored, present, refused, reason)
+
+    def _reserve(self, namespace: bytes, block: StagedBlock) -> Reservation | None:
+        info = BlockInfo(BlockKey(block.key), namespace, block.length, block.segment_bytes, block.digest)
+        return self._served.runner.call(lambda node, now: (node.reserve(info, now), ()))
+
+    async def _store(self, staging: StagingReader, places: list[tuple[StagedBlock, Reservation]]) -> int:
+        """Copy, verify and commit; return how many were good. What is not good, or cancelled, is given back."""
+        tier, runner = self._served.tier, self._served.runner
+        views = [tier.begin(reservation.slot, block.length) for block, reservation in places]
+
+        def copy_all() -> list[bool]:
+            return [staging.copy_verified(block, view) for (block, _), view in zip(places, views, strict=True)]
+
+        results = [False] * len(places)
+        try:
+            results = await trio.to_thread.run_sync(copy_all)  # not abandoned on cancel: the places are being written
+        finally:
+            for (_, reservation), good in zip(places, results, strict=True):
+                tier.seal(reservation.slot)
+                if good:
+                    runner.tell(partial(_committed, reservation))
+                else:
+                    runner.tell(partial(_aborted, reservation))
+                    self._served.metrics.integrity_failures.labels("staging").inc()
+        return sum(results)
+
+    def _members(self, node: Node) -> tuple[MemberView, ...]:
+        views = [
+            MemberView(
+                id=record.id,
+                name=record.name,
+                address=record.address,
+                state=State(record.state).name.lower(),
+                incarnation=record.incarnation,
+                zone=record.zone,
+                host_id=record.host_id,
+                offered_bytes=record.offered_bytes,
+                self=record.id == node.id,
+            )
+            for record in node.membership.members()
+        ]
+        return tuple(sorted(views, key=lambda view: (not view.self, view.name, view.id)))
+
+    def _status(self, node: Node) -> StatusReply:
+        served, figures = self._served, node.statistics()
+        states: dict[str, int] = {}
+        for record in node.membership.members():
+            name = State(record.state).name.lower()
+            states[name] = states.get(name, 0) + 1
+        ledger = figures.ledger
+        return StatusReply(
+            node=served.me.id,
+            name=served.me.name,
+            cluster=served.cluster,
+            address=served.me.address,
+            version=__version__,
+            uptime_s=round(time.monotonic() - served.started_at, 3),
+            protection=served.protection,
+            members=states,
+            seeds=dict(node.membership.seeds()),
+            tier={
+                "capacity_bytes": ledger.capacity_bytes,
+                "used_bytes": ledger.used_bytes,
+                "blocks": ledger.blocks,
+                "pinned_blocks": ledger.pinned_blocks,
+                "leases": ledger.leases,
+                "evictions": ledger.evictions,
+            },
+            summary=asdict(node.summaries.statistics()),
+            fetch={
+                "fetches": figures.fetch.fetches,
+                "in_flight": figures.fetch.in_flight,
+                "shared_blocks": figures.fetch.shared_blocks,
+                "shed_blocks": figures.fetch.shed_blocks,
+                **{f"blocks_{outcome}": number for outcome, number in sorted(figures.fetch.outcomes.items())},
+            },
+            counters=served.metrics.snapshot(),
+        )
+
+    # -- bytes ---------------------------------------------------------------------------------------------------
+
+    async def _next_frame(self) -> bytes | None:
+        while (payload := self._reader.next_frame()) is None:
+            data, ancillary, _, _ = await self._connection.recvmsg(_READ_BYTES, socket.CMSG_SPACE(4))
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    self._take_descriptors(content)
+            if not data:
+                self._reader.finish()
+                return None
+            self._reader.feed(data)
+        return payload
+
+    def _take_descriptors(self, content: bytes) -> None:
+        """Keep the one that may come with `Attach`; a client that sends more must not use ours up."""
+        arrived = array("i")
+        arrived.frombytes(content[: len(content) // arrived.itemsize * arrived.itemsize])
+        self._descriptors += arrived
+        keep = 0 if self._attached else 1
+        for descriptor in self._descriptors[keep:]:
+            os.close(descriptor)
+        del self._descriptors[keep:]
+
+    async def _send(self, reply: Reply) -> None:
+        payload = encode(reply)
+        data = memoryview(len(payload).to_bytes(LENGTH_BYTES, "little") + payload)
+        if isinstance(reply, Welcome):
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [self._served.tier.fd]))]
+            sent = await self._connection.sendmsg([data], rights)
+            data = data[sent:]
+        while data:
+            data = data[await self._connection.send(data) :]
+
+
+def _committed(reservation: Reservation, node: Node, now: float) -> tuple[Effect, ...]:
+    node.commit(reservation, now)
+    return ()
+
+
+def _aborted(reservation: Reservation, node: Node, _: float) -> tuple[Effect, ...]:
+    node.ledger.abort(reservation)
+    return ()
+
+
+def _chain(keys: bytes, client: str) -> tuple[BlockKey, ...]:
+    if len(keys) % KEY_BYTES:
+        raise MalformedMessage(f"keys of {len(keys)} bytes", peer=client)
+    return split_keys(keys)
+
+
+def _located(node: Node, key: BlockKey) -> LocateReply:
+    location = node.locate(key)
+    info = location.held.info if location.held is not None else None
+    return LocateReply(
+        local=info is not None,
+        length=info.length if info is not None else 0,
+        digest=info.digest.hex() if info is not None else "",
+        claimed_by=tuple(Holder(record.id, record.name, 1) for record in location.claimed_by),
+        owners=tuple(Holder(record.id, record.name, 0) for record in location.owners),
+    )

@@ -1,0 +1,284 @@
+"""Messages between an engine (or the command line) and its node's daemon, over a Unix socket of mode 0600.
+
+Block bytes are never in a message. To read, the client maps the daemon's arena, whose descriptor comes with `Welcome`,
+and copies from the slots of a lease. To write, it lays bytes in a staging memfd of its own, whose descriptor goes with
+`Attach`, and the daemon copies and verifies them: no engine can scribble on what others read.
+The rules of `p2pkv.transport.wire` hold here too; the client is trusted with no more than its own mistakes.
+"""
+
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
+from p2pkv.errors import MalformedMessage
+from p2pkv.transport.wire import BLOCK_BYTES_MAX, Count, Name, Small
+
+LOCAL_PROTOCOL: Final = 1
+LOCAL_MESSAGE_BYTES_MAX: Final = 8 * 2**20
+KEYS_PER_CHAIN_MAX: Final = 65_536
+"""Blocks of one chain: a million tokens in blocks of 16."""
+STAGING_BYTES_MAX: Final = 2**36
+
+Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_CHAIN_MAX * KEY_BYTES)]
+Key: TypeAlias = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+Digest: TypeAlias = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
+Length: TypeAlias = Annotated[int, Meta(ge=1, le=BLOCK_BYTES_MAX)]
+
+
+class LocalMessage(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=False):
+    """Base of every message on the local socket."""
+
+
+# -- requests -------------------------------------------------------------------------------------------------------
+
+
+class Attach(LocalMessage, tag=1, frozen=True):
+    """First message of a client. With `staging_bytes` above 0 its staging memfd comes along."""
+
+    protocol: Small
+    client: Name
+    staging_bytes: Annotated[int, Meta(ge=0, le=STAGING_BYTES_MAX)]
+
+
+class MatchRequest(LocalMessage, tag=2, frozen=True):
+    """How much of this chain can be had? Answered by `MatchReply` from what the node knows, at once."""
+
+    keys: Keys
+
+
+class AcquireRequest(LocalMessage, tag=3, frozen=True):
+    """Bring the longest usable prefix of this chain here and pin it. Answered by `AcquireReply`."""
+
+    keys: Keys
+    timeout_ms: Small
+    block_bytes: Small = 0
+    prefill_block_us: Small = 0
+    """With `block_bytes`: what computing a block costs the engine, microseconds. 0: fetching always pays."""
+
+
+class ReleaseRequest(LocalMessage, tag=4, frozen=True):
+    """Done with a lease. Answered by `Done`."""
+
+    lease: Count
+
+
+class StagedBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One block laid at `offset` of the staging memory."""
+
+    key: Key
+    offset: Count
+    length: Length
+    segment_bytes: Length
+    digest: Digest
+
+
+class PublishRequest(LocalMessage, tag=5, frozen=True):
+    """Take these staged blocks. Answered by `PublishReply`; the staging memory is free again then."""
+
+    namespace: Key
+    blocks: Annotated[tuple[StagedBlock, ...], Meta(max_length=KEYS_PER_CHAIN_MAX)]
+
+
+class StatusRequest(LocalMessage, tag=6, frozen=True):
+    """How is the node? Answered by `StatusReply`."""
+
+
+class MembersRequest(LocalMessage, tag=7, frozen=True):
+    """What does the node believe of the members? Answered by `MembersReply`."""
+
+
+class LocateRequest(LocalMessage, tag=8, frozen=True):
+    """Where is this block? Answered by `LocateReply`."""
+
+    key: Key
+
+
+class LeaveRequest(LocalMessage, tag=9, frozen=True):
+    """Leave the mesh in good order and stop the daemon. Answered by `Done`."""
+
+
+# -- answers --------------------------------------------------------------------------------------------------------
+
+
+class Welcome(LocalMessage, tag=20, frozen=True):
+    """Answer to `Attach`; the arena's descriptor comes along."""
+
+    protocol: Small
+    node: Name
+    name: Name
+    arena_bytes: Count
+    table_bytes: Count
+    """Size of the generation table in front of the slots; see `p2pkv.tiers.host`."""
+
+
+class Holder(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A member and how many blocks of a chain it claims."""
+
+    peer: Name
+    name: Name
+    blocks: Count
+
+
+class MatchReply(LocalMessage, tag=21, frozen=True):
+    """Answer to `MatchRequest`."""
+
+    local: Count
+    reachable: Count
+    holders: tuple[Holder, ...]
+
+
+class LeasedBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One pinned block: where it lies and what its bytes must be."""
+
+    key: Key
+    namespace: Key
+    offset: Count
+    """From the start of the slots, that is behind the generation table."""
+    length: Length
+    segment_bytes: Length
+    generation: Count
+    digest: Digest
+    source: Small
+    """Index into the reply's `sources`."""
+
+
+class SourceName(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where blocks came from: a peer over a transport, or this node's own memory (`peer` empty, transport `local`)."""
+
+    peer: Name
+    transport: Name
+
+
+class AcquireReply(LocalMessage, tag=22, frozen=True):
+    """Answer to `AcquireRequest`: the usable prefix, perhaps empty, and why it is not longer."""
+
+    lease: Count
+    blocks: tuple[LeasedBlock, ...]
+    sources: tuple[SourceName, ...]
+    reason: Text
+
+
+class PublishReply(LocalMessage, tag=23, frozen=True):
+    """Answer to `PublishRequest`: how many blocks were stored, were here already, or were refused and why."""
+
+    stored: Count
+    present: Count
+    refused: Count
+    reason: Text = ""
+
+
+class MemberView(msgspec.Struct, frozen=True, gc=False):
+    """One line of `p2pkv members`; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    address: str
+    state: str
+    incarnation: int
+    zone: str
+    host_id: str
+    offered_bytes: int
+    self: bool
+
+
+class MembersReply(LocalMessage, tag=24, frozen=True):
+    """Answer to `MembersRequest`, this node first, then by name."""
+
+    members: tuple[MemberView, ...]
+
+
+class StatusReply(LocalMessage, tag=25, frozen=True):
+    """Answer to `StatusRequest`."""
+
+    node: str
+    name: str
+    cluster: str
+    address: str
+    version: str
+    uptime_s: float
+    protection: str
+    members: dict[str, int]
+    """State -> count, this node included."""
+    seeds: dict[str, str]
+    """Seed address -> what became of it."""
+    tier: dict[str, int]
+    summary: dict[str, float]
+    fetch: dict[str, int]
+    counters: dict[str, float]
+
+
+class LocateReply(LocalMessage, tag=26, frozen=True):
+    """Answer to `LocateRequest`."""
+
+    local: bool
+    length: int
+    digest: str
+    claimed_by: tuple[Holder, ...]
+    owners: tuple[Holder, ...]
+
+
+class Done(LocalMessage, tag=27, frozen=True):
+    """It was done."""
+
+
+class Failure(LocalMessage, tag=28, frozen=True):
+    """It was not done, and nothing was changed. `kind` is the name of a class in `p2pkv.errors`."""
+
+    kind: Name
+    message: Text
+    hint: Text = ""
+
+
+Request: TypeAlias = (
+    Attach
+    | MatchRequest
+    | AcquireRequest
+    | ReleaseRequest
+    | PublishRequest
+    | StatusRequest
+    | MembersRequest
+    | LocateRequest
+    | LeaveRequest
+)
+Reply: TypeAlias = (
+    Welcome | MatchReply | AcquireReply | PublishReply | MembersReply | StatusReply | LocateReply | Done | Failure
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Return `message` as bytes, without a length prefix."""
+    data = _encoder.encode(message)
+    assert len(data) <= LOCAL_MESSAGE_BYTES_MAX, f"{type(message).__name__} grew past the limit"
+    return data
+
+
+def decode_request_untrusted(data: bytes, *, peer: str) -> Request:
+    """Return the request in `data`, which came from a client.
+
+    Raises:
+        MalformedMessage: whatever is wrong with `data`; no other exception escapes.
+    """
+    try:
+        return _request_decoder.decode(data)
+    except _DECODE_ERRORS as exc:
+        raise MalformedMessage(f"undecodable request ({exc})", peer=peer) from exc
+
+
+def decode_reply_untrusted(data: bytes, *, peer: str) -> Reply:
+    """Return the reply in `data`, which came from the daemon.
+
+    Raises:
+        MalformedMessage: whatever is wrong with `data`; no other exception escapes.
+    """
+    try:
+        return _reply_decoder.decode(data)
+    except _DECODE_ERRORS as exc:
+        raise MalformedMessage(f"undecodable reply ({exc})", peer=peer) from exc

@@ -1,0 +1,57 @@
+"""Every counter and gauge of a node, declared once with its meaning and unit. `docs/reference/metrics.md` is made from this.
+
+Labels are few and bounded: no peers, no keys, no tenants. Only agents import this file; engines never pay for it.
+"""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+class Metrics:
+    """The metrics of one node in a registry of their own, so that two nodes in one process do not mix."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        self.registry: Final = registry
+        self.members = Gauge("p2pkv_members", "Members by believed state, this node included.", ["state"], registry=registry)
+        self.lookups = Counter("p2pkv_lookup", "Chains asked for, by the best result.", ["result"], registry=registry)
+        self.lookup_blocks = Counter("p2pkv_lookup_blocks", "Blocks asked for.", registry=registry)
+        self.hit_blocks = Counter("p2pkv_hit_blocks", "Blocks given to engines, by where from.", ["source"], registry=registry)
+        self.fetch_blocks = Counter("p2pkv_fetch_blocks", "Blocks asked of peers, by outcome.", ["outcome"], registry=registry)
+        self.fetch_seconds = Histogram(
+            "p2pkv_fetch_seconds", "Time of a transfer from a peer.", ["transport"], buckets=_SECONDS, registry=registry
+        )
+        self.transfer_bytes = Counter(
+            "p2pkv_transfer_bytes", "Block bytes moved between nodes.", ["direction", "transport"], registry=registry
+        )
+        self.integrity_failures = Counter(
+            "p2pkv_integrity_failures", "Blocks whose bytes did not have their digest.", ["where"], registry=registry
+        )
+        self.malformed = Counter(
+            "p2pkv_malformed_messages", "Messages refused as malformed.", ["channel"], registry=registry
+        )
+        self.published_blocks = Counter(
+            "p2pkv_published_blocks", "Blocks engines offered, by result.", ["result"], registry=registry
+        )
+        self.datagrams = Counter("p2pkv_gossip_datagrams", "Gossip packets.", ["direction"], registry=registry)
+        self.tier_bytes = Gauge("p2pkv_tier_bytes", "Bytes in use.", ["tier"], registry=registry)
+        self.tier_capacity_bytes = Gauge("p2pkv_tier_capacity_bytes", "Bytes there are.", ["tier"], registry=registry)
+        self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
+        self.evictions = Gauge("p2pkv_evictions", "Blocks evicted since start.", ["tier"], registry=registry)
+        self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)
+        self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
+
+    def snapshot(self) -> dict[str, float]:
+        """Return all counters as name{labels} -> value, for `p2pkv status`."""
+        values: dict[str, float] = {}
+        for family in self.registry.collect():
+            if family.type != "counter":
+                continue
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+                    values[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+        return values

@@ -1,0 +1,372 @@
+"""One node's mind, sans-IO: membership, summaries, books, links and fetches, composed into one core.
+
+The agent and the simulator drive only this, by the same verbs, so that nothing that decides is written twice. What
+one core has to say to another is routed here and nowhere else. Verbs run to completion without waiting and return what
+the outside shall do; peer input never raises out of `on_message`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, TypeAlias
+
+from p2pkv.blocks import BlockInfo, BlockKey, split_keys
+from p2pkv.config import Config
+from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.errors import PinLimit
+from p2pkv.fetch import Fetches, FetchEnded, FetchStatistics, Outcome, StartTransfer
+from p2pkv.index.exchange import Summaries
+from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
+from p2pkv.links import Links
+from p2pkv.mesh.members import State
+from p2pkv.mesh.membership import Membership
+from p2pkv.mesh.ring import Ring
+from p2pkv.planner import Cost, plan
+from p2pkv.transport.wire import (
+    AnyMessage,
+    LeaseGrant,
+    LeaseRelease,
+    LeaseRequest,
+    MemberRecord,
+    Packet,
+    PushPull,
+    SummaryDelta,
+    SummaryPage,
+    SummaryRequest,
+    bitmap,
+)
+
+_BLOCK_BYTES_EXPECTED: Final = 256 * 1024
+"""Size of block that the summary is laid out for when nothing else is said; smaller blocks fill it sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """An engine's `acquire` is over: `lease` pins the usable prefix, which may be empty.
+
+    `sources` names the peer of each block in the lease, "" where it was here before. `reason` says why the prefix is
+    no longer than it is.
+    """
+
+    acquire: int
+    lease: Lease
+    sources: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How much of a chain can be had, as far as this node knows."""
+
+    local: int
+    """Blocks of the prefix that are here: certain."""
+    reachable: int
+    """Blocks of the prefix that are here or that some peer claims: a Bloom filter's word, not a promise."""
+    holders: tuple[tuple[MemberRecord, int], ...]
+    """Peers and how many blocks of the chain's head each claims, deepest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where one key is, as far as this node knows."""
+
+    held: Held | None
+    claimed_by: tuple[MemberRecord, ...]
+    owners: tuple[MemberRecord, ...]
+    """Members that the ring makes responsible for the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    """Figures of all cores."""
+
+    ledger: LedgerStatistics
+    fetch: FetchStatistics
+    unknown_senders: int
+    refused_leases: int
+
+
+Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired
+"""What comes out of a node."""
+
+
+@dataclass(slots=True)
+class _Acquire:
+    id: int
+    keys: tuple[BlockKey, ...]
+    key_set: frozenset[BlockKey]
+    holder: str
+    guard: int
+    """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
+    reason: str
+
+
+class Node:
+    """The composed core. `me` is this node's own record, with its real address in it."""
+
+    def __init__(self, config: Config, me: MemberRecord, random: Random) -> None:
+        self.config: Final = config
+        self.id: Final = me.id
+        self.ledger: Final = Ledger(
+            capacity_bytes=config.host.capacity_bytes,
+            chunk_bytes=config.host.chunk_bytes,
+            leases_max=config.fetch.leases_max,
+        )
+        self.membership: Final = Membership(
+            me=me, cluster=config.node.cluster, config=config.mesh, join=config.node.join, random=random
+        )
+        blocks_expected = config.summary.blocks_expected or max(1, config.host.capacity_bytes // _BLOCK_BYTES_EXPECTED)
+        self.summaries: Final = Summaries(
+            node_id=me.id, epoch=me.boot, config=config.summary, blocks_expected=blocks_expected
+        )
+        self.links: Final = Links(
+            assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
+        )
+        self._fetches = Fetches(config=config.fetch, links=self.links)
+        self._acquires: dict[int, _Acquire] = {}
+        self._acquire_ids = 0
+        self._ring: Ring | None = None
+        self._unknown_senders = 0
+        self._refused_leases = 0
+
+    # -- the three verbs of every core --------------------------------------------------------------------------
+
+    def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
+        """Take a message that the shell has decoded and whose sender's id it knows."""
+        match message:
+            case Packet() | PushPull():
+                return self._route(self.membership.on_message(sender, message, now), now)
+            case SummaryPage() | SummaryDelta() | SummaryRequest():
+                record = self._known(sender)
+                if record is None:
+                    return ()
+                return self._route(self.summaries.on_message(sender, record.address, message, now), now)
+            case LeaseRequest():
+                return self._grant(sender, message, now)
+            case LeaseGrant():
+                return self._route(self._fetches.on_grant(sender, message, now), now)
+            case LeaseRelease(lease=lease):
+                self.ledger.release(lease, holder=_peer(sender))
+                return ()
+            case _:  # handshakes and pulls are the transport's
+                return ()
+
+    def on_time(self, now: float) -> tuple[Effect, ...]:
+        """Let time pass. Calling early, late or twice is harmless; a shell feeds what has arrived before."""
+        self.ledger.expire(now)
+        effects = self._route(self.membership.on_time(now), now)
+        effects += self._route(self.summaries.on_time(now), now)
+        return effects + self._route(self._fetches.on_time(now), now)
+
+    def next_deadline(self) -> float:
+        """Return when to call `on_time` next, on the scale of `now`; recompute after every call of anything."""
+        return min(
+            self.membership.next_deadline(),
+            self.summaries.next_deadline(),
+            self._fetches.next_deadline(),
+            self.ledger.next_deadline(),
+        )
+
+    # -- reports of the shell -----------------------------------------------------------------------------------
+
+    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
+        """Take that a stream to `address` could not be opened or broke; what was queued on it is lost."""
+        effects = self._route(self.membership.on_link_lost(address, now), now)
+        effects += self._route(self.summaries.on_link_lost(address, now), now)
+        for record in self.membership.alive():
+            if record.address == address:
+                effects += self._route(self._fetches.on_peer_lost(record.id, now), now)
+        return effects
+
+    def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
+        """Take the end of one block's way; after "ok" it was committed."""
+        if outcome == "ok":
+            for acquire in self._acquires.values():
+                if key in acquire.key_set:
+                    self.ledger.extend(acquire.guard, key)
+        return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
+
+    def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
+        """Take the end of a transfer; blocks not reported before end with `outcome`."""
+        return self._route(self._fetches.on_transfer_ended(transfer, outcome, now), now)
+
+    # -- storing ------------------------------------------------------------------------------------------------
+
+    def reserve(self, info: BlockInfo, now: float) -> Reservation | None:
+        """Return a place for a block, or None if it is here or on its way.
+
+        Raises:
+            TierFull: there is no room; nothing was evicted.
+        """
+        reservation = self.ledger.reserve(info)
+        if reservation is not None:
+            for key in reservation.evicted:
+                self.summaries.remove(key, now)
+        return reservation
+
+    def commit(self, reservation: Reservation, now: float) -> None:
+        """Make a block that is in place and verified findable, here and soon on other nodes."""
+        self.ledger.commit(reservation)
+        self.summaries.add(reservation.info.key, now)
+
+    # -- finding and fetching -----------------------------------------------------------------------------------
+
+    def match(self, keys: Sequence[BlockKey]) -> Match:
+        """Return how much of a chain is here and how much peers claim, without asking anybody."""
+        local = self.ledger.prefix(keys)
+        holders = [
+            (record, depth)
+            for peer, depth in self.summaries.longest(keys).items()
+            if depth and (record := self._usable(peer)) is not None
+        ]
+        holders.sort(key=lambda pair: (-pair[1], pair[0].id))
+        reachable = max([local, *(depth for _, depth in holders)])
+        return Match(local, reachable, tuple(holders))
+
+    def acquire(
+        self, keys: Sequence[BlockKey], *, holder: str, deadline: float, now: float, cost: Cost | None = None
+    ) -> tuple[int, tuple[Effect, ...]]:
+        """Bring the longest usable prefix of a chain here and pin it; `Acquired` with the returned id says the result.
+
+        Raises:
+            PinLimit: `holder` has as many leases as it may have.
+        """
+        self._acquire_ids += 1
+        number = self._acquire_ids
+        chain = tuple(dict.fromkeys(keys))
+        guard = self.ledger.lease(chain, holder=f"{holder}/guard", deadline=deadline + self.config.fetch.lease_s)
+        local = self.ledger.prefix(chain)
+        if local == len(chain):
+            return number, (self._finish(_Acquire(number, chain, frozenset(), holder, guard.id, "all here"), {}, now),)
+        claims = {
+            peer: depth
+            for peer, depth in self.summaries.longest(chain).items()
+            if depth > local and self._usable(peer) is not None and self.links.usable(peer, now)
+        }
+        decided = plan(start=local, stop=len(chain), claims=claims, link=self.links.estimate, cost=cost)
+        if not decided.runs:
+            acquire = _Acquire(number, chain, frozenset(), holder, guard.id, decided.reason)
+            return number, (self._finish(acquire, {}, now),)
+        addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
+        fetch_id, effects = self._fetches.start(
+            chain,
+            decided,
+            claims=claims,
+            addresses=addresses,
+            deadline=deadline,
+            now=now,
+            here=lambda key: self.ledger.get(key) is not None,
+        )
+        self._acquires[fetch_id] = _Acquire(number, chain, frozenset(chain), holder, guard.id, decided.reason)
+        return number, self._route(effects, now)
+
+    def find_lease(self, lease_id: int, peer: str) -> Lease | None:
+        """Return a lease that `peer` holds on blocks of ours, for its pull."""
+        return self.ledger.find_lease(lease_id, holder=_peer(peer))
+
+    def locate(self, key: BlockKey) -> Location:
+        """Return where a key is, as far as this node knows."""
+        claimed = tuple(record for peer in self.summaries.holders(key) if (record := self._usable(peer)) is not None)
+        owners = tuple(record for peer in self.ring().owners(key, 2) if (record := self.membership.member(peer)))
+        return Location(self.ledger.get(key), claimed, owners)
+
+    def ring(self) -> Ring:
+        """Return the ring of the members of now."""
+        if self._ring is None:
+            usable = (record for record in self.membership.members() if record.state <= State.SUSPECT)
+            self._ring = Ring({record.id: max(1, record.offered_bytes) for record in usable})
+        return self._ring
+
+    def leave(self, now: float) -> tuple[Effect, ...]:
+        """Say goodbye, so that nobody has to find out."""
+        return self._route(self.membership.leave(now), now)
+
+    def statistics(self) -> NodeStatistics:
+        """Return the figures of now."""
+        return NodeStatistics(
+            ledger=self.ledger.statistics(),
+            fetch=self._fetches.statistics(),
+            unknown_senders=self._unknown_senders,
+            refused_leases=self._refused_leases,
+        )
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _known(self, sender: str) -> MemberRecord | None:
+        """Return the sender's record; only members are listened to beyond membership itself."""
+        record = self.membership.member(sender)
+        if record is None:
+            self._unknown_senders += 1
+        return record
+
+    def _usable(self, peer: str) -> MemberRecord | None:
+        record = self.membership.member(peer)
+        return record if record is not None and record.state <= State.SUSPECT and peer != self.id else None
+
+    def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
+        """Carry what one core says to those it concerns, and let through what is for the outside."""
+        out: list[Effect] = []
+        for effect in effects:
+            match effect:
+                case MemberChanged(record=record):
+                    out.append(effect)
+                    self._ring = None
+                    out += self._route(self.summaries.on_member(record, now), now)
+                    if record.state >= State.DEAD:
+                        out += self._route(self._fetches.forget(record.id, now), now)
+                        self.links.forget(record.id)
+                        self.ledger.release_holder(_peer(record.id))
+                case FetchEnded(fetch=fetch_id, sources=sources):
+                    acquire = self._acquires.pop(fetch_id)
+                    out.append(self._finish(acquire, dict(sources), now))
+                case SendDatagram() | SendStream() | Note() | StartTransfer():
+                    out.append(effect)
+                case _:
+                    raise AssertionError(f"no route for {effect!r}")
+        return tuple(out)
+
+    def _finish(self, acquire: _Acquire, sources: dict[BlockKey, str], now: float) -> Acquired:
+        usable = acquire.keys[: self.ledger.prefix(acquire.keys)]
+        deadline = now + self.config.fetch.engine_lease_s
+        try:
+            lease = self.ledger.lease(usable, holder=acquire.holder, deadline=deadline)
+            reason = acquire.reason if len(usable) < len(acquire.keys) else "all here"
+        except PinLimit as exc:
+            lease, reason = Lease(0, acquire.holder, (), deadline), str(exc)
+        self.ledger.release(acquire.guard, holder=f"{acquire.holder}/guard")
+        return Acquired(acquire.id, lease, tuple(sources.get(held.info.key, "") for held in lease.blocks), reason)
+
+    def _grant(self, sender: str, request: LeaseRequest, now: float) -> tuple[Effect, ...]:
+        """Pin for a peer what it asked for, as far as it is here."""
+        record = self._known(sender)
+        if record is None:
+            return ()
+        keys = split_keys(request.keys)
+        here = [i for i, key in enumerate(keys) if self.ledger.get(key) is not None]
+        lease_s = min(request.remaining_ms / 1000, self.config.fetch.lease_s)
+        lease: Lease | None = None
+        reason = ""
+        if here and lease_s > 0:
+            try:
+                lease = self.ledger.lease([keys[i] for i in here], holder=_peer(sender), deadline=now + lease_s)
+            except PinLimit as exc:
+                reason = str(exc)[:128]
+                self._refused_leases += 1
+        infos = [held.info for held in lease.blocks] if lease is not None else []
+        grant = LeaseGrant(
+            request=request.request,
+            lease=lease.id if lease is not None else 0,
+            granted=bitmap(here) if lease is not None else b"",
+            lease_ms=int(lease_s * 1000),
+            lengths=tuple(info.length for info in infos),
+            segment_bytes=tuple(info.segment_bytes for info in infos),
+            digests=b"".join(info.digest for info in infos),
+            namespaces=b"".join(info.namespace for info in infos),
+            reason=reason,
+        )
+        return (SendStream(record.address, grant),)
+
+
+def _peer(node_id: str) -> str:
+    """Return the holder name of a peer's leases; engines' begin otherwise."""
+    return f"peer:{node_id}"

@@ -1,0 +1,122 @@
+"""The trio half of a node's core: feeds it, carries its effects out, fires its timers, decides nothing.
+
+There is one `Runner` per node and it alone touches the core. Its calls do not wait, so each runs to completion
+between two checkpoints: no lock is needed and no cancellation can fall into the middle. The timer loop also owns the
+gossip socket, and after a stall it listens before it lets timers fire, or else every peer that answered in time would
+be suspected for our own slowness.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+import trio
+
+from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.errors import MalformedMessage, PeerError
+from p2pkv.fetch import StartTransfer
+from p2pkv.logs import logger
+from p2pkv.mesh.members import State
+from p2pkv.metrics import Metrics
+from p2pkv.node import Acquired, Effect, Node
+from p2pkv.transport.streams import ControlStreams
+from p2pkv.transport.udp import Datagrams
+from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted
+
+T = TypeVar("T")
+
+_LOOP_REST_S: Final = 0.001
+"""Shortest time between two timer rounds, so that a deadline in the past cannot spin the loop."""
+
+
+class Runner:
+    """Owns one `Node`."""
+
+    def __init__(self, node: Node, *, datagrams: Datagrams, streams: ControlStreams, metrics: Metrics) -> None:
+        self._node = node
+        self._datagrams = datagrams
+        self._streams = streams
+        self._metrics = metrics
+        self._log = logger()
+        self._timer: trio.CancelScope | None = None
+        self.on_transfer: Callable[[StartTransfer], None] = lambda start: None
+        """Called to start moving blocks."""
+        self.on_acquired: Callable[[Acquired], None] = lambda acquired: None
+        """Called when an engine's acquire is over."""
+
+    # -- calls of other tasks -----------------------------------------------------------------------------------
+
+    def call(self, verb: Callable[[Node, float], tuple[T, Sequence[Effect]]]) -> T:
+        """Run `verb` on the core, carry out what it says, and return its result. Does not wait.
+
+        A verb that raises has changed nothing and its error reaches the caller.
+        """
+        result, effects = verb(self._node, trio.current_time())
+        self._perform(effects)
+        return result
+
+    def tell(self, verb: Callable[[Node, float], Sequence[Effect]]) -> None:
+        """Run a `verb` that has no result."""
+        self._perform(verb(self._node, trio.current_time()))
+
+    def ask(self, verb: Callable[[Node], T]) -> T:
+        """Run a `verb` that changes nothing."""
+        return verb(self._node)
+
+    def deliver(self, sender: str, message: AnyMessage) -> None:
+        """Take a message that came over a stream from the greeted `sender`."""
+        self.tell(lambda node, now: node.on_message(sender, message, now))
+
+    def link_lost(self, address: str, error: PeerError) -> None:
+        """Take that a control stream failed."""
+        self._metrics.links_lost.inc()
+        self._log.info("link lost", address=address, reason=str(error))
+        self.tell(lambda node, now: node.on_link_lost(address, now))
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Receive gossip and fire timers until cancelled."""
+        while True:
+            with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
+                await trio.lowlevel.wait_readable(self._datagrams.socket)
+            self._timer = None
+            for data, source in self._datagrams.drain():
+                self._take_datagram(data, source)
+            self.tell(lambda node, now: node.on_time(now))
+
+    def _next_deadline(self) -> float:
+        return max(self._node.next_deadline(), trio.current_time() + _LOOP_REST_S)
+
+    def _take_datagram(self, data: bytes, source: str) -> None:
+        self._metrics.datagrams.labels("received").inc()
+        try:
+            message = decode_untrusted(data, peer=source)
+            if not isinstance(message, Packet):
+                raise MalformedMessage(f"{type(message).__name__} in a datagram", peer=source)
+        except MalformedMessage as exc:
+            self._metrics.malformed.labels("datagram").inc()
+            self._log.warning("malformed datagram", reason=str(exc))
+            return
+        self.tell(lambda node, now: node.on_message(message.sender, message, now))
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case SendDatagram(address=address, packet=packet):
+                    self._datagrams.send(address, packet)
+                    self._metrics.datagrams.labels("sent").inc()
+                case SendStream(address=address, message=message):
+                    self._streams.send_nowait(address, message)
+                case StartTransfer():
+                    self.on_transfer(effect)
+                case Acquired():
+                    self.on_acquired(effect)
+                case MemberChanged(record=record, before=before):
+                    known = "unknown" if before is None else State(before).name.lower()
+                    state = State(record.state).name.lower()
+                    level = self._log.warning if record.state == State.DEAD else self._log.info
+                    level("member changed", member=record.name, address=record.address, before=known, now=state)
+                case Note(event=event, facts=facts, warning=warning):
+                    (self._log.warning if warning else self._log.info)(event, **dict(facts))
+        if self._timer is not None:
+            self._timer.deadline = self._next_deadline()

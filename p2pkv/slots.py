@@ -1,0 +1,101 @@
+"""How an arena is cut, sans-IO: chunks of equal size, each given to one size class, each class in equal slots.
+
+KV blocks come in very few sizes (one per layout), so a size class is simply the block's length rounded up to a page:
+no power-of-two waste, no fragmentation inside a chunk, and a chunk whose slots are all free can serve another class.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from p2pkv.errors import ConfigError, TierFull
+
+PAGE_BYTES: Final = 4096
+CHUNK_BYTES_DEFAULT_MAX: Final = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one block: `[offset, offset + size)` of the arena, where `size` is the size class."""
+
+    offset: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Chunk:
+    offset: int
+    size: int = 0
+    free: list[int] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+
+
+class Slots:
+    """Gives out slots and takes them back. Never moves a block."""
+
+    def __init__(self, *, capacity_bytes: int, chunk_bytes: int = 0) -> None:
+        """Cut `capacity_bytes` (rounded down to whole chunks) in chunks of `chunk_bytes`; 0 chooses their size."""
+        chosen = chunk_bytes or min(CHUNK_BYTES_DEFAULT_MAX, capacity_bytes // 8)
+        self.chunk_bytes: Final = chosen // PAGE_BYTES * PAGE_BYTES
+        if self.chunk_bytes == 0 or self.chunk_bytes > capacity_bytes:
+            raise ConfigError(f"host.chunk_bytes is {chunk_bytes}, must be between 4096 and host.capacity_bytes")
+        self.capacity_bytes: Final = capacity_bytes // self.chunk_bytes * self.chunk_bytes
+        self._chunks = [_Chunk(offset) for offset in range(0, self.capacity_bytes, self.chunk_bytes)]
+        self._empty = list(reversed(self._chunks))
+        self._with_room: dict[int, dict[int, _Chunk]] = {}
+
+    def size_class(self, length: int) -> int:
+        """Return the size of slot that a block of `length` bytes takes.
+
+        Raises:
+            TierFull: the block is larger than a chunk, so it will never fit.
+        """
+        size = -(-length // PAGE_BYTES) * PAGE_BYTES
+        if size > self.chunk_bytes:
+            raise TierFull(
+                f"block of {length} bytes, limit {self.chunk_bytes}",
+                tier="host",
+                hint="raise host.capacity_bytes or host.chunk_bytes",
+            )
+        return size
+
+    def take(self, size: int) -> Slot | None:
+        """Return a free slot of class `size`, or None when something must be dropped first."""
+        room = self._with_room.get(size)
+        if room:
+            chunk = next(iter(room.values()))
+        elif self._empty:
+            chunk = self._empty.pop()
+            chunk.size = size
+            chunk.free = list(range(chunk.offset + (self.chunk_bytes // size - 1) * size, chunk.offset - 1, -size))
+            self._with_room.setdefault(size, {})[chunk.offset] = chunk
+        else:
+            return None
+        offset = chunk.free.pop()
+        chunk.used.add(offset)
+        if not chunk.free:
+            del self._with_room[size][chunk.offset]
+        return Slot(offset, size)
+
+    def give_back(self, slot: Slot) -> None:
+        """Take a slot back; a chunk that becomes empty is free for any class again."""
+        chunk = self._chunks[slot.offset // self.chunk_bytes]
+        assert chunk.size == slot.size
+        chunk.used.remove(slot.offset)
+        chunk.free.append(slot.offset)
+        room = self._with_room.setdefault(slot.size, {})
+        room[chunk.offset] = chunk
+        if not chunk.used:
+            del room[chunk.offset]
+            chunk.size, chunk.free = 0, []
+            self._empty.append(chunk)
+
+    def chunks_of_other_classes(self, size: int) -> Iterator[tuple[int, frozenset[int]]]:
+        """Yield (class, offsets of used slots) of each chunk that serves another class than `size`."""
+        for chunk in self._chunks:
+            if chunk.size not in {0, size}:
+                yield chunk.size, frozenset(chunk.used)
+
+    def used_bytes(self) -> int:
+        """Bytes of all slots given out."""
+        return sum(chunk.size * len(chunk.used) for chunk in self._chunks)

@@ -1,0 +1,94 @@
+"""Blocks in host memory: one arena in a memfd, so that engines on this machine can map it read-only.
+
+    arena = [generation table: one u64 per page of slots, little-endian][slots]
+
+All memory is taken at start, so that a full machine is noticed then and not in the middle of a fetch. The memfd is
+sealed: it can neither shrink under a reader (a truncated mapping is a SIGBUS) nor be mapped writable by anyone later.
+The generation of a slot is odd while it is written: a reader notes it before it copies and looks again afterwards.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pkv.errors import FabricError
+from p2pkv.slots import PAGE_BYTES, Slot
+
+_GENERATION_BYTES: Final = 8
+_F_SEAL_FUTURE_WRITE: Final = 0x0010
+"""Linux 5.1; Python's fcntl module does not name it yet."""
+
+
+def generation_table_bytes(capacity_bytes: int) -> int:
+    """Return the size of the table in front of the slots, a whole number of pages."""
+    table = capacity_bytes // PAGE_BYTES * _GENERATION_BYTES
+    return -(-table // PAGE_BYTES) * PAGE_BYTES
+
+
+class HostTier:
+    """The arena. See `p2pkv.tiers.base.Tier` for the promise of each method."""
+
+    name: Final = "host"
+
+    def __init__(self, capacity_bytes: int) -> None:
+        """Take the memory.
+
+        Raises:
+            FabricError: the machine does not have it. Nothing is held.
+        """
+        self.capacity_bytes: Final = capacity_bytes
+        self.table_bytes: Final = generation_table_bytes(capacity_bytes)
+        self.arena_bytes: Final = self.table_bytes + capacity_bytes
+        self.fd: Final = os.memfd_create("p2pkv-host", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(self.fd, 0, self.arena_bytes)
+            self._map = mmap.mmap(self.fd, self.arena_bytes, flags=mmap.MAP_SHARED)
+        except (OSError, ValueError) as exc:
+            os.close(self.fd)
+            raise FabricError(
+                f"cannot take {capacity_bytes} bytes of memory ({exc})",
+                device="host memory",
+                hint="lower host.capacity_bytes (--host-bytes)",
+            ) from exc
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        with contextlib.suppress(OSError):  # a kernel before 5.1: readers then map read-only of their own accord
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
+        self._view = memoryview(self._map)
+        entries = capacity_bytes // PAGE_BYTES
+        self._generations: NDArray[np.uint64] = np.frombuffer(self._view, dtype="<u8", count=entries)
+
+    def begin(self, slot: Slot, length: int) -> memoryview:
+        """See `Tier`."""
+        index = slot.offset // PAGE_BYTES
+        if not self._generations[index] & np.uint64(1):
+            self._generations[index] += np.uint64(1)
+        start = self.table_bytes + slot.offset
+        return self._view[start : start + length]
+
+    def seal(self, slot: Slot) -> None:
+        """See `Tier`."""
+        index = slot.offset // PAGE_BYTES
+        assert self._generations[index] & np.uint64(1), "sealed twice"
+        self._generations[index] += np.uint64(1)
+
+    def read(self, slot: Slot, length: int) -> memoryview:
+        """See `Tier`."""
+        start = self.table_bytes + slot.offset
+        return self._view[start : start + length].toreadonly()
+
+    def generation(self, slot: Slot) -> int:
+        """See `Tier`."""
+        return int(self._generations[slot.offset // PAGE_BYTES])
+
+    def close(self) -> None:
+        """See `Tier`. Mappings that others made of the memfd stay valid."""
+        del self._generations
+        self._view.release()
+        with contextlib.suppress(BufferError):  # a view that is still exported keeps the mapping; the process ends soon
+            self._map.close()
+        os.close(self.fd)

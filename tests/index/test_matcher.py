@@ -1,0 +1,109 @@
+"""The matcher against an oracle that does the obvious thing."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pkv.index.bloom import BloomFilter
+from p2pkv.index.matcher import Matcher
+
+KEYS = [i.to_bytes(32, "big") for i in range(200)]
+
+blooms = st.tuples(
+    st.sampled_from([(6, 1), (6, 2), (10, 3), (14, 3), (14, 5)]),  # the small ones lie a lot
+    st.integers(0, 200),
+    st.sets(st.integers(0, 199), max_size=20),
+)
+
+
+def build(shape: tuple[int, int], prefix: int, others: set[int]) -> BloomFilter:
+    bloom = BloomFilter(*shape)
+    for i in sorted({*range(prefix), *others}):
+        bloom.add(KEYS[i])
+    return bloom
+
+
+def leading_run(bloom: BloomFilter, keys: list[bytes]) -> int:
+    for depth, key in enumerate(keys):
+        if key not in bloom:
+            return depth
+    return len(keys)
+
+
+@given(st.lists(blooms, max_size=8), st.integers(0, 200))
+def test_depths_are_leading_runs(
+    filters: list[tuple[tuple[int, int], int, set[int]]],
+    asked: int,
+) -> None:
+    matcher, oracle = Matcher(), {}
+    for i, (shape, prefix, others) in enumerate(filters):
+        bloom = build(shape, prefix, others)
+        depth = leading_run(bloom, KEYS[:asked])
+        if depth:
+            oracle[f"peer-{i}"] = depth
+        matcher.replace(f"peer-{i}", bloom)
+    found = matcher.longest(KEYS[:asked])
+    assert found == oracle
+    assert list(found) == list(oracle), "the order is the order peers became known in"
+
+
+def test_a_hole_ends_the_run_whatever_lies_behind_it() -> None:
+    matcher = Matcher()
+    bloom = BloomFilter(16, 4)
+    for key in KEYS[:50] + KEYS[51:]:
+        bloom.add(key)
+    matcher.replace("a", bloom)
+    assert matcher.longest(KEYS) == {"a": 50}
+
+
+def test_who_lies_is_not_believed_beyond_the_lie() -> None:
+    # A hundred filters at 1 % claim some key or other of a long chain; none of them claims a leading run of it.
+    matcher = Matcher()
+    for peer in range(100):
+        bloom = BloomFilter(10, 3)
+        for i in range(80):
+            bloom.add(b"%d of %d" % (i, peer))
+        matcher.replace(str(peer), bloom)
+    truth = BloomFilter(16, 4)
+    for key in KEYS[:120]:
+        truth.add(key)
+    matcher.replace("truth", truth)
+    depths = matcher.longest(KEYS)
+    assert depths.pop("truth") == 120
+    assert max(depths.values(), default=0) <= 3
+
+
+def test_holders_are_those_who_claim_the_key() -> None:
+    matcher = Matcher()
+    for peer, present in (("b", KEYS[:3]), ("a", KEYS[2:5]), ("c", KEYS[7:9])):
+        bloom = BloomFilter(16, 4)
+        for key in present:
+            bloom.add(key)
+        matcher.replace(peer, bloom)
+    assert matcher.holders(KEYS[2]) == ("b", "a")
+    assert matcher.holders(KEYS[100]) == ()
+
+
+def test_filters_can_be_changed_replaced_and_forgotten() -> None:
+    matcher = Matcher()
+    bloom = BloomFilter(10, 1)
+    bloom.add(KEYS[0])
+    matcher.replace("a", bloom)
+    assert matcher.longest(KEYS) == {"a": 1}
+    bits = np.unpackbits(bloom.bits, bitorder="little").nonzero()[0].astype(np.uint32)
+    matcher.flip("a", bits)
+    assert matcher.longest(KEYS) == {}
+    matcher.replace("a", build((14, 4), 5, set()))
+    assert matcher.longest(KEYS) == {"a": 5}
+    assert matcher.filter_bytes() == 2**14 // 8
+    assert repr(matcher) == "<Matcher 1 peers, 2048 bytes>"
+    matcher.forget("a")
+    matcher.forget("a")
+    assert (matcher.longest(KEYS), list(matcher.peers())) == ({}, [])
+
+
+def test_no_keys_and_no_peers_are_no_matches() -> None:
+    matcher = Matcher()
+    assert matcher.longest(KEYS) == {}
+    matcher.replace("a", build((10, 2), 200, set()))
+    assert matcher.longest([]) == {}

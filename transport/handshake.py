@@ -1,0 +1,65 @@
+"""The first exchange on every stream: who calls whom, for what, in which version. Both sides log a refusal's reason."""
+
+import trio
+
+from p2pkv.errors import MalformedMessage, PeerGone, VersionMismatch
+from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
+from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, HelloAck, decode_untrusted, encode
+
+
+async def read_frame_exactly(stream: trio.SocketStream, *, peer: str) -> bytes:
+    """Read one frame and not a byte more, so that what follows on the stream can be read by other means.
+
+    Raises:
+        PeerGone: the stream ended.
+        MalformedMessage: the frame is larger than allowed.
+    """
+    reader = FrameReader(peer=peer)
+    need = LENGTH_BYTES
+    while True:
+        data = await stream.receive_some(need)
+        if not data:
+            raise PeerGone("stream ended where a message was due", peer=peer)
+        reader.feed(data)
+        payload = reader.next_frame()
+        if payload is not None:
+            return payload
+        need = reader.missing_bytes()
+
+
+async def greet(stream: trio.SocketStream, hello: Hello, *, peer: str) -> str:
+    """As the caller: say hello and return the answering node's id.
+
+    Raises:
+        VersionMismatch: the other side refused; the message has its reason.
+        MalformedMessage, PeerGone: it answered with something else, or not at all.
+    """
+    await stream.send_all(frame(encode(hello)))
+    answer = decode_untrusted(await read_frame_exactly(stream, peer=peer), peer=peer)
+    if not isinstance(answer, HelloAck):
+        raise MalformedMessage(f"{type(answer).__name__} where HelloAck was due", peer=peer)
+    if answer.refusal:
+        raise VersionMismatch(f"refused by the peer ({answer.refusal})", peer=peer)
+    return answer.node
+
+
+async def welcome(stream: trio.SocketStream, *, cluster: str, node_id: str, peer: str) -> Hello:
+    """As the one called: take the hello and accept or refuse it.
+
+    Raises:
+        VersionMismatch: the caller belongs elsewhere; it was told so.
+        MalformedMessage, PeerGone: it said something else, or nothing.
+    """
+    hello = decode_untrusted(await read_frame_exactly(stream, peer=peer), peer=peer)
+    if not isinstance(hello, Hello):
+        raise MalformedMessage(f"{type(hello).__name__} where Hello was due", peer=peer)
+    refusal = ""
+    if hello.cluster != cluster:
+        refusal = f"this is cluster {cluster!r}, not {hello.cluster!r}"
+    elif hello.protocol_min > PROTOCOL_MAX or hello.protocol_max < PROTOCOL_MIN:
+        refusal = f"versions {PROTOCOL_MIN} to {PROTOCOL_MAX} are spoken here"
+    ack = HelloAck(node=node_id, protocol=min(PROTOCOL_MAX, hello.protocol_max), refusal=refusal[:128])
+    await stream.send_all(frame(encode(ack)))
+    if refusal:
+        raise VersionMismatch(f"refused ({refusal})", peer=f"{hello.node} at {peer}")
+    return hello

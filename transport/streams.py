@@ -1,0 +1,121 @@
+"""Control messages over TCP. One connection per direction: this node opens its own to whomever it has to tell something.
+
+A sender never waits: messages go into a bounded queue per address, a task per address writes them, and whatever is
+lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from p2pkv.errors import PeerError, PeerGone
+from p2pkv.transport.framing import FrameReader, frame
+from p2pkv.transport.tcp import connect
+from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
+
+QUEUE_MAX: Final = 1024
+"""Messages waiting per address. A peer that reads slower than that is as good as gone."""
+_IDLE_S: Final = 60.0
+_READ_BYTES: Final = 64 * 1024
+
+
+class ControlStreams:
+    """Outgoing control messages of one node."""
+
+    def __init__(
+        self, *, hello: Callable[[], Hello], connect_timeout_s: float, on_lost: Callable[[str, PeerError], None]
+    ) -> None:
+        self._hello = hello
+        self._connect_timeout_s = connect_timeout_s
+        self._on_lost = on_lost
+        self._queues: dict[str, trio.MemorySendChannel[AnyMessage]] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write what is given, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def send_nowait(self, address: str, message: AnyMessage) -> None:
+        """Queue `message` for `address`."""
+        assert self._nursery is not None, "run first"
+        queue = self._queues.get(address)
+        if queue is None:
+            queue, source = trio.open_memory_channel[AnyMessage](QUEUE_MAX)
+            self._queues[address] = queue
+            self._nursery.start_soon(self._write, address, source)
+        try:
+            queue.send_nowait(message)
+        except trio.WouldBlock:
+            self._drop(address, PeerGone(f"{QUEUE_MAX} messages are waiting already", peer=address))
+
+    def waiting(self) -> int:
+        """Return how many messages wait over all addresses."""
+        return sum(queue.statistics().current_buffer_used for queue in self._queues.values())
+
+    async def flush(self) -> None:
+        """Wait until nothing waits any more; bounded by the caller."""
+        while self.waiting():
+            await trio.sleep(0.01)
+
+    def _drop(self, address: str, error: PeerError) -> None:
+        queue = self._queues.pop(address, None)
+        if queue is not None:
+            queue.close()
+            self._on_lost(address, error)
+
+    async def _write(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
+        stream: trio.SocketStream | None = None
+        try:
+            stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
+            while True:
+                with trio.move_on_after(_IDLE_S) as idle:
+                    message = await source.receive()
+                if idle.cancelled_caught:
+                    queue = self._queues.pop(address)
+                    queue.close()
+                    return
+                await stream.send_all(_frames(message, source))
+        except PeerError as exc:
+            self._drop(address, exc)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            self._drop(address, PeerGone(f"connection broke ({exc})", peer=address))
+        except trio.EndOfChannel:
+            pass
+        finally:
+            source.close()
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
+
+
+def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) -> bytes:
+    """Return `message` and all that wait behind it, framed: one write for many."""
+    parts = [frame(encode(message))]
+    while True:
+        try:
+            parts.append(frame(encode(source.receive_nowait())))
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return b"".join(parts)
+
+
+async def serve_control(stream: trio.SocketStream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
+    """Hand on the messages of a greeted caller until it goes away.
+
+    Raises:
+        MalformedMessage: it sent something else. The caller of this closes the stream.
+        PeerGone: it went away in the middle of a message.
+    """
+    reader = FrameReader(peer=peer)
+    while True:
+        try:
+            data = await stream.receive_some(_READ_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            data = b""
+        if not data:
+            reader.finish()
+            return
+        reader.feed(data)
+        while (payload := reader.next_frame()) is not None:
+            deliver(peer, decode_untrusted(payload, peer=peer))

@@ -1,0 +1,189 @@
+"""Block bytes over plain TCP: works everywhere, and is the reference for the transport contract.
+
+Bodies go from the owner's arena to the kernel and from the kernel into the receiver's arena, without a copy between.
+A connection carries one pull at a time and is kept for the next one; whatever goes wrong closes it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from p2pkv.blocks import block_digest
+from p2pkv.config import parse_address
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow
+from p2pkv.transport.base import Offered, OnBlock, OpenLease, Wanted
+from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
+from p2pkv.transport.framing import frame
+from p2pkv.transport.handshake import greet, read_frame_exactly
+from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
+
+_IDLE_CONNECTIONS_MAX: Final = 2
+"""Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
+_THREAD_BYTES: Final = 8 * 2**20
+"""A body from this size on is hashed in a thread: 8 MiB take about 0.4 ms, longer than a gossip loop should stand."""
+
+
+async def connect(address: str, hello: Hello, *, timeout_s: float) -> tuple[trio.SocketStream, str]:
+    """Open a greeted stream to `address`; return it and the answering node's id.
+
+    Raises:
+        PeerGone, PeerTooSlow: nobody answers there.
+        VersionMismatch, MalformedMessage: somebody does, but not for us.
+    """
+    try:
+        host, port = parse_address(address)
+        with trio.fail_after(timeout_s):
+            stream = await trio.open_tcp_stream(host, port)
+            try:
+                return stream, await greet(stream, hello, peer=address)
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
+    except trio.TooSlowError as exc:
+        raise PeerTooSlow(f"no connection within {timeout_s:g} s", peer=address) from exc
+    except (OSError, trio.BrokenResourceError, ConfigError, UnicodeError) as exc:
+        raise PeerGone(f"no connection ({_reason(exc)})", peer=address) from exc
+
+
+class TcpTransport:
+    """The receiving side. See `p2pkv.transport.base.BulkTransport`."""
+
+    name: Final = "tcp"
+
+    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float) -> None:
+        """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address."""
+        self._hello = hello
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: dict[str, list[trio.SocketStream]] = {}
+
+    async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+        """See `BulkTransport`."""
+        waiting = self._idle.get(address)
+        if waiting:
+            stream = waiting.pop()
+            try:
+                await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=True)
+            except _StaleConnection:  # it had died while idle: nothing was reported yet, so a fresh one may try
+                pass
+            else:
+                self._keep(address, stream)
+                return
+        stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
+        if node != peer:
+            await trio.aclose_forcefully(stream)
+            raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
+        await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=False)
+        self._keep(address, stream)
+
+    async def aclose(self) -> None:
+        """Close the kept connections."""
+        for streams in self._idle.values():
+            for stream in streams:
+                await trio.aclose_forcefully(stream)
+        self._idle.clear()
+
+    def _keep(self, address: str, stream: trio.SocketStream) -> None:
+        streams = self._idle.setdefault(address, [])
+        if len(streams) < _IDLE_CONNECTIONS_MAX:
+            streams.append(stream)
+        else:
+            stream.socket.close()
+
+    async def _pull_on(
+        self,
+        stream: trio.SocketStream,
+        peer: str,
+        lease: int,
+        wanted: Sequence[Wanted],
+        on_block: OnBlock,
+        *,
+        first_answer: bool,
+    ) -> None:
+        """Pull on one stream; it is closed unless all went well."""
+        try:
+            await stream.send_all(frame(encode(Pull(lease, bitmap([one.position for one in wanted])))))
+            for one in wanted:
+                header_bytes = bytearray(HEADER_BYTES)
+                await _receive_into(stream, memoryview(header_bytes), peer=peer)
+                first_answer = False
+                header = unpack_untrusted(bytes(header_bytes), peer=peer)
+                if (header.lease, header.position) != (lease, one.position):
+                    raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=peer)
+                if header.absent:
+                    on_block(one, "absent")
+                    continue
+                if header.length != one.length or header.digest != one.digest:
+                    raise MalformedMessage("block that is not the one granted", peer=peer)
+                await _receive_into(stream, one.into, peer=peer)
+                on_block(one, "ok" if await _digest(one.into, one.segment_bytes) == one.digest else "corrupt")
+        except BaseException as exc:
+            await trio.aclose_forcefully(stream)
+            if isinstance(exc, trio.BrokenResourceError | trio.ClosedResourceError | OSError):
+                exc = PeerGone(f"connection broke ({_reason(exc)})", peer=peer)
+            if first_answer and isinstance(exc, PeerGone):
+                raise _StaleConnection from exc
+            raise exc
+
+
+class _StaleConnection(Exception):  # noqa: N818 - never leaves this file, and is no error to anyone
+    """A kept connection had been closed by the other side before it answered anything."""
+
+
+async def serve_bulk(stream: trio.SocketStream, *, peer: str, open_lease: OpenLease, idle_s: float) -> None:
+    """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
+
+    Raises:
+        MalformedMessage: it said something that is not a pull. The caller of this closes the stream.
+    """
+    while True:
+        with trio.move_on_after(idle_s) as idle:
+            try:
+                payload = await read_frame_exactly(stream, peer=peer)
+            except (PeerError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                if isinstance(exc, MalformedMessage):
+                    raise
+                return
+        if idle.cancelled_caught:
+            return
+        message = decode_untrusted(payload, peer=peer)
+        if not isinstance(message, Pull):
+            raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
+        for position in bit_positions(message.wanted):
+            # Asked anew for each block: a lease that ended meanwhile no longer protects the slot. What is sent while
+            # it ends is caught by the receiver's digest.
+            offered = open_lease(peer, message.lease)
+            one = offered[position] if offered is not None and position < len(offered) else None
+            try:
+                await _send_block(stream, message.lease, position, one)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+
+async def _send_block(stream: trio.SocketStream, lease: int, position: int, one: Offered | None) -> None:
+    if one is None:
+        await stream.send_all(BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack())
+        return
+    await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack())
+    await stream.send_all(one.body)
+
+
+async def _receive_into(stream: trio.SocketStream, view: memoryview, *, peer: str) -> None:
+    """Fill `view` from the stream."""
+    done = 0
+    while done < len(view):
+        count = await stream.socket.recv_into(view[done:])
+        if count == 0:
+            raise PeerGone(f"stream ended {len(view) - done} bytes early", peer=peer)
+        done += count
+
+
+async def _digest(body: memoryview, segment_bytes: int) -> bytes:
+    if len(body) < _THREAD_BYTES:
+        return block_digest(body, segment_bytes)
+    return await trio.to_thread.run_sync(block_digest, body, segment_bytes)
+
+
+def _reason(exc: BaseException) -> str:
+    cause = exc.__cause__ or exc
+    return str(getattr(cause, "strerror", None) or cause) or type(cause).__name__

@@ -1,0 +1,271 @@
+"""Control messages between agents, each defined once: this class is the encoder, the decoder and the documentation.
+
+Block bytes never pass through here; they are moved by a bulk transport and only named here by lease and position.
+Evolution: append a field with a default, never reorder, never reuse a retired tag. Subclasses repeat `frozen=True`
+because type checkers do not inherit it. Every field is bounded, because every field comes from somebody else.
+"""
+
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
+from p2pkv.errors import MalformedMessage
+
+PROTOCOL_MIN: Final = 1
+PROTOCOL_MAX: Final = 1
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024
+"""No control message is larger, on datagrams or streams. Larger things (member lists, filters) travel in pieces."""
+DATAGRAM_BYTES_MAX: Final = 1400
+"""Payload that fits an Ethernet frame with room for tunnels and encryption; memberlist's choice too."""
+KEYS_PER_LEASE_MAX: Final = 256
+"""Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
+RECORDS_PER_PUSH_MAX: Final = 128
+PAGE_BYTES_MAX: Final = 32 * 1024
+"""Bytes of a Bloom filter in one `SummaryPage`."""
+FLIPS_PER_DELTA_MAX: Final = 8192
+"""Flipped bits in one `SummaryDelta`, four bytes each."""
+BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
+"""No block is larger; a length from a peer beyond this is refused before anything is allocated."""
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Name: TypeAlias = Annotated[str, Meta(max_length=128)]
+Address: TypeAlias = Annotated[str, Meta(max_length=270)]
+"""`host:port`, or `[v6]:port`."""
+Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
+"""Many keys as one field."""
+Bitmap: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX // 8)]
+"""Bit i (least significant first) speaks of key i."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=False):
+    """Base of every control message; on the wire a msgpack array that starts with the tag."""
+
+
+# -- membership -----------------------------------------------------------------------------------------------------
+
+
+class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one node says, or others say, of one member. How two records merge is in `p2pkv.mesh.members`."""
+
+    id: NodeId
+    boot: Count
+    """Grows with every start of the node's process; a record of an older boot never wins."""
+    incarnation: Count
+    """Raised only by the member itself, to refute a suspicion or to change what it says of itself."""
+    state: Annotated[int, Meta(ge=0, le=3)]
+    """0 alive, 1 suspect, 2 dead, 3 left."""
+    name: Name
+    address: Address
+    host_id: Name = ""
+    """Equal on two nodes of one machine; empty when unknown."""
+    zone: Name = ""
+    offered_bytes: Count = 0
+    """Memory the node offers to the mesh over all tiers; its weight on the ring."""
+
+
+Updates: TypeAlias = Annotated[tuple[MemberRecord, ...], Meta(max_length=64)]
+
+
+class Ping(Message, tag=1, frozen=True):
+    """Is `target` alive? The receiver answers with `Ack` carrying the same `seq`."""
+
+    seq: Count
+    target: NodeId
+
+
+class PingRequest(Message, tag=2, frozen=True):
+    """Please ping `target` for me and pass its `Ack` on under my `seq`."""
+
+    seq: Count
+    target: NodeId
+    target_address: Address
+
+
+class Ack(Message, tag=3, frozen=True):
+    """Answer to `Ping`, direct or passed on by a helper; `target` is who is alive."""
+
+    seq: Count
+    target: NodeId
+
+
+class Gossip(Message, tag=4, frozen=True):
+    """Nothing but the updates of the packet it travels in."""
+
+
+DatagramBody: TypeAlias = Ping | PingRequest | Ack | Gossip
+
+
+class Packet(Message, tag=5, frozen=True):
+    """One datagram: who sends it, what it says, and the membership updates that ride along."""
+
+    cluster: Name
+    sender: NodeId
+    sender_address: Address
+    body: DatagramBody
+    updates: Updates = ()
+
+
+class PushPull(Message, tag=6, frozen=True):
+    """A part of the sender's member list, over the stream. The first record is the sender's own.
+
+    `reply` asks the receiver for its list.
+    """
+
+    records: Annotated[tuple[MemberRecord, ...], Meta(max_length=RECORDS_PER_PUSH_MAX)]
+    reply: bool
+
+
+# -- summaries ------------------------------------------------------------------------------------------------------
+
+
+class SummaryPage(Message, tag=7, frozen=True):
+    """A piece of the sender's whole filter at (epoch, seq). All pieces of one version make a snapshot."""
+
+    epoch: Count
+    seq: Count
+    bits_log2: Annotated[int, Meta(ge=6, le=36)]
+    hashes: Annotated[int, Meta(ge=1, le=32)]
+    offset: Count
+    """Position of `data` in the filter, bytes."""
+    data: Annotated[bytes, Meta(max_length=PAGE_BYTES_MAX)]
+
+
+class SummaryDelta(Message, tag=8, frozen=True):
+    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, as u32 little-endian positions."""
+
+    epoch: Count
+    seq: Count
+    flips: Annotated[bytes, Meta(max_length=FLIPS_PER_DELTA_MAX * 4)]
+
+
+class SummaryRequest(Message, tag=9, frozen=True):
+    """Send me your whole filter: I have none, or missed a delta."""
+
+
+# -- fetching -------------------------------------------------------------------------------------------------------
+
+
+class LeaseRequest(Message, tag=10, frozen=True):
+    """Pin what you have of `keys` for me. Answered by `LeaseGrant` with the same `request`."""
+
+    request: Count
+    keys: Keys
+    remaining_ms: Small
+    """How long the requester will wait; never a wall-clock time, because clocks differ."""
+
+
+class LeaseGrant(Message, tag=11, frozen=True):
+    """Which of the keys are pinned, until when, and what their bytes must be.
+
+    The per-block fields have one entry per granted key, in key order. An empty grant has `lease` 0.
+    """
+
+    request: Count
+    lease: Count
+    granted: Bitmap
+    lease_ms: Small
+    lengths: Annotated[tuple[Annotated[int, Meta(ge=1, le=BLOCK_BYTES_MAX)], ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    segment_bytes: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=BLOCK_BYTES_MAX)], ...], Meta(max_length=KEYS_PER_LEASE_MAX)
+    ]
+    digests: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * DIGEST_BYTES)]
+    namespaces: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
+    reason: Name = ""
+    """Why less was granted than asked, when it is not simply absent."""
+
+
+class LeaseRelease(Message, tag=12, frozen=True):
+    """Done with a lease, fetched or not. Without it the lease ends at its deadline."""
+
+    lease: Count
+
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag=13, frozen=True):
+    """First message on every stream: who calls, for what, and which protocol versions it speaks."""
+
+    cluster: Name
+    node: NodeId
+    address: Address
+    purpose: Annotated[int, Meta(ge=0, le=1)]
+    """0 control messages, 1 bulk."""
+    protocol_min: Small = PROTOCOL_MIN
+    protocol_max: Small = PROTOCOL_MAX
+
+
+class HelloAck(Message, tag=14, frozen=True):
+    """Answer to `Hello`: the answering node and the version to speak, or the reason of the refusal."""
+
+    node: NodeId
+    protocol: Small
+    refusal: Name = ""
+
+
+class Pull(Message, tag=15, frozen=True):
+    """On a bulk stream: send these blocks of the lease, each as a bulk header and its body, in order."""
+
+    lease: Count
+    wanted: Bitmap
+    """Speaks of the granted blocks of the lease, by their position in the grant."""
+
+
+AnyMessage: TypeAlias = (
+    Packet
+    | PushPull
+    | SummaryPage
+    | SummaryDelta
+    | SummaryRequest
+    | LeaseRequest
+    | LeaseGrant
+    | LeaseRelease
+    | Hello
+    | HelloAck
+    | Pull
+)
+"""Whatever may stand alone in a datagram or a stream frame."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """Return `message` as bytes, without a length prefix."""
+    data = _encoder.encode(message)
+    assert len(data) <= MESSAGE_BYTES_MAX, f"{type(message).__name__} grew past the limit"
+    return data
+
+
+def decode_untrusted(data: bytes, *, peer: str) -> AnyMessage:
+    """Return the message in `data`, which came from the network.
+
+    Raises:
+        MalformedMessage: whatever is wrong with `data`; no other exception escapes.
+    """
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise MalformedMessage(f"message of {len(data)} bytes, limit {MESSAGE_BYTES_MAX}", peer=peer)
+    try:
+        return _decoder.decode(data)
+    # msgspec lets two more through: bad UTF-8 in a string, and arrays nested thousands deep in a field we skip.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise MalformedMessage(f"undecodable message ({exc})", peer=peer) from exc
+
+
+def bitmap(positions: list[int]) -> bytes:
+    """Return a `Bitmap` with the bits at `positions` set."""
+    value = 0
+    for position in positions:
+        value |= 1 << position
+    return value.to_bytes((max(positions, default=-1) + 8) // 8, "little")
+
+
+def bit_positions(data: bytes) -> list[int]:
+    """Undo `bitmap`: the positions of the set bits, ascending."""
+    value = int.from_bytes(data, "little")
+    return [i for i in range(value.bit_length()) if value >> i & 1]
