@@ -107,7 +107,8 @@ class PeerSummary:
 
     def needs_memory(self, page: SummaryPage) -> int:
         """Return the bytes that taking `page` would set aside: those of a filter, if it is the first of its version."""
-        if self._assembly is not None and (page.epoch, page.seq) == (self._epoch, self._assembly.seq):
+        coming = self._assembly
+        if page.epoch == self._epoch and (page.seq <= self._seq or (coming is not None and page.seq <= coming.seq)):
             return 0
         return (1 << page.bits_log2) // 8
 
@@ -175,8 +176,7 @@ class PeerSummary:
     def _finish(self, coming: _Assembly) -> None:
         """Put the assembled filter in place, brought up by the deltas that came meanwhile."""
         self._assembly = None
-        if coming.reaches <= self._seq:  # late deltas have brought the old filter further after all
-            return
+        assert coming.reaches > self._seq
         for flips in coming.pending:
             coming.bloom.flip(flips)
         self._filters.replace(self._peer, coming.bloom)
@@ -205,6 +205,8 @@ class PeerSummary:
             reached = max(self._seq, coming.reaches if coming else -1)
             self._counts.repeated += seq <= reached
             self._counts.gaps += seq > reached
+        if coming is not None and coming.reaches <= self._seq:  # overtaken: late deltas made it superfluous
+            self._assembly = None
 
 
 def _is_well_formed(page: SummaryPage) -> bool:

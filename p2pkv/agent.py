@@ -14,7 +14,7 @@ from p2pkv.errors import ConfigError, MalformedMessage, PeerError
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
 from p2pkv.logs import logger
-from p2pkv.mesh.members import State
+from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Node
 from p2pkv.runner import Runner
@@ -32,8 +32,6 @@ BULK: Final = 1
 _BULK_IDLE_S: Final = 300.0
 _INCOMING_MAX: Final = 4096
 """Streams of other nodes at a time; a further one is closed at once."""
-_LEAVE_S: Final = 1.0
-"""Longest the goodbye may take to go out."""
 _GAUGES_S: Final = 1.0
 
 
@@ -72,7 +70,9 @@ class Agent:
         node = Node(config, self.me, Random(secrets.randbits(64)))
         timeout_s = config.fetch.connect_timeout_s
         self._streams = ControlStreams(
-            hello=lambda: self._hello(CONTROL), connect_timeout_s=timeout_s, on_lost=lambda a, e: self.runner.link_lost(a, e)
+            hello=lambda: self._hello(CONTROL),
+            connect_timeout_s=timeout_s,
+            on_lost=self._link_lost,
         )
         self._bulk = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
         self.runner: Final = Runner(node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics)
@@ -106,9 +106,7 @@ class Agent:
                 try:
                     await self._leaving.wait()
                 finally:
-                    with trio.CancelScope(shield=True), trio.move_on_after(_LEAVE_S):
-                        self.runner.tell(lambda node, now: node.leave(now))
-                        await self._streams.flush()
+                    self.runner.tell(lambda node, now: node.leave(now))
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
@@ -125,6 +123,9 @@ class Agent:
         self._tcp.close()
         self._datagrams.close()
         self.tier.close()
+
+    def _link_lost(self, address: str, error: PeerError) -> None:
+        self.runner.link_lost(address, error)  # the runner is made after the streams that report to it
 
     def _hello(self, purpose: int) -> Hello:
         return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
@@ -184,7 +185,7 @@ class Agent:
             self.metrics.tier_blocks.labels("host").set(figures.blocks)
             self.metrics.evictions.labels("host").set(figures.evictions)
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]
-            for state in State:
+            for state in MemberState:
                 self.metrics.members.labels(state.name.lower()).set(states.count(state))
             await trio.sleep(_GAUGES_S)
 
@@ -223,7 +224,7 @@ def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
         id=secrets.token_hex(8),
         boot=time.time_ns() // 1_000_000,
         incarnation=0,
-        state=State.ALIVE,
+        state=MemberState.ALIVE,
         name=config.node.name or f"{socket.gethostname()[:48]}:{port}",
         address=address,
         host_id=_host_id(),

@@ -1,14 +1,14 @@
 """One block in a file, for people: `p2pkv get KEY >FILE` writes it, `p2pkv put KEY <FILE` reads it.
 
-    0   8s  magic "p2pkvblk"
-    8   u32 version, 1
-    12  u32 segment_bytes
-    16  u64 length of the body
-    24  32s namespace
-    56  32s key
-    88  16s digest of the body
-    104 u64 XXH3-64 of bytes 0..104
-    112 body
+0   8s  magic "p2pkvblk"
+8   u32 version, 1
+12  u32 segment_bytes
+16  u64 length of the body
+24  32s namespace
+56  32s key
+88  16s digest of the body
+104 u64 XXH3-64 of bytes 0..104
+112 body
 """
 
 import struct
@@ -16,7 +16,7 @@ from typing import Final
 
 import xxhash
 
-from p2pkv.blocks import BlockInfo, BlockKey, BytesLike, block_digest
+from p2pkv.blocks import BlockInfo, BlockKey, block_digest
 from p2pkv.errors import NotABlockFile
 from p2pkv.transport.wire import BLOCK_BYTES_MAX
 
@@ -29,9 +29,7 @@ HEADER_BYTES: Final = _FIELDS.size + _CHECK.size
 
 def pack_header(info: BlockInfo) -> bytes:
     """Return what stands in front of the body."""
-    fields = _FIELDS.pack(
-        _MAGIC, _VERSION, info.segment_bytes, info.length, info.namespace, info.key, info.digest
-    )
+    fields = _FIELDS.pack(_MAGIC, _VERSION, info.segment_bytes, info.length, info.namespace, info.key, info.digest)
     return fields + _CHECK.pack(xxhash.xxh3_64_intdigest(fields))
 
 

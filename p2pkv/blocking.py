@@ -43,10 +43,7 @@ class EmbeddedNode:
         self._thread = threading.Thread(target=self._run, name="p2pkv node", daemon=True)
         self._thread.start()
         self._started.wait()
-        if self._failure is not None:
-            self._thread.join()
-            self._folder.cleanup()
-            raise self._failure
+        self._raise_failure()
 
     def client(self) -> Client:
         """Return a new client of this node."""
@@ -73,6 +70,12 @@ class EmbeddedNode:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            self._thread.join()
+            self._folder.cleanup()
+            raise self._failure
 
     def _run(self) -> None:
         try:

@@ -269,7 +269,7 @@ class Client:
             assert self._arena is not None
             return Lease(self, reply, self._arena)
 
-    def publish(self, namespace: Namespace, keys: Sequence[bytes], fill: Fill, *, first_depth: int = 0) -> Published:
+    def publish(self, namespace: Namespace, keys: Sequence[bytes], fill: Fill) -> Published:
         """Offer blocks to the mesh.
 
         Args:
@@ -277,7 +277,6 @@ class Client:
             keys: their keys, in chain order. Find out with `match` which are here already and leave those out.
             fill: `fill(i, destination)` writes the bytes of block `i` into `destination`, a uint8 array of
                 `block_bytes`. Called in order, once each.
-            first_depth: position of `keys[0]` in its chain.
 
         Returns:
             How many were stored; a full tier refuses some and loses nothing.

@@ -18,7 +18,16 @@ from msgspec import Meta
 from p2pkv.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "P2PKV_"
-_SIZE_UNITS: Final = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE_UNITS: Final = {
+    "": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -31,55 +40,147 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class NodeConfig(Section, frozen=True, kw_only=True):
     """Who this node is and whom it meets."""
 
-    name: Annotated[str, Meta(max_length=64, description=(
-        "What people call this node. Empty: host name and port. Need not be unique, a node's id is."))] = ""
-    cluster: Annotated[str, Meta(min_length=1, max_length=64, description=(
-        "Nodes of different clusters refuse each other, so that staging never joins production by a wrong seed."
-    ))] = "default"
-    bind: Annotated[str, Meta(description=(
-        "`host:port` to listen on, UDP for gossip and TCP for control and blocks, one number for both. Port 0 takes a "
-        "free one. An address other than loopback needs `insecure`, because this version does not encrypt."
-    ))] = "127.0.0.1:7710"
-    advertise: Annotated[str, Meta(description=(
-        "`host:port` under which others reach this node, where it differs from `bind`. Empty: what `bind` gave."))] = ""
-    insecure: Annotated[bool, Meta(description=(
-        "Allow a `bind` that other machines can reach, without encryption or authentication. Only on a network whose "
-        "every machine you trust with every prompt."))] = False
-    join: Annotated[tuple[str, ...], Meta(max_length=64, description=(
-        "Addresses of any members, `host:port`. One that answers is enough; all are tried again until one does."))] = ()
+    name: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description=("What people call this node. Empty: host name and port. Need not be unique, a node's id is."),
+        ),
+    ] = ""
+    cluster: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            description=(
+                "Nodes of different clusters refuse each other, so that staging never joins production by a wrong seed."
+            ),
+        ),
+    ] = "default"
+    bind: Annotated[
+        str,
+        Meta(
+            description=(
+                "`host:port` to listen on, UDP for gossip and TCP for control and blocks, one number for both. Port 0 takes a "
+                "free one. An address other than loopback needs `insecure`, because this version does not encrypt."
+            )
+        ),
+    ] = "127.0.0.1:7710"
+    advertise: Annotated[
+        str,
+        Meta(
+            description=(
+                "`host:port` under which others reach this node, where it differs from `bind`. Empty: what `bind` gave."
+            )
+        ),
+    ] = ""
+    insecure: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Allow a `bind` that other machines can reach, without encryption or authentication. Only on a network whose "
+                "every machine you trust with every prompt."
+            )
+        ),
+    ] = False
+    join: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=64,
+            description=(
+                "Addresses of any members, `host:port`. One that answers is enough; all are tried again until one does."
+            ),
+        ),
+    ] = ()
     zone: Annotated[str, Meta(max_length=64, description="Rack or zone, told to the other members.")] = ""
-    socket: Annotated[str, Meta(description=(
-        "Path of the Unix socket for engines and the command line, mode 0600. Empty: `p2pkv.sock` in "
-        "`$XDG_RUNTIME_DIR/p2pkv`, or in `/tmp/p2pkv-UID`. At most 100 bytes, a limit of the kernel's."))] = ""
+    socket: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path of the Unix socket for engines and the command line, mode 0600. Empty: `p2pkv.sock` in "
+                "`$XDG_RUNTIME_DIR/p2pkv`, or in `/tmp/p2pkv-UID`. At most 100 bytes, a limit of the kernel's."
+            )
+        ),
+    ] = ""
     metrics: Annotated[str, Meta(description="`host:port` for Prometheus to scrape. Empty: no listener.")] = ""
 
 
 class MeshConfig(Section, frozen=True, kw_only=True):
     """How nodes notice each other. The defaults are memberlist's for a LAN."""
 
-    probe_period_s: Annotated[Seconds, Meta(description=(
-        "How often one random member is probed. Some member notices a dead one after 1.6 periods (e/(e-1), SWIM "
-        "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period."))] = 1.0
-    probe_timeout_s: Annotated[Seconds, Meta(description=(
-        "How long a probed member has before others are asked to try. Choose a high quantile of the round trip; "
-        "shorter than `probe_period_s`."))] = 0.5
-    indirect_probes: Annotated[int, Meta(ge=0, le=16, description=(
-        "How many members are asked to probe a silent one. More tells a broken link from a dead node better."))] = 3
-    suspicion_mult: Annotated[float, Meta(ge=1, le=100, description=(
-        "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute. Higher: fewer false deaths, "
-        "later true ones."))] = 4.0
-    retransmit_mult: Annotated[int, Meta(ge=1, le=32, description=(
-        "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go."))] = 4
-    gossip_period_s: Annotated[Seconds, Meta(description=(
-        "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes."))] = 0.2
+    probe_period_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How often one random member is probed. Some member notices a dead one after 1.6 periods (e/(e-1), SWIM "
+                "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period."
+            )
+        ),
+    ] = 1.0
+    probe_timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long a probed member has before others are asked to try. Choose a high quantile of the round trip; "
+                "shorter than `probe_period_s`."
+            )
+        ),
+    ] = 0.5
+    indirect_probes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16,
+            description=(
+                "How many members are asked to probe a silent one. More tells a broken link from a dead node better."
+            ),
+        ),
+    ] = 3
+    suspicion_mult: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100,
+            description=(
+                "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute. Higher: fewer false deaths, "
+                "later true ones."
+            ),
+        ),
+    ] = 4.0
+    retransmit_mult: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=32,
+            description=(
+                "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go."
+            ),
+        ),
+    ] = 4
+    gossip_period_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes."
+            )
+        ),
+    ] = 0.2
     gossip_fanout: Annotated[int, Meta(ge=1, le=16, description="Members told per `gossip_period_s`.")] = 3
-    push_pull_period_s: Annotated[Seconds, Meta(description=(
-        "How often whole member lists are compared with a random member over the stream; repairs what gossip lost."
-    ))] = 30.0
-    join_retry_s: Annotated[Seconds, Meta(description=(
-        "Wait before seeds that did not answer are tried again; doubles up to 16 times this."))] = 0.5
-    reap_s: Annotated[Seconds, Meta(description=(
-        "How long a dead or departed member stays listed. Long enough for people to look."))] = 3600.0
+    push_pull_period_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How often whole member lists are compared with a random member over the stream; repairs what gossip lost."
+            )
+        ),
+    ] = 30.0
+    join_retry_s: Annotated[
+        Seconds,
+        Meta(description=("Wait before seeds that did not answer are tried again; doubles up to 16 times this.")),
+    ] = 0.5
+    reap_s: Annotated[
+        Seconds, Meta(description=("How long a dead or departed member stays listed. Long enough for people to look."))
+    ] = 3600.0
 
     def __post_init__(self) -> None:
         if self.probe_timeout_s >= self.probe_period_s:
@@ -92,54 +193,123 @@ class MeshConfig(Section, frozen=True, kw_only=True):
 class SummaryConfig(Section, frozen=True, kw_only=True):
     """How nodes tell each other what they hold."""
 
-    period_s: Annotated[Seconds, Meta(description=(
-        "At most one delta of the summary is sent per period. Shorter shows new blocks sooner and costs messages; an "
-        "update at 1 % change loses 0.1 to 1.7 % of hits (Summary Cache, Fan et al.)."))] = 2.0
-    false_positive_ratio: Annotated[float, Meta(gt=0, lt=0.5, description=(
-        "Share of absent keys that a full filter claims all the same. 0.01 costs 9.6 bits a key, half of it 1.4 more."
-    ))] = 0.01
-    blocks_expected: Annotated[int, Meta(ge=0, le=2**30, description=(
-        "How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."))] = 0
+    period_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "At most one delta of the summary is sent per period. Shorter shows new blocks sooner and costs messages; an "
+                "update at 1 % change loses 0.1 to 1.7 % of hits (Summary Cache, Fan et al.)."
+            )
+        ),
+    ] = 2.0
+    false_positive_ratio: Annotated[
+        float,
+        Meta(
+            gt=0,
+            lt=0.5,
+            description=(
+                "Share of absent keys that a full filter claims all the same. 0.01 costs 9.6 bits a key, half of it 1.4 more."
+            ),
+        ),
+    ] = 0.01
+    blocks_expected: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**30,
+            description=("How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."),
+        ),
+    ] = 0
 
 
 class HostConfig(Section, frozen=True, kw_only=True):
     """The tier in host memory."""
 
-    capacity_bytes: Annotated[int, Meta(ge=2**20, le=2**46, description=(
-        "Size of the arena, all of it allocated at start. Give what the machine can spare: a 2,000-token prompt of a "
-        "7B model takes about 250 MB. Written `4GiB` or as a number of bytes."))] = 2**30
-    chunk_bytes: Annotated[int, Meta(ge=0, le=2**34, description=(
-        "The arena is cut in chunks, each for blocks of one size; no block can be larger. 0: an eighth of the arena, "
-        "at most 64 MiB."))] = 0
+    capacity_bytes: Annotated[
+        int,
+        Meta(
+            ge=2**20,
+            le=2**46,
+            description=(
+                "Size of the arena, all of it allocated at start. Give what the machine can spare: a 2,000-token prompt of a "
+                "7B model takes about 250 MB. Written `4GiB` or as a number of bytes."
+            ),
+        ),
+    ] = 2**30
+    chunk_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**34,
+            description=(
+                "The arena is cut in chunks, each for blocks of one size; no block can be larger. 0: an eighth of the arena, "
+                "at most 64 MiB."
+            ),
+        ),
+    ] = 0
 
 
 class FetchConfig(Section, frozen=True, kw_only=True):
     """How blocks are brought from peers."""
 
-    timeout_s: Annotated[Seconds, Meta(description=(
-        "Longest an engine waits for a fetch if it names no time itself. What has arrived by then is used."))] = 10.0
+    timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Longest an engine waits for a fetch if it names no time itself. What has arrived by then is used."
+            )
+        ),
+    ] = 10.0
     connect_timeout_s: Annotated[Seconds, Meta(description="Longest a connection to a peer may take to open.")] = 2.0
-    answer_timeout_s: Annotated[Seconds, Meta(description=(
-        "Longest a peer may take to say which blocks it has; then the next holder is asked."))] = 2.0
-    lease_s: Annotated[Seconds, Meta(description=(
-        "How long a peer's blocks stay pinned for a fetch, at most. Longer than the slowest fetch; a requester that "
-        "dies holds them this long."))] = 30.0
-    engine_lease_s: Annotated[Seconds, Meta(description=(
-        "How long an engine's lease on local blocks lasts if the engine neither releases it nor goes away."))] = 120.0
+    answer_timeout_s: Annotated[
+        Seconds,
+        Meta(description=("Longest a peer may take to say which blocks it has; then the next holder is asked.")),
+    ] = 2.0
+    lease_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long a peer's blocks stay pinned for a fetch, at most. Longer than the slowest fetch; a requester that "
+                "dies holds them this long."
+            )
+        ),
+    ] = 30.0
+    engine_lease_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long an engine's lease on local blocks lasts if the engine neither releases it nor goes away."
+            )
+        ),
+    ] = 120.0
     leases_max: Annotated[int, Meta(ge=1, le=2**20, description="Leases one holder may have at a time.")] = 256
-    in_flight_max: Annotated[int, Meta(ge=1, le=2**20, description=(
-        "Blocks on their way at a time over all fetches; beyond it a fetch takes fewer blocks."))] = 8192
-    assumed_bandwidth_bytes_s: Annotated[float, Meta(gt=0, description=(
-        "Bandwidth of a link nothing was yet fetched over, bytes per second."))] = 1e9
-    cooldown_s: Annotated[Seconds, Meta(description=(
-        "A peer that failed a fetch is not asked again for this long; doubles with each failure up to 32 times."
-    ))] = 1.0
+    in_flight_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**20,
+            description=("Blocks on their way at a time over all fetches; beyond it a fetch takes fewer blocks."),
+        ),
+    ] = 8192
+    assumed_bandwidth_bytes_s: Annotated[
+        float, Meta(gt=0, description=("Bandwidth of a link nothing was yet fetched over, bytes per second."))
+    ] = 1e9
+    cooldown_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "A peer that failed a fetch is not asked again for this long; doubles with each failure up to 32 times."
+            )
+        ),
+    ] = 1.0
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
     """What the daemon writes to standard error."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severe line shown.")] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severe line shown.")] = (
+        "info"
+    )
     format: Annotated[Literal["text", "json"], Meta(description="Lines for people, or one JSON object each.")] = "text"
 
 
@@ -158,14 +328,23 @@ PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
     "lan": {},
     "wan": {
         "mesh": {
-            "probe_period_s": 5.0, "probe_timeout_s": 3.0, "suspicion_mult": 6.0, "gossip_period_s": 0.5,
-            "gossip_fanout": 4, "push_pull_period_s": 60.0,
+            "probe_period_s": 5.0,
+            "probe_timeout_s": 3.0,
+            "suspicion_mult": 6.0,
+            "gossip_period_s": 0.5,
+            "gossip_fanout": 4,
+            "push_pull_period_s": 60.0,
         },
     },
     "loopback": {
         "mesh": {
-            "probe_period_s": 0.5, "probe_timeout_s": 0.2, "suspicion_mult": 3.0, "indirect_probes": 1,
-            "retransmit_mult": 2, "gossip_period_s": 0.1, "push_pull_period_s": 15.0,
+            "probe_period_s": 0.5,
+            "probe_timeout_s": 0.2,
+            "suspicion_mult": 3.0,
+            "indirect_probes": 1,
+            "retransmit_mult": 2,
+            "gossip_period_s": 0.1,
+            "push_pull_period_s": 15.0,
         },
         "summary": {"period_s": 0.2},
     },
@@ -229,7 +408,9 @@ def parse_address(text: str, *, what: str = "address") -> tuple[str, int]:
     elif ":" in host:
         raise ConfigError(f"{what} is {text!r}, an IPv6 host needs brackets", hint="for example [::1]:7710")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004 - 16 bits
-        raise ConfigError(f"{what} is {text!r}, must be host:port with a port up to 65535", hint="for example 10.0.0.5:7710")
+        raise ConfigError(
+            f"{what} is {text!r}, must be host:port with a port up to 65535", hint="for example 10.0.0.5:7710"
+        )
     return host, int(port)
 
 
@@ -303,7 +484,9 @@ def _merge(into: dict[str, dict[str, object]], values: Mapping[str, Any], *, whe
         if section not in known:
             raise ConfigError(f"unknown section {section!r} in {where}", hint=_nearest(section, list(known)))
         if not isinstance(fields, Mapping):
-            raise ConfigError(f"{section!r} in {where} must be a table of settings", hint=f"write [{section}] above them")
+            raise ConfigError(
+                f"{section!r} in {where} must be a table of settings", hint=f"write [{section}] above them"
+            )
         names = [field.name for field in msgspec.structs.fields(known[section])]
         for name, value in fields.items():
             if name not in names:

@@ -229,11 +229,9 @@ class Fetches:
     def on_time(self, now: float) -> tuple[FetchEffect, ...]:
         """Let time pass: late answers and late fetches."""
         late = [number for number, request in self._requests.items() if now >= self._answer_by(request)]
-        effects = list(self._give_up(late, "slow", now))
+        effects = self._give_up(late, "slow", now)
         over = [number for number, fetch in self._fetches.items() if now >= fetch.deadline]
-        for number in over:
-            effects.append(self._end(number))
-        return tuple(effects)
+        return (*effects, *(self._end(number) for number in over))
 
     def next_deadline(self) -> float:
         """Return when `on_time` will have something to do; infinity if never."""

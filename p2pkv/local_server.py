@@ -51,7 +51,7 @@ from p2pkv.local_wire import (
     encode,
 )
 from p2pkv.logs import logger
-from p2pkv.mesh.members import State
+from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
 from p2pkv.planner import Cost
@@ -318,7 +318,7 @@ class _Session:
                 id=record.id,
                 name=record.name,
                 address=record.address,
-                state=State(record.state).name.lower(),
+                state=MemberState(record.state).name.lower(),
                 incarnation=record.incarnation,
                 zone=record.zone,
                 host_id=record.host_id,
@@ -333,7 +333,7 @@ class _Session:
         served, figures = self._served, node.statistics()
         states: dict[str, int] = {}
         for record in node.membership.members():
-            name = State(record.state).name.lower()
+            name = MemberState(record.state).name.lower()
             states[name] = states.get(name, 0) + 1
         ledger = figures.ledger
         return StatusReply(

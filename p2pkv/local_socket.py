@@ -27,11 +27,15 @@ class LocalSocket:
         """
         self.path: Final = Path(path) if path else default_socket()
         if len(os.fsencode(self.path)) > _PATH_BYTES_MAX:
-            raise CannotListen(f"socket path of {len(os.fsencode(self.path))} bytes, limit {_PATH_BYTES_MAX}: {self.path}")
+            raise CannotListen(
+                f"socket path of {len(os.fsencode(self.path))} bytes, limit {_PATH_BYTES_MAX}: {self.path}"
+            )
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path and self.path.parent.stat().st_uid != os.getuid():
-                raise CannotListen(f"the folder belongs to another user: {self.path.parent}", hint="choose with --socket")
+                raise CannotListen(
+                    f"the folder belongs to another user: {self.path.parent}", hint="choose with --socket"
+                )
             self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as exc:
             raise CannotListen(f"cannot listen at {self.path} ({exc.strerror})", hint="choose with --socket") from exc

@@ -16,11 +16,17 @@ class Metrics:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry: Final = registry
-        self.members = Gauge("p2pkv_members", "Members by believed state, this node included.", ["state"], registry=registry)
+        self.members = Gauge(
+            "p2pkv_members", "Members by believed state, this node included.", ["state"], registry=registry
+        )
         self.lookups = Counter("p2pkv_lookup", "Chains asked for, by the best result.", ["result"], registry=registry)
         self.lookup_blocks = Counter("p2pkv_lookup_blocks", "Blocks asked for.", registry=registry)
-        self.hit_blocks = Counter("p2pkv_hit_blocks", "Blocks given to engines, by where from.", ["source"], registry=registry)
-        self.fetch_blocks = Counter("p2pkv_fetch_blocks", "Blocks asked of peers, by outcome.", ["outcome"], registry=registry)
+        self.hit_blocks = Counter(
+            "p2pkv_hit_blocks", "Blocks given to engines, by where from.", ["source"], registry=registry
+        )
+        self.fetch_blocks = Counter(
+            "p2pkv_fetch_blocks", "Blocks asked of peers, by outcome.", ["outcome"], registry=registry
+        )
         self.fetch_seconds = Histogram(
             "p2pkv_fetch_seconds", "Time of a transfer from a peer.", ["transport"], buckets=_SECONDS, registry=registry
         )

@@ -14,11 +14,11 @@ from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import PinLimit
-from p2pkv.fetch import Fetches, FetchEnded, FetchStatistics, Outcome, StartTransfer
+from p2pkv.fetch import FetchEnded, Fetches, FetchStatistics, Outcome, StartTransfer
 from p2pkv.index.exchange import Summaries
 from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
 from p2pkv.links import Links
-from p2pkv.mesh.members import State
+from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
 from p2pkv.planner import Cost, plan
@@ -171,7 +171,10 @@ class Node:
 
     def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
         """Take that a stream to `address` could not be opened or broke; what was queued on it is lost."""
+        before = dict(self.membership.seeds()).get(address)
         effects = self._route(self.membership.on_link_lost(address, now), now)
+        if before != "unreachable" and dict(self.membership.seeds()).get(address) == "unreachable":
+            effects += (Note("seed unreachable, it is tried again", (("seed", address),), warning=True),)
         effects += self._route(self.summaries.on_link_lost(address, now), now)
         for record in self.membership.alive():
             if record.address == address:
@@ -273,7 +276,7 @@ class Node:
     def ring(self) -> Ring:
         """Return the ring of the members of now."""
         if self._ring is None:
-            usable = (record for record in self.membership.members() if record.state <= State.SUSPECT)
+            usable = (record for record in self.membership.members() if record.state <= MemberState.SUSPECT)
             self._ring = Ring({record.id: max(1, record.offered_bytes) for record in usable})
         return self._ring
 
@@ -301,7 +304,7 @@ class Node:
 
     def _usable(self, peer: str) -> MemberRecord | None:
         record = self.membership.member(peer)
-        return record if record is not None and record.state <= State.SUSPECT and peer != self.id else None
+        return record if record is not None and record.state <= MemberState.SUSPECT and peer != self.id else None
 
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
@@ -312,7 +315,7 @@ class Node:
                     out.append(effect)
                     self._ring = None
                     out += self._route(self.summaries.on_member(record, now), now)
-                    if record.state >= State.DEAD:
+                    if record.state >= MemberState.DEAD:
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
                         self.ledger.release_holder(_peer(record.id))

@@ -15,7 +15,7 @@ from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import logger
-from p2pkv.mesh.members import State
+from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
 from p2pkv.transport.streams import ControlStreams
@@ -28,6 +28,10 @@ _LOOP_REST_S: Final = 0.001
 """Shortest time between two timer rounds, so that a deadline in the past cannot spin the loop."""
 
 
+def _ignore(_: object) -> None:
+    """Stand in until the agent says who carries out transfers and who waits for acquires."""
+
+
 class Runner:
     """Owns one `Node`."""
 
@@ -38,9 +42,9 @@ class Runner:
         self._metrics = metrics
         self._log = logger()
         self._timer: trio.CancelScope | None = None
-        self.on_transfer: Callable[[StartTransfer], None] = lambda start: None
+        self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
-        self.on_acquired: Callable[[Acquired], None] = lambda acquired: None
+        self.on_acquired: Callable[[Acquired], None] = _ignore
         """Called when an engine's acquire is over."""
 
     # -- calls of other tasks -----------------------------------------------------------------------------------
@@ -112,9 +116,9 @@ class Runner:
                 case Acquired():
                     self.on_acquired(effect)
                 case MemberChanged(record=record, before=before):
-                    known = "unknown" if before is None else State(before).name.lower()
-                    state = State(record.state).name.lower()
-                    level = self._log.warning if record.state == State.DEAD else self._log.info
+                    known = "unknown" if before is None else MemberState(before).name.lower()
+                    state = MemberState(record.state).name.lower()
+                    level = self._log.warning if record.state == MemberState.DEAD else self._log.info
                     level("member changed", member=record.name, address=record.address, before=known, now=state)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))

@@ -1,16 +1,16 @@
 """The fixed 64 bytes in front of every block's body on a bulk stream. Bodies never touch msgpack.
 
-    0  4s  magic "P2KB"
-    4  u16 flags: 1 = absent (the lease is over or never was; no body follows)
-    6  u16 reserved, zero
-    8  u64 lease      which answer this belongs to: an answer to an earlier, cancelled pull is noticed
-    16 u32 position   in the grant
-    20 u32 length     of the body that follows
-    24 u32 segment_bytes
-    28 u32 reserved, zero
-    32 16s digest     of the body, as announced in the grant
-    48 u64 reserved, zero
-    56 u64 XXH3-64 of bytes 0..56
+0  4s  magic "P2KB"
+4  u16 flags: 1 = absent (the lease is over or never was; no body follows)
+6  u16 reserved, zero
+8  u64 lease      which answer this belongs to: an answer to an earlier, cancelled pull is noticed
+16 u32 position   in the grant
+20 u32 length     of the body that follows
+24 u32 segment_bytes
+28 u32 reserved, zero
+32 16s digest     of the body, as announced in the grant
+48 u64 reserved, zero
+56 u64 XXH3-64 of bytes 0..56
 """
 
 import struct

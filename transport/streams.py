@@ -55,11 +55,6 @@ class ControlStreams:
         """Return how many messages wait over all addresses."""
         return sum(queue.statistics().current_buffer_used for queue in self._queues.values())
 
-    async def flush(self) -> None:
-        """Wait until nothing waits any more; bounded by the caller."""
-        while self.waiting():
-            await trio.sleep(0.01)
-
     def _drop(self, address: str, error: PeerError) -> None:
         queue = self._queues.pop(address, None)
         if queue is not None:

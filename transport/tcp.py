@@ -117,16 +117,19 @@ class TcpTransport:
                     raise MalformedMessage("block that is not the one granted", peer=peer)
                 await _receive_into(stream, one.into, peer=peer)
                 on_block(one, "ok" if await _digest(one.into, one.segment_bytes) == one.digest else "corrupt")
-        except BaseException as exc:
+        except (PeerGone, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             await trio.aclose_forcefully(stream)
-            if isinstance(exc, trio.BrokenResourceError | trio.ClosedResourceError | OSError):
-                exc = PeerGone(f"connection broke ({_reason(exc)})", peer=peer)
-            if first_answer and isinstance(exc, PeerGone):
+            if first_answer:
                 raise _StaleConnection from exc
-            raise exc
+            if isinstance(exc, PeerGone):
+                raise
+            raise PeerGone(f"connection broke ({_reason(exc)})", peer=peer) from exc
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
 
 
-class _StaleConnection(Exception):  # noqa: N818 - never leaves this file, and is no error to anyone
+class _StaleConnection(Exception):
     """A kept connection had been closed by the other side before it answered anything."""
 
 

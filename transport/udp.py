@@ -62,7 +62,9 @@ def numeric_target(address: str) -> tuple[str, int] | None:
     """Return (ip, port) of a numeric address, or None for anything else."""
     try:
         host, port = parse_address(address)
-        return (str(ipaddress.ip_address(host)), port) if port else None
+        if not port or not host.isascii() or not host.isprintable():  # a zone may be any text, and sockets refuse some
+            return None
+        return str(ipaddress.ip_address(host)), port
     except (ConfigError, ValueError):
         return None
 

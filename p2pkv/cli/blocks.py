@@ -12,7 +12,7 @@ from p2pkv.errors import ConfigError, LocalUseError
 _KEY_DIGITS: Final = 64
 
 
-class _Key(click.ParamType):
+class _Key(click.ParamType[bytes]):
     """A block's key as 64 hexadecimal digits."""
 
     name = "key"
@@ -143,7 +143,8 @@ def put(key: bytes, file: Path | None, socket: Path | None, output: str) -> None
     info, body = unpack(data)
     if info.key != key:
         raise LocalUseError(
-            f"the file holds block {info.key.hex()[:16]}..., not {key.hex()[:16]}...", hint="give the key it was written with"
+            f"the file holds block {info.key.hex()[:16]}..., not {key.hex()[:16]}...",
+            hint="give the key it was written with",
         )
     with Client.connect(socket, staging_bytes=len(body) + 4096) as client:
         published = client.store(info, bytes(body))

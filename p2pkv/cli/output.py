@@ -75,7 +75,9 @@ def fail(error: P2pkvError, *, as_json: bool) -> NoReturn:
         click.echo(f"hint: {error.hint}", err=True)
     code = exit_code(error)
     if as_json:
-        print_json({"error": {"kind": type(error).__name__, "message": str(error), "hint": error.hint, "exit_code": code}})
+        print_json(
+            {"error": {"kind": type(error).__name__, "message": str(error), "hint": error.hint, "exit_code": code}}
+        )
     sys.exit(code)
 
 

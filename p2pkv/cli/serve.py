@@ -45,7 +45,10 @@ def serve(
         "host_bytes": "host.capacity_bytes",
         "log_level": "log.level",
         "log_format": "log.format",
-        **{name: f"node.{name}" for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure")},
+        **{
+            name: f"node.{name}"
+            for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure")
+        },
     }
     dotted: dict[str, object] = {names[name]: value for name, value in flags.items() if value is not None}
     if join:
@@ -53,15 +56,23 @@ def serve(
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or "." not in name:
-            raise ConfigError(f"--set {setting!r}", hint="write section.field=value, for example mesh.probe_period_s=0.5")
+            raise ConfigError(
+                f"--set {setting!r}", hint="write section.field=value, for example mesh.probe_period_s=0.5"
+            )
         dotted[name] = value
 
     def ready(agent: "Agent") -> None:
-        facts = {"node": agent.me.id, "name": agent.me.name, "address": agent.me.address, "socket": str(agent.local.path)}
+        facts = {
+            "node": agent.me.id,
+            "name": agent.me.name,
+            "address": agent.me.address,
+            "socket": str(agent.local.path),
+        }
         if output == "json":
             print_json(facts)
         click.echo(
-            f"p2pkv node {agent.me.name} ({agent.me.id}) is ready at {agent.me.address}, socket {agent.local.path}", err=True
+            f"p2pkv node {agent.me.name} ({agent.me.id}) is ready at {agent.me.address}, socket {agent.local.path}",
+            err=True,
         )
 
     run(load(file=file, flags=dotted, profile=profile), ready=ready)

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,17 @@ def generation_table_bytes(capacity_bytes: int) -> int:
     return -(-table // PAGE_BYTES) * PAGE_BYTES
 
 
+def available_bytes() -> int:
+    """Return how much memory this process can still take: the machine's, or its control group's if that is less."""
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    free = next(int(line.split()[1]) * 1024 for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        free = min(free, max(0, limit - used))
+    return free
+
+
 class HostTier:
     """The arena. See `p2pkv.tiers.base.Tier` for the promise of each method."""
 
@@ -44,6 +56,13 @@ class HostTier:
         self.capacity_bytes: Final = capacity_bytes
         self.table_bytes: Final = generation_table_bytes(capacity_bytes)
         self.arena_bytes: Final = self.table_bytes + capacity_bytes
+        free = available_bytes()
+        if self.arena_bytes > free:  # asked first: the kernel grants more than there is and kills somebody later
+            raise FabricError(
+                f"cannot take {self.arena_bytes} bytes of memory, {free} are free",
+                device="host memory",
+                hint="lower host.capacity_bytes (--host-bytes)",
+            )
         self.fd: Final = os.memfd_create("p2pkv-host", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(self.fd, 0, self.arena_bytes)

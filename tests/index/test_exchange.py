@@ -175,6 +175,25 @@ def test_a_request_is_answered_but_not_while_the_answer_is_on_its_way(core: Summ
     assert core.statistics().requests_ignored == 1
 
 
+def test_a_request_over_a_link_that_was_lost_does_not_wait_for_the_pause(core: Summaries) -> None:
+    met(core, "b")
+    core.on_link_lost("b:1", 0.5)
+    assert kinds(core.on_message("b", "b:1", SummaryRequest(), 0.6)) == [("b:1", SummaryPage)]
+
+
+def test_once_a_filter_is_complete_the_next_gap_is_asked_about_soon(core: Summaries) -> None:
+    core.on_member(record("b"), 0.0)
+    for _ in range(6):
+        core.on_time(core.next_deadline())
+    now = core.next_deadline()
+    core.on_time(now)
+    page = SummaryPage(epoch=1, seq=0, bits_log2=6, hashes=1, offset=0, data=b"")
+    core.on_message("b", "b:1", page, now + 0.1)
+    assert core.next_deadline() == inf
+    core.on_message("b", "b:1", SummaryDelta(epoch=1, seq=2, flips=b""), now + 0.2)
+    assert core.next_deadline() == now + PERIOD_S
+
+
 def test_strangers_are_neither_heard_nor_answered(core: Summaries) -> None:
     (effect,) = summaries("b").on_member(record("a"), 0.0)
     assert isinstance(effect.message, SummaryPage)

@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pkv.index.bloom import BloomFilter
@@ -77,6 +77,7 @@ steps = st.lists(
 )
 
 
+@settings(max_examples=300)
 @given(steps)
 def test_after_any_history_a_delivered_snapshot_makes_the_reader_equal_to_the_writer(history: list[Step]) -> None:
     writer, reader, held = SummaryWriter(5, BITS_LOG2, 3), Reader(), list[bytes]()
@@ -195,6 +196,26 @@ def test_deltas_that_wait_for_a_snapshot_are_bounded(writer: SummaryWriter, read
     reader.take(*others)
     assert reader.bits() == bytes(2**17)
     assert not reader.summary.is_settled
+
+
+def test_an_assembly_that_was_overtaken_is_dropped(writer: SummaryWriter, reader: Reader) -> None:
+    reader.take(*writer.snapshot())
+    late = change(writer, KEYS[0])
+    first, *others = writer.snapshot()
+    reader.take(first)
+    assert reader.summary.held_bytes == 2 * 2**17
+    assert not reader.take(late)
+    assert reader.summary.is_settled, "or its pages would be asked for in vain, being of a version already held"
+    assert not reader.take(change(writer, KEYS[1]), *others)
+    assert reader.bits() == writer.sealed.to_bytes()
+    assert reader.summary.held_bytes == 2**17
+
+
+def test_a_delta_of_an_earlier_life_is_not_taken_for_the_next(writer: SummaryWriter, reader: Reader) -> None:
+    reader.take(*writer.snapshot())
+    assert not reader.take(SummaryDelta(epoch=4, seq=1, flips=bytes(4)))
+    assert reader.bits() == writer.sealed.to_bytes()
+    assert reader.counts.repeated == 1
 
 
 def page(**changes: int | bytes) -> SummaryPage:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import vllm
+from numpy.typing import NDArray
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -39,7 +40,7 @@ from vllm.logger import init_logger
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from p2pkv.blocks import BlockKey, Extras, Namespace, OpaqueLayout
-from p2pkv.client import Client, Lease
+from p2pkv.client import Client, Lease, Published
 from p2pkv.errors import LayoutMismatch, P2pkvError
 from p2pkv.index.hashing import chain_keys
 
@@ -85,8 +86,6 @@ class Save:
     """Blocks that this step's forward pass completes."""
 
     keys: tuple[BlockKey, ...]
-    first_depth: int
-    """How many blocks of the prompt stand before `keys[0]`."""
     pages: tuple[int, ...]
 
 
@@ -215,7 +214,7 @@ class SchedulerHalf:
         first, last = request.num_computed_tokens // self._block_tokens, done_tokens // self._block_tokens
         if last <= first:
             return None
-        return Save(tuple(self._keys(request)[first:last]), first, tuple(pages[first:last]))
+        return Save(tuple(self._keys(request)[first:last]), tuple(pages[first:last]))
 
     def _keys(self, request: "Request") -> list[BlockKey]:
         return chain_keys(self._namespace, list(request.all_token_ids), Extras(cache_salt=request.cache_salt or ""))
@@ -233,7 +232,7 @@ class WorkerHalf:
         self._client = client
         self._namespace = namespace
         self._layer_names = layer_names
-        self._layers: list[np.ndarray] = []
+        self._layers: list[NDArray[np.uint8]] = []
         self._failed_pages: set[int] = set()
 
     def register(self, caches: dict[str, torch.Tensor]) -> None:
@@ -290,12 +289,12 @@ class WorkerHalf:
                     np.copyto(layer[page], segment)
                 missing.discard(page)
 
-    def _publish(self, save: Save) -> Any:
-        def fill(i: int, dest: np.ndarray) -> None:
-            for layer, segment in zip(self._layers, dest.reshape(len(self._layers), -1), strict=True):
+    def _publish(self, save: Save) -> Published:
+        def fill(i: int, destination: NDArray[np.uint8]) -> None:
+            for layer, segment in zip(self._layers, destination.reshape(len(self._layers), -1), strict=True):
                 np.copyto(segment, layer[save.pages[i]])
 
-        return self._client.publish(self._namespace, save.keys, fill, first_depth=save.first_depth)
+        return self._client.publish(self._namespace, save.keys, fill)
 
 
 class OpaqueConnector(KVConnectorBase_V1, SupportsHMA):
@@ -307,10 +306,11 @@ class OpaqueConnector(KVConnectorBase_V1, SupportsHMA):
         assert len(groups) == 1, "models with more than one kind of attention are a later connector's business"
         namespace = namespace_of(vllm_config, kv_cache_config)
         socket_path = vllm_config.kv_transfer_config.get_from_extra_config("p2pkv_socket", "")
-        client = or_miss(lambda: Client.connect(socket_path), None)
-        if role == KVConnectorRole.SCHEDULER:
+        if role == KVConnectorRole.SCHEDULER:  # reads only, so it needs no shared memory to publish from
+            client = or_miss(lambda: Client.connect(socket_path, staging_bytes=0, name="vllm scheduler"), None)
             self._scheduler = SchedulerHalf(client, namespace)
         else:
+            client = or_miss(lambda: Client.connect(socket_path, name="vllm worker"), None)
             self._worker = WorkerHalf(client, namespace, groups[0].layer_names)
 
     # -- the scheduler's role
@@ -375,7 +375,7 @@ def _shareable(request: "Request") -> bool:
     return not (request.lora_request or request.mm_features or request.prompt_embeds is not None)
 
 
-def _pages_of(cache: torch.Tensor) -> np.ndarray:
+def _pages_of(cache: torch.Tensor) -> NDArray[np.uint8]:
     """Return `cache`, `[pages, ...]`, as writable bytes `[pages, page_bytes]` that share its memory."""
     if not cache.is_contiguous():
         raise LayoutMismatch(f"a layer's cache of shape {tuple(cache.shape)} is not contiguous")

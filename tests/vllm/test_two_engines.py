@@ -7,20 +7,14 @@ the daemons speaks to the mesh.
 import hashlib
 import json
 import os
-import select
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from p2pkv.client import Client
+from tests.daemons import mesh, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(540)]
 
@@ -32,7 +26,6 @@ SHARED_BLOCKS = PREFIX_TOKENS // BLOCK_TOKENS
 NEW_TOKENS = 24
 ENGINE_TIMEOUT_S = 150
 """An engine takes 20 to 45 seconds on two cores, nearly all of it imports."""
-DAEMON_TIMEOUT_S = 20
 
 ENGINE_ENVIRONMENT = {
     # One thread and no binding: on two busy cores anything else is five times slower and once changed a token.
@@ -64,14 +57,17 @@ def model() -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(model: Path) -> tuple[list[int], list[int]]:
-    """Two prompts that share their first 500 tokens and nothing after."""
+    """Two prompts that share their first 500 tokens and nothing after.
+
+    The first goes on for a few blocks. Attention does not see the order of a prompt's pages, so an engine that puts
+    the right blocks on each other's pages would go unnoticed; blocks of another text among them do not.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    document = tokenizer.encode((ROOT / "p2pkv" / "demo" / "document.txt").read_text()).ids[:PREFIX_TOKENS]
-    assert len(document) == PREFIX_TOKENS
-    first, second = (tokenizer.encode(question).ids for question in ("\n\nIn one sentence,", "\n\nThe main point is"))
-    return document + first, document + second
+    document = tokenizer.encode((ROOT / "p2pkv" / "demo" / "document.txt").read_text()).ids
+    prefix, elsewhere = document[:PREFIX_TOKENS], document[-100:]
+    return prefix + elsewhere, prefix + tokenizer.encode("\n\nThe main point of this text is").ids
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +79,19 @@ def recomputed(model: Path, prompts: tuple[list[int], list[int]], tmp_path_facto
 def test_a_second_engine_answers_from_the_blocks_of_the_first_with_the_same_tokens(
     model: Path, prompts: tuple[list[int], list[int]], recomputed: dict[str, Any], tmp_path: Path
 ) -> None:
-    port_a, port_b = free_ports(2)
-    with (
-        daemon(tmp_path, "a", port_a) as socket_a,
-        daemon(tmp_path, "b", port_b, "--join", f"127.0.0.1:{port_a}") as socket_b,
-    ):
-        first = run_engine(tmp_path / "first", model, prompts[0], socket_path=socket_a)
+    with mesh(tmp_path, "a", "b", arguments=("--host-bytes", "512MiB")) as (a, b):
+        first = run_engine(tmp_path / "first", model, prompts[0], socket_path=a.socket)
         shared = [bytes.fromhex(key) for key in first["keys"][:SHARED_BLOCKS]]
-        assert len(shared) == SHARED_BLOCKS
-        assert first["hit_tokens"] == 0
-        wait_until_reachable(socket_b, shared)
-        second = run_engine(tmp_path / "second", model, prompts[1], socket_path=socket_b)
+        with b.client(staging_bytes=0) as client:
+            wait_until(lambda: client.match(shared).reachable_blocks == SHARED_BLOCKS, "b knows what a holds")
+            assert client.match(shared).local_blocks == 0
+        second = run_engine(tmp_path / "second", model, prompts[1], socket_path=b.socket)
 
+    assert first["hit_tokens"] == 0
+    assert first["counts"] == {"blocks_published": len(prompts[0]) // BLOCK_TOKENS}
     # vLLM counts a hit when it plans one, even if the load fails and it computes after all: hence both numbers.
     assert second["hit_tokens"] >= SHARED_BLOCKS * BLOCK_TOKENS
-    assert second["counts"]["blocks_loaded"] == SHARED_BLOCKS
+    assert second["counts"] == {"blocks_loaded": SHARED_BLOCKS}, "no error, and nothing left to publish"
     assert {peer for peer, _, _, _ in second["sources"]} == {"a"}
     assert sum(blocks for _, _, blocks, _ in second["sources"]) == SHARED_BLOCKS
     assert second["tokens"] == recomputed["tokens"]
@@ -142,63 +136,6 @@ def weights_id(model: Path) -> str:
     """Return a digest of the weights' file, so that a different conversion is a different namespace."""
     with (model / "model.safetensors").open("rb") as weights:
         return hashlib.file_digest(weights, "sha256").hexdigest()
-
-
-@contextmanager
-def daemon(folder: Path, name: str, port: int, *options: str) -> Iterator[Path]:
-    """Run `p2pkv serve`, yield its socket once it says that it is ready, and stop it as an operator would."""
-    socket_path = folder / f"{name}.sock"
-    command = [Path(sys.executable).with_name("p2pkv"), "serve", "--name", name, "--bind", f"127.0.0.1:{port}"]
-    command += ["--socket", socket_path, "--host-bytes", "512MiB", "--profile", "loopback", *options]
-    log = folder / f"{name}.log"
-    with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
-        try:
-            readable, _, _ = select.select([process.stdout], [], [], DAEMON_TIMEOUT_S)
-            if not readable or not process.stdout.readline():
-                pytest.fail(f"daemon {name} was not ready within {DAEMON_TIMEOUT_S} s:\n{log.read_text()[-6000:]}")
-            yield socket_path
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(DAEMON_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def wait_until_reachable(socket_path: Path, keys: list[bytes]) -> None:
-    """Wait until the daemon behind `socket_path` has heard where `keys` are."""
-    client = Client.connect(socket_path)
-    try:
-        deadline = time.monotonic() + DAEMON_TIMEOUT_S
-        match = client.match(keys)
-        while match.reachable_blocks < len(keys):
-            assert time.monotonic() < deadline, f"after {DAEMON_TIMEOUT_S} s the daemon knows of no more than {match}"
-            time.sleep(0.05)
-            match = client.match(keys)
-        assert match.local_blocks == 0
-    finally:
-        client.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on now, for TCP nor for UDP; held together, so that they differ."""
-    sockets: list[socket.socket] = []
-    try:
-        ports: list[int] = []
-        while len(ports) < count:
-            stream, datagram = socket.socket(type=socket.SOCK_STREAM), socket.socket(type=socket.SOCK_DGRAM)
-            sockets += [stream, datagram]
-            stream.bind(("127.0.0.1", 0))
-            port = stream.getsockname()[1]
-            try:
-                datagram.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            ports.append(port)
-        return ports
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def tell(title: str, report: dict[str, Any]) -> None:

@@ -1,0 +1,167 @@
+"""What this node believes of every other member, and how two beliefs become one.
+
+Records of one member are totally ordered by `rank`, and merging keeps the greater: a join-semilattice, so nodes that have
+seen the same records in any order, any number of times, believe the same (ALGORITHM.md, "Merge").
+
+Source: SWIM section 4.2 orders by (incarnation, state). `boot` stands in front of it so that a restarted process needs no
+memory of the incarnations of its earlier life. As in memberlist, and unlike in SWIM, a higher incarnation also overrides
+"dead": a member that was declared dead wrongly can come back by itself.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+import msgspec
+
+from p2pkv.transport.wire import MemberRecord
+
+MEMBERS_MAX: Final = 8192
+"""Members listed, and reaped members remembered. Eight times the mesh we simulate; at 512 bytes each, 4 MiB."""
+RECORD_BYTES_MAX: Final = 512
+"""Larger records are refused. With it a packet's own fields and one update always fit a datagram (`gossip`)."""
+
+Rank: TypeAlias = tuple[int, int, int, str, str, str, str, int]
+
+
+class MemberState(IntEnum):
+    """States in the order in which one overrides another of the same incarnation."""
+
+    ALIVE = 0
+    SUSPECT = 1
+    DEAD = 2
+    LEFT = 3
+
+
+def is_usable(record: MemberRecord) -> bool:
+    """Whether to still count on the member; a suspect is innocent until its deadline."""
+    return record.state <= MemberState.SUSPECT
+
+
+def rank(record: MemberRecord) -> Rank:
+    """Return the place of `record` in the total order of records of its member.
+
+    (boot, incarnation, state) decide; the rest breaks ties that only two processes of one id can cause, so that even
+    then everybody ends up with the same record.
+    """
+    return (
+        record.boot,
+        record.incarnation,
+        record.state,
+        record.address,
+        record.name,
+        record.host_id,
+        record.zone,
+        record.offered_bytes,
+    )
+
+
+def merge(one: MemberRecord, other: MemberRecord) -> MemberRecord:
+    """Return the greater of two records of one member. Commutative, associative, idempotent."""
+    assert one.id == other.id
+    return max(one, other, key=rank)
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def record_bytes(record: MemberRecord) -> int:
+    """Return the bytes `record` takes inside a message."""
+    return len(_encoder.encode(record))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A record that entered the table, and the one it replaced, if any."""
+
+    after: MemberRecord
+    before: MemberRecord | None
+
+
+class MemberTable:
+    """The greatest record seen of each member other than this node.
+
+    Members dead or departed for `reap_s` are dropped from the list, but their records are remembered for as long again:
+    others reap a little later, and would otherwise bring them back for ever.
+    """
+
+    def __init__(self, *, reap_s: float, members_max: int = MEMBERS_MAX) -> None:
+        self._reap_s = reap_s
+        self._members_max = members_max
+        self._records: dict[str, MemberRecord] = {}
+        # Both are in the order of their times, because an entry is removed before it is added again.
+        self._gone_at: dict[str, float] = {}
+        self._reaped: dict[str, tuple[MemberRecord, float]] = {}
+        self._usable: tuple[MemberRecord, ...] | None = ()
+        self.refused = 0
+        """Records turned away because the table was full of usable members."""
+
+    def get(self, member: str) -> MemberRecord | None:
+        """Return what is believed of `member`, or None if it is not listed."""
+        return self._records.get(member)
+
+    def records(self) -> tuple[MemberRecord, ...]:
+        """Return all records, the gone included, oldest acquaintance first."""
+        return tuple(self._records.values())
+
+    def usable(self) -> tuple[MemberRecord, ...]:
+        """Return the records of alive and suspect members. O(1) unless something changed since the last call."""
+        if self._usable is None:
+            self._usable = tuple(record for record in self._records.values() if is_usable(record))
+        return self._usable
+
+    def mesh_size(self) -> int:
+        """Return the n of all formulas: the usable members and this node."""
+        return len(self.usable()) + 1
+
+    def dead(self) -> tuple[MemberRecord, ...]:
+        """Return the records of members that died, as opposed to those that left, longest gone first."""
+        gone = (self._records[member] for member in self._gone_at)
+        return tuple(record for record in gone if record.state == MemberState.DEAD)
+
+    def take(self, record: MemberRecord, now: float) -> Change | None:
+        """Merge `record` in; None if nothing changed, because as much or more was known."""
+        known = self._records.get(record.id)
+        if known is None:
+            reaped = self._reaped.get(record.id)
+            if reaped is not None and rank(record) <= rank(reaped[0]):
+                return None
+            if len(self._records) >= self._members_max and not self._make_room(now):
+                self.refused += 1
+                return None
+            self._reaped.pop(record.id, None)
+        elif record == known or merge(known, record) is known:
+            return None
+        self._records[record.id] = record
+        self._usable = None
+        self._gone_at.pop(record.id, None)
+        if not is_usable(record):
+            self._gone_at[record.id] = now
+        return Change(after=record, before=known)
+
+    def next_deadline(self) -> float:
+        """When `reap` has something to do."""
+        gone_at = next(iter(self._gone_at.values()), float("inf"))
+        reaped_at = next((at for _, at in self._reaped.values()), float("inf"))
+        return min(gone_at, reaped_at) + self._reap_s
+
+    def reap(self, now: float) -> None:
+        """Drop members gone for `reap_s`, and forget those dropped for as long."""
+        while self._gone_at and next(iter(self._gone_at.values())) + self._reap_s <= now:
+            self._reap_longest_gone(now)
+        while self._reaped and next(iter(self._reaped.values()))[1] + self._reap_s <= now:
+            del self._reaped[next(iter(self._reaped))]
+
+    def _make_room(self, now: float) -> bool:
+        if not self._gone_at:
+            return False
+        self._reap_longest_gone(now)
+        return True
+
+    def _reap_longest_gone(self, now: float) -> None:
+        member = next(iter(self._gone_at))
+        del self._gone_at[member]
+        if len(self._reaped) >= self._members_max:
+            del self._reaped[next(iter(self._reaped))]
+        self._reaped[member] = (self._records.pop(member), now)
+        self._usable = None

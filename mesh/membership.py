@@ -1,0 +1,387 @@
+"""Membership: the cores of this folder composed into one, with the verbs every core has.
+
+A record of a member, wherever it comes from, takes one way: `_hear` admits it, `_settle` tells the parts that care.
+Everything that leaves goes through the `Outbox`. What is left to do here is to say which part acts on what.
+"""
+
+import itertools
+from collections import Counter
+from random import Random
+from typing import Final, TypeAlias
+
+import msgspec
+
+from p2pkv.config import MeshConfig
+from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.mesh.chance import pick
+from p2pkv.mesh.gossip import GossipQueue, retransmit_limit
+from p2pkv.mesh.join import Joiner
+from p2pkv.mesh.members import RECORD_BYTES_MAX, Change, MemberState, MemberTable, is_usable, record_bytes
+from p2pkv.mesh.notes import Notes
+from p2pkv.mesh.outbox import Outbox
+from p2pkv.mesh.own import Answer, OwnRecord
+from p2pkv.mesh.probe import Direct, Indirect, Prober, Silent, Step
+from p2pkv.mesh.push_pull import doubt_death, push_pull_scale
+from p2pkv.mesh.relay import Relays
+from p2pkv.mesh.statistics import MembershipStatistics
+from p2pkv.mesh.suspicion import Suspects, timeout_min_s, timeout_s
+from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Packet, Ping, PingRequest, PushPull
+
+Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note
+
+DEAD_CONTACT_PERIOD_S: Final = 60.0
+"""How often a dead member is tried, in case it was only cut off. foca announces itself to the dead every 65 s."""
+
+
+class Membership:
+    """Who is in the mesh, as far as this node can tell.
+
+    The shell calls `on_message` with what arrives, `on_time` at or after `next_deadline()`, and carries out the effects.
+    After a stall it drains what has arrived before it calls `on_time`. Nothing a peer sends raises.
+    """
+
+    def __init__(
+        self, *, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[str, ...], random: Random
+    ) -> None:
+        """Begin as the only member.
+
+        Raises:
+            LocalUseError: names and addresses of this node are too long for a datagram.
+        """
+        sequence = itertools.count(1)  # one for both, so that an answer belongs to a probe or a relay, never to both
+        self._config = config
+        self._cluster = cluster
+        self._random = random
+        self._own = OwnRecord(me)
+        self._table = MemberTable(reap_s=config.reap_s)
+        self._queue = GossipQueue(mult=config.retransmit_mult)
+        self._outbox = Outbox(own=self._own, table=self._table, cluster=cluster, queue=self._queue)
+        self._prober = Prober(
+            period_s=config.probe_period_s,
+            timeout_s=config.probe_timeout_s,
+            helpers=config.indirect_probes,
+            sequence=sequence,
+            random=random,
+        )
+        self._relays = Relays(keep_s=config.probe_period_s, sequence=sequence)
+        self._suspects = Suspects()
+        self._joiner = Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s)
+        self._notes = Notes()
+        self._counts: Counter[str] = Counter()
+        self._started = False
+        self._gossip_at = 0.0
+        self._push_pull_at = 0.0
+        self._dead_contact_at = 0.0
+        self._queue.put(me)
+
+    # -- what this node believes ------------------------------------------------------------------------------------
+
+    def members(self) -> tuple[MemberRecord, ...]:
+        """Return all records, the gone included; this node's own is the first."""
+        return (self._own.record, *self._table.records())
+
+    def member(self, member: str) -> MemberRecord | None:
+        """Return the record of `member`, which may be this node, or None."""
+        return self._own.record if member == self._own.record.id else self._table.get(member)
+
+    def alive(self) -> tuple[MemberRecord, ...]:
+        """Return the members to count on, without this node. Suspects are among them."""
+        return self._table.usable()
+
+    def seeds(self) -> tuple[tuple[str, str], ...]:
+        """Return each seed's address with its state: self, reached, asked, unreachable or waiting."""
+        return self._joiner.states(reached=self._usable_addresses())
+
+    def statistics(self) -> MembershipStatistics:
+        """Return counters and sizes."""
+        states = Counter(record.state for record in self._table.records())
+        return MembershipStatistics(
+            alive=states[MemberState.ALIVE],
+            suspect=states[MemberState.SUSPECT],
+            dead=states[MemberState.DEAD],
+            left=states[MemberState.LEFT],
+            updates_waiting=len(self._queue),
+            updates_dropped=self._queue.dropped,
+            relays_open=len(self._relays),
+            relays_refused=self._relays.refused,
+            silent_probes=self._counts["silent_probes"],
+            declared_dead=self._counts["declared_dead"],
+            refutations=self._counts["refutations"],
+            stalls=self._counts["stalls"],
+            packets_foreign=self._counts["packets_foreign"],
+            pings_misdirected=self._counts["pings_misdirected"],
+            records_refused=self._counts["records_refused"] + self._table.refused,
+        )
+
+    # -- the verbs --------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """When to call `on_time` next; it may be past. Recompute after every call."""
+        if self._own.left:
+            return float("inf")
+        if not self._started:
+            return 0.0
+        return min(
+            self._prober.next_deadline(),
+            self._suspects.next_deadline(),
+            self._gossip_at if self._outbox.has_news() else float("inf"),
+            self._joiner.next_deadline(),
+            self._push_pull_at,
+            self._dead_contact_at,
+            self._table.next_deadline(),
+        )
+
+    def on_time(self, now: float) -> tuple[Effect, ...]:
+        """Let time pass. Calling early, late or twice is harmless."""
+        if self._own.left:
+            return ()
+        if not self._started:
+            self._start(now)
+        effects: list[Effect] = []
+        self._forgive_stall(now)
+        for step in self._prober.on_time(now):
+            self._probe(step, now, effects)
+        for member in self._suspects.due(now):
+            self._declare_dead(member, now, effects)
+        if now >= self._gossip_at and self._outbox.has_news():
+            self._gossip_at = now + self._config.gossip_period_s
+            effects += self._outbox.gossip(self._config.gossip_fanout, self._random)
+        if now >= self._push_pull_at:
+            self._push_pull_at = now + self._config.push_pull_period_s * push_pull_scale(self._table.mesh_size())
+            self._compare_lists_with_one_of(self._table.usable(), effects)
+        if now >= self._dead_contact_at:
+            # Where two halves of a mesh find each other again. A member that was only cut off reads in our list that it
+            # is dead, refutes, and answers with what its side believes; one pair that meets is enough for gossip.
+            self._dead_contact_at = now + DEAD_CONTACT_PERIOD_S
+            self._compare_lists_with_one_of(self._table.dead(), effects)
+        if now >= self._joiner.next_deadline():
+            for address in self._joiner.on_time(now, reached=self._usable_addresses()):
+                effects += self._outbox.list_to(address, reply=True)
+        self._table.reap(now)
+        self._seek_if_alone(now)
+        return tuple(effects)
+
+    def on_message(self, sender: str, message: Packet | PushPull, now: float) -> tuple[Effect, ...]:
+        """Take a message that arrived from `sender`: its address, where the shell knows one that can be a seed's."""
+        if self._own.left:
+            return ()
+        effects: list[Effect] = []
+        match message:
+            case Packet():
+                self._on_packet(message, now, effects)
+            case PushPull():
+                self._on_push_pull(sender, message, now, effects)
+        self._seek_if_alone(now)
+        return tuple(effects)
+
+    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+        """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
+        self._joiner.on_link_lost(address)
+        return ()
+
+    def update_self(self, now: float, *, offered_bytes: int) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+        """Tell the others how much memory this node offers. It rides along from the next packet on."""
+        if not self._own.left and self._own.offer(offered_bytes):
+            self._queue.put(self._own.record)
+        return ()
+
+    def leave(self, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+        """Say goodbye and fall silent for good. The shell sends the effects and may stop.
+
+        This node will not gossip again, so it sends at once as many copies as gossip would have carried.
+        """
+        if self._own.left:
+            return ()
+        self._own.leave()
+        copies = retransmit_limit(self._config.retransmit_mult, self._table.mesh_size())
+        return tuple(self._outbox.goodbye(max(self._config.gossip_fanout, copies), self._random))
+
+    # -- arriving ---------------------------------------------------------------------------------------------------
+
+    def _on_packet(self, packet: Packet, now: float, effects: list[Effect]) -> None:
+        own = self._own.record
+        if packet.cluster != self._cluster:
+            self._counts["packets_foreign"] += 1
+            facts = (("sender", packet.sender), ("address", packet.sender_address), ("cluster", packet.cluster))
+            effects += self._notes.warn_once("packet of another cluster", facts, about=(packet.sender,))
+            return
+        if packet.sender == own.id:
+            if packet.sender_address != own.address:
+                self._warn_of_duplicate(own.boot, packet.sender_address, effects)
+            return
+        for record in packet.updates:
+            self._hear(record, now, effects)
+        answered = self._answer(packet, now, effects)
+        if not answered and self._is_dead(packet.sender):
+            effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip()))
+
+    def _answer(self, packet: Packet, now: float, effects: list[Effect]) -> bool:
+        """Do what the body asks; say whether a packet went to the sender."""
+        own = self._own.record
+        match packet.body:
+            case Ping(seq=seq, target=own.id) | PingRequest(seq=seq, target=own.id):
+                body = Ack(seq=seq, target=own.id)
+                effects.append(self._outbox.datagram(packet.sender, packet.sender_address, body))
+                return True
+            case Ping():
+                self._counts["pings_misdirected"] += 1
+            case PingRequest(seq=seq, target=target, target_address=address):
+                number = self._relays.open(
+                    requester=packet.sender, requester_address=packet.sender_address, seq=seq, target=target, now=now
+                )
+                if number is not None:
+                    effects.append(self._outbox.datagram(target, address, Ping(seq=number, target=target)))
+            case Ack(seq=seq, target=target):
+                if not self._prober.on_ack(seq, target):
+                    self._pass_on(seq, target, now, effects)
+            case Gossip():
+                pass
+        return False
+
+    def _pass_on(self, number: int, target: str, now: float, effects: list[Effect]) -> None:
+        relay = self._relays.close(number, target, now)
+        if relay is not None:
+            body = Ack(seq=relay.seq, target=target)
+            effects.append(self._outbox.datagram(relay.requester, relay.requester_address, body))
+
+    def _on_push_pull(self, sender: str, message: PushPull, now: float, effects: list[Effect]) -> None:
+        if not message.records:
+            self._counts["records_refused"] += 1
+            return
+        theirs = message.records[0]
+        if theirs.id == self._own.record.id:  # we reached ourselves by another of our names, or there is a duplicate
+            self._hear(theirs, now, effects)
+            return
+        for record in message.records:
+            self._hear(doubt_death(record, self._table.get(record.id)), now, effects)
+        known = self._table.get(theirs.id)
+        if known is None:  # it was refused, and so is the answer
+            return
+        if is_usable(known):
+            self._joiner.on_answer(sender)
+        if message.reply:
+            effects += self._outbox.list_to(theirs.address, reply=False)
+        elif self._is_dead(theirs.id):
+            effects.append(self._outbox.datagram(theirs.id, theirs.address, Gossip()))
+
+    # -- believing --------------------------------------------------------------------------------------------------
+
+    def _hear(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
+        """Merge one record, whoever it came from."""
+        if record.id == self._own.record.id:
+            self._hear_of_self(record, effects)
+            return
+        if record == self._table.get(record.id):
+            return  # by far the most frequent case
+        if not record.address or record_bytes(record) > RECORD_BYTES_MAX:
+            self._counts["records_refused"] += 1
+            return
+        change = self._table.take(record, now)
+        if change is not None:
+            self._settle(change, now, effects)
+
+    def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
+        match self._own.hear(record):
+            case Answer.REFUTE:
+                self._counts["refutations"] += 1
+                self._queue.put(self._own.record)
+            case Answer.DUPLICATE:
+                self._warn_of_duplicate(record.boot, record.address, effects)
+            case Answer.NOTHING:
+                pass
+
+    def _settle(self, change: Change, now: float, effects: list[Effect]) -> None:
+        """Tell the parts that care about a record that has entered the table."""
+        record, before = change.after, change.before
+        if is_usable(record):
+            self._prober.insert(record.id)
+            if before is None or before.boot != record.boot or not is_usable(before):
+                self._outbox.introduce(record.id)
+        else:
+            self._prober.remove(record.id)
+            self._outbox.forget(record.id)
+        if record.state == MemberState.SUSPECT:
+            self._suspects.suspect(record.id, until=now + self._suspicion_s())
+        else:
+            self._suspects.clear(record.id)
+        if before is not None or is_usable(record):  # of a stranger's funeral nobody needs to hear
+            self._queue.put(record)
+        if before is None or record != msgspec.structs.replace(before, incarnation=record.incarnation):
+            effects.append(MemberChanged(record, before.state if before is not None else None))
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _start(self, now: float) -> None:
+        """Spread what is periodic, so that nodes started together do not act in step."""
+        self._started = True
+        self._prober.start(now)
+        self._joiner.start(now)
+        self._gossip_at = now
+        self._push_pull_at = now + self._config.push_pull_period_s * self._random.random()
+        self._dead_contact_at = now + DEAD_CONTACT_PERIOD_S * self._random.random()
+
+    def _forgive_stall(self, now: float) -> None:
+        """Give suspects back the time in which this node did not run: it told nobody, so nobody could refute."""
+        late_s = now - self._prober.next_deadline()
+        if late_s > self._config.probe_timeout_s:
+            self._counts["stalls"] += 1
+            self._suspects.postpone(late_s)
+
+    def _probe(self, step: Step, now: float, effects: list[Effect]) -> None:
+        target = self._table.get(step.target)
+        assert target is not None, "a probed member is listed"
+        match step:
+            case Direct(seq, _):
+                body = Ping(seq=seq, target=target.id)
+                effects.append(self._outbox.datagram(target.id, target.address, body))
+            case Indirect(seq, _, helpers):
+                request = PingRequest(seq=seq, target=target.id, target_address=target.address)
+                for helper in helpers:
+                    member = self._table.get(helper)
+                    assert member is not None, "a helper is listed"
+                    effects.append(self._outbox.datagram(member.id, member.address, request))
+            case Silent():
+                self._counts["silent_probes"] += 1
+                if target.state == MemberState.ALIVE:
+                    self._hear(msgspec.structs.replace(target, state=int(MemberState.SUSPECT)), now, effects)
+
+    def _declare_dead(self, member: str, now: float, effects: list[Effect]) -> None:
+        record = self._table.get(member)
+        assert record is not None, "a suspect is listed"
+        assert record.state == MemberState.SUSPECT, "whoever is no longer suspected has been cleared"
+        self._counts["declared_dead"] += 1
+        self._hear(msgspec.structs.replace(record, state=int(MemberState.DEAD)), now, effects)
+
+    def _compare_lists_with_one_of(self, members: tuple[MemberRecord, ...], effects: list[Effect]) -> None:
+        if members:
+            effects += self._outbox.list_to(pick(members, self._random).address, reply=True)
+
+    def _seek_if_alone(self, now: float) -> None:
+        if self._started and not self._table.usable():
+            self._joiner.seek(now)
+
+    def _suspicion_s(self) -> float:
+        """Return how long a new suspect has. No confirmations are counted, so the shortest time is also the longest."""
+        shortest_s = timeout_min_s(
+            mult=self._config.suspicion_mult, members=self._table.mesh_size(), period_s=self._config.probe_period_s
+        )
+        return timeout_s(0, wanted=0, min_s=shortest_s, max_s=shortest_s)
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _is_dead(self, member: str) -> bool:
+        """Whether we believe `member` dead; if a message comes from it all the same, it must be told."""
+        known = self._table.get(member)
+        return known is not None and known.state == MemberState.DEAD
+
+    def _warn_of_duplicate(self, boot: int, address: str, effects: list[Effect]) -> None:
+        facts = (("id", self._own.record.id), ("boot", boot), ("address", address))
+        effects += self._notes.warn_once("duplicate node id", facts, about=(boot, address))
+
+    def _usable_addresses(self) -> frozenset[str]:
+        return frozenset(record.address for record in self._table.usable())
+
+    def __repr__(self) -> str:
+        own = self._own.record
+        members, suspects = self._table.mesh_size(), len(self._suspects)
+        return f"<Membership {own.id} incarnation={own.incarnation} members={members} suspects={suspects}>"

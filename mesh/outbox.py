@@ -1,0 +1,118 @@
+"""How messages leave: what each packet carries besides its body, and lists over the stream.
+
+A packet is filled in this order: what its receiver must know, then the waiting updates, fewest-sent first, as far as
+they fit `DATAGRAM_BYTES_MAX` once encoded. Source: SWIM section 4.1 (updates ride on probes instead of being flooded).
+"""
+
+from random import Random
+from typing import Final
+
+import msgspec
+
+from p2pkv.effects import SendDatagram, SendStream
+from p2pkv.errors import LocalUseError
+from p2pkv.mesh.chance import sample
+from p2pkv.mesh.gossip import UPDATES_PER_PACKET_MAX, GossipQueue
+from p2pkv.mesh.members import RECORD_BYTES_MAX, MemberState, MemberTable, record_bytes
+from p2pkv.mesh.own import OwnRecord
+from p2pkv.mesh.push_pull import member_list
+from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, DatagramBody, Gossip, MemberRecord, Packet, encode
+
+INTRODUCTIONS: Final = 3
+"""Packets to a new member that carry our own record. With 5 % loss, one in 8,000 members needs gossip to hear of us."""
+CLUSTER_BYTES_MAX: Final = 256
+"""With it, the sender's fields and the largest body leave room in every packet; see the sum in ALGORITHM.md."""
+_ARRAY_HEADER_BYTES: Final = 2
+"""What the array of updates may take more with many updates than with none."""
+
+
+class Outbox:
+    """The only maker of packets. It reads the table and this node's record, and changes neither."""
+
+    def __init__(self, *, own: OwnRecord, table: MemberTable, cluster: str, queue: GossipQueue) -> None:
+        """Refuse what would not fit.
+
+        Raises:
+            LocalUseError: names and addresses of this node, or its cluster's name, are too long for a datagram.
+        """
+        own_bytes, cluster_bytes = record_bytes(own.record), len(cluster.encode())
+        if own_bytes > RECORD_BYTES_MAX or cluster_bytes > CLUSTER_BYTES_MAX:
+            raise LocalUseError(
+                f"this node's record takes {own_bytes} bytes, limit {RECORD_BYTES_MAX}, "
+                f"and its cluster's name {cluster_bytes}, limit {CLUSTER_BYTES_MAX}",
+                hint="choose a shorter name, zone or cluster",
+            )
+        self._own = own
+        self._table = table
+        self._cluster = cluster
+        self._queue = queue
+        self._introductions: dict[str, int] = {}
+
+    def introduce(self, member: str) -> None:
+        """Let our own record ride on the next packets to `member`, which may not know us."""
+        self._introductions[member] = INTRODUCTIONS
+
+    def forget(self, member: str) -> None:
+        """Stop introducing us to a member that is gone."""
+        self._introductions.pop(member, None)
+
+    def has_news(self) -> bool:
+        """Whether an update waits and there is somebody to tell."""
+        return bool(self._queue) and bool(self._table.usable())
+
+    def gossip(self, fanout: int, random: Random) -> list[SendDatagram]:
+        """Return packets with waiting updates to up to `fanout` random members."""
+        packets: list[SendDatagram] = []
+        for member in sample(self._table.usable(), fanout, random):
+            if not self._queue:
+                break
+            packets.append(self.datagram(member.id, member.address, Gossip()))
+        return packets
+
+    def goodbye(self, copies: int, random: Random) -> list[SendDatagram]:
+        """Return packets that tell up to `copies` random members this node's record as it is now."""
+        told = sample(self._table.usable(), copies, random)
+        return [self.datagram(member.id, member.address, Gossip(), first=(self._own.record,)) for member in told]
+
+    def list_to(self, address: str, *, reply: bool) -> list[SendStream]:
+        """Return the messages that tell `address` the whole member list."""
+        messages = member_list(self._own.record, self._table.records(), reply=reply)
+        return [SendStream(address, message) for message in messages]
+
+    def datagram(
+        self, member: str, address: str, body: DatagramBody, *, first: tuple[MemberRecord, ...] = ()
+    ) -> SendDatagram:
+        """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
+        own = self._own.record
+        packet = Packet(cluster=self._cluster, sender=own.id, sender_address=own.address, body=body)
+        room = DATAGRAM_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
+        updates: list[MemberRecord] = []
+        for record in (*first, *self._must_know(member)):
+            size = record_bytes(record)
+            if size <= room:
+                updates.append(record)
+                room -= size
+        updates += self._queue.take(
+            members=self._table.mesh_size(),
+            bytes_max=room,
+            count_max=UPDATES_PER_PACKET_MAX - len(updates),
+            skip={record.id for record in updates},
+        )
+        packet = msgspec.structs.replace(packet, updates=tuple(updates))
+        assert len(encode(packet)) <= DATAGRAM_BYTES_MAX
+        return SendDatagram(address, packet)
+
+    def _must_know(self, member: str) -> tuple[MemberRecord, ...]:
+        """Return what `member` has to hear: that it is doubted, so that it can refute; who we are, if it is new."""
+        must: list[MemberRecord] = []
+        known = self._table.get(member)
+        if known is not None and known.state in {MemberState.SUSPECT, MemberState.DEAD}:
+            must.append(known)
+        left = self._introductions.get(member, 0)
+        if left > 1:
+            self._introductions[member] = left - 1
+        elif left == 1:
+            del self._introductions[member]
+        if known is None or left > 0:
+            must.append(self._own.record)
+        return tuple(must)

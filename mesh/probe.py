@@ -1,0 +1,143 @@
+"""Who answers, as far as this node can tell: direct probes, then indirect ones, then the verdict "silent".
+
+Source: SWIM section 3.1 (the protocol) and section 4.3 (round-robin over a shuffled list, newcomers at random places,
+which bounds the time until any member is probed to 2n - 1 periods).
+
+The prober knows ids only. What a probe looks like on the wire, and what a verdict means, is `membership`'s business.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import TypeAlias
+
+from p2pkv.mesh.chance import sample
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Ping `target`."""
+
+    seq: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Indirect:
+    """Ask `helpers` to ping `target`: it has not answered in time. There may be nobody to ask."""
+
+    seq: int
+    target: str
+    helpers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Neither `target` nor any helper answered within the period."""
+
+    target: str
+
+
+Step: TypeAlias = Direct | Indirect | Silent
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    seq: int
+    target: str
+    until: float
+    indirect: bool = False
+
+
+class Prober:
+    """Probes one member per period, every member once per round."""
+
+    def __init__(
+        self, *, period_s: float, timeout_s: float, helpers: int, sequence: Iterator[int], random: Random
+    ) -> None:
+        assert 0 < timeout_s < period_s
+        self._period_s = period_s
+        self._timeout_s = timeout_s
+        self._helpers = helpers
+        self._sequence = sequence
+        self._random = random
+        self._order: list[str] = []
+        self._position = 0
+        self._probe: _Probe | None = None
+        self._next_probe_at = 0.0
+
+    def start(self, now: float) -> None:
+        """Begin within a period from `now`, at random, so that nodes started together do not probe in step."""
+        self._next_probe_at = now + self._period_s * self._random.random()
+
+    def insert(self, member: str) -> None:
+        """Add `member` at a random place of the round, unless it is there."""
+        if member in self._order:
+            return
+        place = int(self._random.random() * (len(self._order) + 1))
+        self._order.insert(place, member)
+        if place < self._position:
+            self._position += 1
+
+    def remove(self, member: str) -> None:
+        """Stop probing `member`, if it is probed at all; a probe under way is given up without a verdict."""
+        if member not in self._order:
+            return
+        place = self._order.index(member)
+        del self._order[place]
+        if place < self._position:
+            self._position -= 1
+        if self._probe is not None and self._probe.target == member:
+            self._probe = None
+
+    def next_deadline(self) -> float:
+        """When to call `on_time` next; recompute after every call."""
+        return self._next_probe_at if self._probe is None else self._probe.until
+
+    def on_ack(self, seq: int, target: str) -> bool:
+        """Take an answer, direct or passed on; False if it answers no probe under way."""
+        if self._probe is None or (self._probe.seq, self._probe.target) != (seq, target):
+            return False
+        self._probe = None
+        return True
+
+    def on_time(self, now: float) -> tuple[Step, ...]:
+        """Let time pass. Calling early, late or twice is harmless."""
+        steps: list[Step] = []
+        probe = self._probe
+        if probe is not None and now >= probe.until:
+            if probe.indirect:
+                steps.append(Silent(probe.target))
+                self._probe = None
+            else:
+                steps.append(self._ask_helpers(probe, now))
+        if self._probe is None and now >= self._next_probe_at:
+            self._next_probe_at = now + self._period_s
+            target = self._next_target()
+            if target is not None:
+                self._probe = _Probe(next(self._sequence), target, now + self._timeout_s)
+                steps.append(Direct(self._probe.seq, target))
+        return tuple(steps)
+
+    def _ask_helpers(self, probe: _Probe, now: float) -> Indirect:
+        """Go on to the indirect phase, which ends with the period, or later if this node was late itself.
+
+        Without "or later", a node that stalled for a period would condemn a member before it asked anybody else.
+        """
+        until = max(self._next_probe_at, now + self._period_s - self._timeout_s)
+        self._next_probe_at = until
+        self._probe = _Probe(probe.seq, probe.target, until, indirect=True)
+        others = [member for member in self._order if member != probe.target]
+        return Indirect(probe.seq, probe.target, tuple(sample(others, self._helpers, self._random)))
+
+    def _next_target(self) -> str | None:
+        if self._position >= len(self._order):
+            self._order = sample(self._order, len(self._order), self._random)
+            self._position = 0
+        if not self._order:
+            return None
+        self._position += 1
+        return self._order[self._position - 1]
+
+    def __repr__(self) -> str:
+        return f"<Prober members={len(self._order)} position={self._position} probe={self._probe}>"

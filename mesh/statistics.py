@@ -1,0 +1,39 @@
+"""What membership counts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MembershipStatistics:
+    """Sizes now, and counters since the start."""
+
+    alive: int
+    """Members believed alive, this node not counted."""
+    suspect: int
+    """Members under suspicion; they count as usable."""
+    dead: int
+    """Members listed that died."""
+    left: int
+    """Members listed that said goodbye."""
+    updates_waiting: int
+    """Updates that will ride on coming packets."""
+    updates_dropped: int
+    """Updates let go early because the queue was full."""
+    relays_open: int
+    """Pings under way for others."""
+    relays_refused: int
+    """Requests to ping for others that were refused because too many were open."""
+    silent_probes: int
+    """Probes that neither the member nor a helper answered."""
+    declared_dead: int
+    """Suspicions that ended in death here, not by hearsay."""
+    refutations: int
+    """Times this node had to say that it is alive."""
+    stalls: int
+    """Times this node ran so late that it gave suspects more time."""
+    packets_foreign: int
+    """Packets of another cluster, ignored."""
+    pings_misdirected: int
+    """Pings that reached our address but meant another id: a process that was here before us."""
+    records_refused: int
+    """Records too large, without an address, or beyond what the table holds; and empty lists."""

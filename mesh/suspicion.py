@@ -1,0 +1,79 @@
+"""How doubt turns into death: the formulas, and apart from them the suspects with their deadlines.
+
+Source: SWIM section 4.2 (suspicion before declaring a member dead); Dadgar, Phillips, Currey, "Lifeguard", section
+IV-B (a suspicion that shortens with every independent confirmation); constants from memberlist's `suspicion.go`.
+"""
+
+import math
+from typing import Final
+
+TIMEOUT_MAX_MULT: Final = 6.0
+"""An unconfirmed suspicion lasts this many times the shortest; memberlist's `SuspicionMaxTimeoutMult`."""
+
+
+def log_scale(members: int) -> float:
+    """Return `max(1, log10 n)`: rumours need that much longer to reach everybody."""
+    return max(1.0, math.log10(max(1, members)))
+
+
+def timeout_min_s(*, mult: float, members: int, period_s: float) -> float:
+    """Return `mult * max(1, log10 n) * period`: how long a suspect has, however many suspect it."""
+    return mult * log_scale(members) * period_s
+
+
+def confirmations_wanted(*, mult: float, members: int) -> int:
+    """Return k, the confirmations that bring a suspicion down to its shortest.
+
+    `mult - 2`, or 0 in a mesh with fewer than k others besides the suspect and this node: they could never come.
+    """
+    wanted = max(0, int(mult) - 2)
+    return wanted if members - 2 >= wanted else 0
+
+
+def timeout_s(confirmations: int, *, wanted: int, min_s: float, max_s: float) -> float:
+    """Return `max(min, max - (max - min) ln(c + 1) / ln(k + 1))`; `min` if no confirmation is wanted.
+
+    The logarithm makes the first confirmations count most. Source: Lifeguard section IV-B.
+    """
+    assert 0 <= min_s <= max_s
+    if wanted < 1:
+        return min_s
+    return max(min_s, max_s - (max_s - min_s) * math.log(confirmations + 1) / math.log(wanted + 1))
+
+
+def remaining_s(confirmations: int, elapsed_s: float, *, wanted: int, min_s: float, max_s: float) -> float:
+    """Return what is left of a suspicion after `elapsed_s`; zero or less means it is over."""
+    return timeout_s(confirmations, wanted=wanted, min_s=min_s, max_s=max_s) - elapsed_s
+
+
+class Suspects:
+    """Who is suspected, and until when it may refute. At most one entry per listed member."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def suspect(self, member: str, *, until: float) -> None:
+        """Start a suspicion, or start it anew because the member was suspected in a later incarnation."""
+        self._until[member] = until
+
+    def clear(self, member: str) -> None:
+        """End a suspicion, if there is one: it was refuted, or has become certainty."""
+        self._until.pop(member, None)
+
+    def postpone(self, seconds: float) -> None:
+        """Add time to all suspicions, for time in which this node could neither tell nor hear."""
+        self._until = {member: until + seconds for member, until in self._until.items()}
+
+    def next_deadline(self) -> float:
+        """When the next suspicion is over. O(suspects), which are few."""
+        return min(self._until.values(), default=float("inf"))
+
+    def due(self, now: float) -> tuple[str, ...]:
+        """Return the members whose time is over, without clearing them."""
+        return tuple(member for member, until in self._until.items() if until <= now)
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def __repr__(self) -> str:
+        return f"<Suspects {self._until}>"
