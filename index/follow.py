@@ -9,6 +9,7 @@ from math import inf
 from typing import Final
 
 from p2pkv.effects import SendStream
+from p2pkv.index.deadlines import Deadlines
 from p2pkv.index.matcher import Matcher
 from p2pkv.index.peer_summary import PeerSummary, ReadCounts
 from p2pkv.index.publish import backoff_s
@@ -36,7 +37,7 @@ class Follower:
         self._bits_log2_max = bits_log2_max
         self._filter_bytes_max = filter_bytes_max
         self._sources: dict[str, _Source] = {}
-        self._ask_at: dict[str, float] = {}  # of those whose filter is missing or behind
+        self._asks = Deadlines()  # of those whose filter is missing or behind
         self.counts = ReadCounts()
         self.requests_sent = 0
         self.over_budget = 0
@@ -45,7 +46,7 @@ class Follower:
         """Expect the filter of a member that is new."""
         summary = PeerSummary(peer, self._matcher, self.counts, bits_log2_max=self._bits_log2_max)
         self._sources[peer] = _Source(address, summary)
-        self._ask_at[peer] = now + PATIENCE_PERIODS * self._period_s
+        self._asks.set(peer, now + PATIENCE_PERIODS * self._period_s)
 
     def move(self, peer: str, address: str) -> None:
         """Ask a member at `address` from now on."""
@@ -55,7 +56,7 @@ class Follower:
         """Drop what a member said; harmless for one that is not there."""
         self._matcher.forget(peer)
         self._sources.pop(peer, None)
-        self._ask_at.pop(peer, None)
+        self._asks.drop(peer)
 
     def on_page(self, peer: str, page: SummaryPage, now: float) -> None:
         """Take a piece of a snapshot."""
@@ -72,13 +73,11 @@ class Follower:
 
     def next_deadline(self) -> float:
         """Return when to call `on_time` next, `inf` for never."""
-        return min(self._ask_at.values(), default=inf)
+        return self._asks.earliest()
 
     def on_time(self, now: float) -> list[SendStream]:
         """Return the requests that are due."""
-        if not self._ask_at:
-            return []
-        return [self._ask(peer, now) for peer in [peer for peer, at in self._ask_at.items() if now >= at]]
+        return [self._ask(peer, now) for peer in self._asks.take(now)]
 
     def unsettled(self) -> int:
         """Return how many members' filters are missing, incomplete or known to be behind."""
@@ -88,7 +87,7 @@ class Follower:
         source = self._sources[peer]
         source.asked_at = now
         source.asks += 1
-        self._ask_at[peer] = now + backoff_s(self._period_s, source.asks)
+        self._asks.set(peer, now + backoff_s(self._period_s, source.asks))
         self.requests_sent += 1
         return SendStream(source.address, SummaryRequest())
 
@@ -96,11 +95,11 @@ class Follower:
         """Decide whether and when to ask, after something of the peer's summary came."""
         if source.summary.is_settled:
             source.asks = 0
-            self._ask_at.pop(peer, None)
+            self._asks.drop(peer)
         elif must_ask:
-            self._ask_at[peer] = max(now, source.asked_at + backoff_s(self._period_s, source.asks))
+            self._asks.set(peer, max(now, source.asked_at + backoff_s(self._period_s, source.asks)))
         else:  # pages are coming in; ask only when they stop
-            self._ask_at[peer] = now + PATIENCE_PERIODS * self._period_s
+            self._asks.set(peer, now + PATIENCE_PERIODS * self._period_s)
 
     def _has_memory(self, source: _Source, page: SummaryPage) -> bool:
         needed = source.summary.needs_memory(page)

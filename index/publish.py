@@ -10,6 +10,7 @@ from math import inf
 from typing import Final
 
 from p2pkv.effects import SendStream
+from p2pkv.index.deadlines import Deadlines
 from p2pkv.index.peer_summary import FLIP_BYTES
 from p2pkv.index.summary import SummaryWriter
 
@@ -44,7 +45,7 @@ class Publisher:
         self._period_s = period_s
         self._gather_s = min(GATHER_S_MAX, period_s / 10)
         self._readers: dict[str, _Reader] = {}
-        self._due_at: dict[str, float] = {}  # when to send a snapshot to those who take no deltas yet
+        self._due = Deadlines()  # of snapshots, for those who take no deltas yet
         self._flush_at = inf
         self._flushed_at = -inf
         self._step_at = self._paused_until = -inf
@@ -61,12 +62,12 @@ class Publisher:
     def welcome(self, peer: str, address: str, now: float) -> None:
         """Have the whole filter sent to a reader that is new, or new at `address`."""
         self._readers[peer] = _Reader(address)
-        self._due_at[peer] = now
+        self._due.set(peer, now)
 
     def forget(self, peer: str) -> None:
         """Send no more to a reader; harmless for one that is not there."""
         self._readers.pop(peer, None)
-        self._due_at.pop(peer, None)
+        self._due.drop(peer)
 
     def heard(self, peer: str) -> None:
         """Take that something came from a reader, so that its link works."""
@@ -74,26 +75,26 @@ class Publisher:
 
     def on_request(self, peer: str, now: float) -> None:
         """Have the whole filter sent, unless that was just done: then the request crossed it on the way."""
-        if peer not in self._due_at and now < self._readers[peer].sent_at + self._period_s:
+        if peer not in self._due and now < self._readers[peer].sent_at + self._period_s:
             self.requests_ignored += 1
         else:
-            self._due_at[peer] = now
+            self._due.set(peer, now)
 
     def on_link_lost(self, address: str, now: float) -> None:
         """Take that what was sent to `address` may not have arrived."""
         for peer, reader in self._readers.items():
             if reader.address == address:
                 reader.losses += 1
-                self._due_at[peer] = now + backoff_s(self._period_s, reader.losses)
+                self._due.set(peer, now + backoff_s(self._period_s, reader.losses))
 
     def next_deadline(self) -> float:
         """Return when to call `on_time` next, `inf` for never."""
-        return min(self._flush_at, max(min(self._due_at.values(), default=inf), self._paused_until))
+        return min(self._flush_at, max(self._due.earliest(), self._paused_until))
 
     def on_time(self, now: float) -> list[SendStream]:
         """Return what is due to be sent."""
         effects = self._flush(now) if now >= self._flush_at else []
-        if self._due_at and now >= self._paused_until:
+        if now >= self._paused_until:
             effects += self._send_snapshots(now)
         return effects
 
@@ -104,15 +105,16 @@ class Publisher:
         deltas = self._writer.seal()
         if deltas:
             self._flushed_at = now
-        current = [peer for peer in self._readers if peer not in self._due_at]
+        current = [peer for peer in self._readers if peer not in self._due]
         if whole:
-            self._due_at.update(dict.fromkeys(current, now))
+            for peer in current:
+                self._due.set(peer, now)
             return []
         self.deltas_sent += len(deltas) * len(current)
         return [SendStream(self._readers[peer].address, delta) for peer in current for delta in deltas]
 
     def _send_snapshots(self, now: float) -> list[SendStream]:
-        due = [peer for peer, at in self._due_at.items() if now >= at]
+        due = self._due.take(now)
         if not due:
             return []
         effects: list[SendStream] = []
@@ -122,9 +124,9 @@ class Publisher:
         for peer in due:
             if self._step_room <= 0:
                 self._paused_until = self._step_at + STEP_S
-                break
+                self._due.set(peer, now)
+                continue
             self._step_room -= sum(len(page.data) for page in pages)
-            del self._due_at[peer]
             reader = self._readers[peer]
             reader.sent_at = now
             self.snapshots_sent += 1

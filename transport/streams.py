@@ -69,9 +69,13 @@ class ControlStreams:
                 with trio.move_on_after(_IDLE_S) as idle:
                     message = await source.receive()
                 if idle.cancelled_caught:
+                    if source.statistics().current_buffer_used:  # given in the very moment the time was up
+                        continue
                     queue = self._queues.pop(address)
                     queue.close()
                     return
+                if stream.socket.is_readable():  # peers say nothing here: it has closed, and a write would go nowhere
+                    raise trio.BrokenResourceError("the peer closed it")
                 await stream.send_all(_frames(message, source))
         except PeerError as exc:
             self._drop(address, exc)

@@ -40,7 +40,7 @@ def status(socket: Path | None, output: str) -> None:
     with Client.connect(socket, staging_bytes=0) as client:
         reply = client.status()
     if output == "json":
-        print_json(msgspec.to_builtins(reply) | {"socket": str(client.socket_path)})
+        print_json(msgspec.structs.asdict(reply) | {"socket": str(client.socket_path)})
         return
     tier = reply.tier
     rows = [
@@ -60,7 +60,8 @@ def status(socket: Path | None, output: str) -> None:
     ]
     print_table("status", ("", ""), rows)
     used = sorted((name, value) for name, value in reply.counters.items() if value)
-    print_table("counters that are not zero", ("counter", "value"), [(name, f"{value:.0f}") for name, value in used])
+    if used:
+        print_table("counters", ("", ""), [(name, f"{value:.0f}") for name, value in used])
 
 
 @click.command()
