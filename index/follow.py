@@ -37,6 +37,7 @@ class Follower:
         self._bits_log2_max = bits_log2_max
         self._filter_bytes_max = filter_bytes_max
         self._sources: dict[str, _Source] = {}
+        self._held_bytes = 0  # of all of them; a sum over a thousand peers for every page would cost more than the page
         self._asks = Deadlines()  # of those whose filter is missing or behind
         self.counts = ReadCounts()
         self.requests_sent = 0
@@ -55,21 +56,29 @@ class Follower:
     def forget(self, peer: str) -> None:
         """Drop what a member said; harmless for one that is not there."""
         self._matcher.forget(peer)
-        self._sources.pop(peer, None)
+        source = self._sources.pop(peer, None)
+        if source is not None:
+            self._held_bytes -= source.summary.held_bytes
         self._asks.drop(peer)
 
     def on_page(self, peer: str, page: SummaryPage, now: float) -> None:
-        """Take a piece of a snapshot."""
+        """Take a piece of a snapshot, if there is memory for it."""
         source = self._sources[peer]
-        if not self._has_memory(source, page):
+        if self._held_bytes + source.summary.needs_memory(page) > self._filter_bytes_max:
             self.over_budget += 1
-        else:
-            self._plan(peer, source, now, must_ask=source.summary.on_page(page))
+            return
+        before = source.summary.held_bytes
+        must_ask = source.summary.on_page(page)
+        self._held_bytes += source.summary.held_bytes - before
+        self._plan(peer, source, now, must_ask=must_ask)
 
     def on_delta(self, peer: str, delta: SummaryDelta, now: float) -> None:
         """Take a change."""
         source = self._sources[peer]
-        self._plan(peer, source, now, must_ask=source.summary.on_delta(delta))
+        before = source.summary.held_bytes
+        must_ask = source.summary.on_delta(delta)
+        self._held_bytes += source.summary.held_bytes - before
+        self._plan(peer, source, now, must_ask=must_ask)
 
     def next_deadline(self) -> float:
         """Return when to call `on_time` next, `inf` for never."""
@@ -100,9 +109,3 @@ class Follower:
             self._asks.set(peer, max(now, source.asked_at + backoff_s(self._period_s, source.asks)))
         else:  # pages are coming in; ask only when they stop
             self._asks.set(peer, now + PATIENCE_PERIODS * self._period_s)
-
-    def _has_memory(self, source: _Source, page: SummaryPage) -> bool:
-        needed = source.summary.needs_memory(page)
-        if needed == 0:
-            return True
-        return needed + sum(other.summary.held_bytes for other in self._sources.values()) <= self._filter_bytes_max

@@ -107,8 +107,9 @@ class PeerSummary:
 
     def needs_memory(self, page: SummaryPage) -> int:
         """Return the bytes that taking `page` would set aside: those of a filter, if it is the first of its version."""
-        coming = self._assembly
-        if page.epoch == self._epoch and (page.seq <= self._seq or (coming is not None and page.seq <= coming.seq)):
+        if page.epoch == self._epoch and page.seq <= max(self._seq, self._assembly.seq if self._assembly else -1):
+            return 0
+        if page.bits_log2 > self._bits_log2_max or not _is_well_formed(page):  # will not be taken
             return 0
         return (1 << page.bits_log2) // 8
 

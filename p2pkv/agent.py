@@ -3,6 +3,7 @@
 import secrets
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -11,6 +12,7 @@ import trio
 
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError
+from p2pkv.ledger import Held
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
 from p2pkv.logs import logger
@@ -168,14 +170,9 @@ class Agent:
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self._log.info("caller lost", address=peer, reason=type(exc).__name__)
 
-    def _open_lease(self, peer: str, lease_id: int) -> tuple[Offered, ...] | None:
+    def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
-        if lease is None:
-            return None
-        return tuple(
-            Offered(self.tier.read(held.slot, held.info.length), held.info.segment_bytes, held.info.digest)
-            for held in lease.blocks
-        )
+        return _Bodies(lease.blocks, self.tier) if lease is not None else None
 
     async def _show_gauges(self) -> None:
         while True:
@@ -188,6 +185,22 @@ class Agent:
             for state in MemberState:
                 self.metrics.members.labels(state.name.lower()).set(states.count(state))
             await trio.sleep(_GAUGES_S)
+
+
+class _Bodies:
+    """The blocks of a lease as a sequence that looks each up when it is sent, for leases are opened once per block."""
+
+    def __init__(self, blocks: Sequence[Held], tier: HostTier) -> None:
+        self._blocks = blocks
+        self._tier = tier
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, position: int) -> Offered:
+        held = self._blocks[position]
+        body = self._tier.read(held.slot, held.info.length)
+        return Offered(body, held.info.segment_bytes, held.info.digest)
 
 
 def _whole_chunks(config: Config) -> int:

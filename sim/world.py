@@ -7,7 +7,7 @@ were the same one.
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import ceil, inf
@@ -76,7 +76,6 @@ class Change:
     observer: int
     subject: int
     state: int
-    before: int | None
 
 
 @dataclass(slots=True)
@@ -137,7 +136,7 @@ class World:
         """Whether the process is there now."""
         return self._nodes[number] is not None
 
-    def running(self) -> Iterable[tuple[int, Node]]:
+    def running(self) -> list[tuple[int, Node]]:
         """Return the nodes that run now, by number."""
         return [(number, node) for number, node in enumerate(self._nodes) if node is not None]
 
@@ -226,9 +225,9 @@ class World:
                     to = self._numbers[address]
                     arrives_us, generation = self._network.stream(number, to, self.now_us)
                     self._schedule(arrives_us, to, _StreamMessage(number, generation, data))
-                case MemberChanged(record=record, before=before):
+                case MemberChanged(record=record):
                     subject = self._numbers_by_id[record.id]
-                    self._watch(Change(self.now_us, number, subject, record.state, before))
+                    self._watch(Change(self.now_us, number, subject, record.state))
                 case _:
                     pass
 

@@ -36,7 +36,16 @@ class Offered:
 OnBlock: TypeAlias = Callable[[Wanted, Outcome], None]
 """Called once per block as it ends: "ok" when its bytes are in place and have the right digest, "corrupt", "absent"."""
 
-OpenLease: TypeAlias = Callable[[str, int], Sequence[Offered] | None]
+
+class Bodies(Protocol):
+    """The blocks of one lease in grant order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Offered: ...
+
+
+OpenLease: TypeAlias = Callable[[str, int], Bodies | None]
 """(peer, lease) -> the lease's blocks in grant order, pinned; None if there is no such lease of that peer."""
 
 

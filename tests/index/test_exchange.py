@@ -257,6 +257,17 @@ def test_filters_of_all_peers_share_one_budget() -> None:
         core.on_message(name, f"{name}:1", page, 0.0)
     statistics = core.statistics()
     assert (statistics.peers_with_filter, statistics.over_budget, statistics.filter_bytes) == (3, 2, 3 * 2**10)
+    core.on_member(record("p0", state=DEAD), 1.0)
+    core.on_message("p4", "p4:1", SummaryPage(epoch=1, seq=1, bits_log2=13, hashes=2, offset=0, data=b""), 1.0)
+    assert core.statistics().peers_with_filter == 3, "what a peer that is gone held is there for others"
+
+
+def test_who_announces_a_filter_beyond_all_bounds_has_no_summary_and_is_left_alone(core: Summaries) -> None:
+    core.on_member(record("b"), 0.0)
+    core.on_message("b", "b:1", SummaryPage(epoch=1, seq=0, bits_log2=36, hashes=2, offset=0, data=b""), 0.0)
+    statistics = core.statistics()
+    assert (statistics.too_big, statistics.over_budget, statistics.peers_with_filter) == (1, 0, 0)
+    assert core.next_deadline() == inf
 
 
 class Mesh:

@@ -1,0 +1,109 @@
+"""The host tier keeps the contract of tiers, and lets others map its memory without being able to harm it."""
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from p2pkv.slots import PAGE_BYTES, Slot
+from p2pkv.testing.contracts import CAPACITY_BYTES, TierContract
+from p2pkv.tiers.base import Tier
+from p2pkv.tiers.host import HostTier, generation_table_bytes
+
+
+@pytest.fixture
+def host() -> Iterator[HostTier]:
+    tier = HostTier(CAPACITY_BYTES)
+    yield tier
+    tier.close()
+
+
+class TestHostTier(TierContract):
+    @pytest.fixture
+    def tier(self, host: HostTier) -> Tier:
+        return host
+
+
+def mapped(host: HostTier) -> mmap.mmap:
+    """Map the arena as an engine does."""
+    return mmap.mmap(host.fd, host.arena_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+
+
+def test_an_engine_sees_blocks_and_generations_where_the_daemon_says(host: HostTier) -> None:
+    slot = Slot(5 * PAGE_BYTES, PAGE_BYTES)
+    place = host.begin(slot, 3)
+    with mapped(host) as arena:
+        entry = slice(5 * 8, 6 * 8)
+        assert int.from_bytes(arena[entry], "little") == host.generation(slot) == 1
+        place[:] = b"abc"
+        host.seal(slot)
+        assert int.from_bytes(arena[entry], "little") == host.generation(slot) == 2
+        start = host.table_bytes + slot.offset
+        assert arena[start : start + 3] == b"abc"
+
+
+def test_an_engine_cannot_map_the_arena_writable(host: HostTier) -> None:
+    """Linux 5.1 and later."""
+    with pytest.raises(PermissionError):
+        mmap.mmap(host.fd, host.arena_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    with pytest.raises(PermissionError):
+        os.pwrite(host.fd, b"x", 0)
+
+
+def test_an_engine_cannot_shrink_or_grow_the_arena(host: HostTier) -> None:
+    for size in (0, host.arena_bytes - 1, host.arena_bytes + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(host.fd, size)
+    assert fcntl.fcntl(host.fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+
+def test_all_memory_is_taken_at_the_start(host: HostTier) -> None:
+    assert os.fstat(host.fd).st_blocks * 512 >= host.arena_bytes
+
+
+def test_what_others_mapped_stays_readable_after_closing() -> None:
+    host = HostTier(CAPACITY_BYTES)
+    host.begin(Slot(0, PAGE_BYTES), 3)[:] = b"abc"
+    with mapped(host) as arena:
+        start = host.table_bytes
+        host.close()
+        assert arena[start : start + 3] == b"abc"
+
+
+def test_closing_gives_the_descriptor_back() -> None:
+    host = HostTier(CAPACITY_BYTES)
+    descriptor = host.fd
+    host.close()
+    with pytest.raises(OSError) as caught:
+        os.fstat(descriptor)
+    assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize(("pages", "table_pages"), [(1, 1), (512, 1), (513, 2), (2**20, 2**11)])
+def test_the_table_has_eight_bytes_for_each_page_and_is_whole_pages_itself(pages: int, table_pages: int) -> None:
+    assert generation_table_bytes(pages * PAGE_BYTES) == table_pages * PAGE_BYTES
+
+
+def test_memory_that_the_machine_does_not_give_is_an_error_of_the_device_and_holds_nothing() -> None:
+    """The limit on file sizes stands in for a full machine."""
+    program = """
+import os, resource
+from p2pkv.errors import FabricError
+from p2pkv.tiers.host import HostTier
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+before = len(os.listdir("/proc/self/fd"))
+try:
+    HostTier(2**22)
+except FabricError as exc:
+    print(exc, "|", exc.device, "|", exc.hint, "|", len(os.listdir("/proc/self/fd")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    message, device, hint, leaked = done.stdout.strip().split(" | ")
+    assert message.startswith("cannot take 4194304 bytes of memory")
+    assert (device, leaked) == ("host memory", "0")
+    assert "host.capacity_bytes" in hint

@@ -1,0 +1,62 @@
+from p2pkv.mesh.join import Joiner
+
+
+def make_joiner(*seeds: str) -> Joiner:
+    joiner = Joiner(seeds=seeds, own_address="me:1", retry_s=0.5)
+    joiner.start(0.0)
+    return joiner
+
+
+def round_times(joiner: Joiner, count: int) -> list[float]:
+    times = []
+    for _ in range(count):
+        times.append(joiner.next_deadline())
+        assert joiner.on_time(times[-1], reached=()) == ("a:1",)
+    return times
+
+
+def test_all_seeds_but_ourselves_and_the_reached_are_asked_at_once() -> None:
+    joiner = make_joiner("a:1", "me:1", "b:1", "a:1")
+    assert joiner.on_time(0.0, reached={"b:1"}) == ("a:1",)
+    assert joiner.states(reached={"b:1"}) == (("a:1", "asked"), ("me:1", "self"), ("b:1", "reached"))
+
+
+def test_the_wait_doubles_up_to_sixteen_times_the_first() -> None:
+    assert round_times(make_joiner("a:1"), 8) == [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 23.5, 31.5]
+
+
+def test_one_answer_ends_the_asking() -> None:
+    joiner = make_joiner("a:1", "b:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer("b:1")
+    assert joiner.next_deadline() == float("inf")
+    assert joiner.on_time(99.0, reached=()) == ()
+    assert joiner.states(reached=()) == (("a:1", "asked"), ("b:1", "reached"))
+
+
+def test_a_lonely_node_starts_again_with_the_short_wait() -> None:
+    joiner = make_joiner("a:1")
+    round_times(joiner, 5)
+    joiner.on_answer("a:1")
+    joiner.seek(100.0)
+    joiner.seek(100.2)
+    assert joiner.next_deadline() == 100.5
+    assert round_times(joiner, 2) == [100.5, 101.0]
+
+
+def test_a_lost_link_is_shown_until_the_seed_answers() -> None:
+    joiner = make_joiner("a:1")
+    assert joiner.states(reached=()) == (("a:1", "waiting"),)
+    joiner.on_time(0.0, reached=())
+    joiner.on_link_lost("a:1")
+    joiner.on_link_lost("stranger:1")
+    joiner.on_time(0.5, reached=())
+    assert joiner.states(reached=()) == (("a:1", "unreachable"),)
+    joiner.on_answer("a:1")
+    assert joiner.states(reached=()) == (("a:1", "reached"),)
+
+
+def test_without_seeds_nobody_is_ever_asked() -> None:
+    joiner = make_joiner()
+    joiner.seek(5.0)
+    assert joiner.next_deadline() == float("inf")

@@ -1,0 +1,345 @@
+"""One membership alone: what it answers, tells and believes. Many of them together are in test_cluster.py."""
+
+from random import Random
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pkv.config import MeshConfig
+from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.membership import Effect, Membership
+from p2pkv.transport.wire import (
+    DATAGRAM_BYTES_MAX,
+    Ack,
+    DatagramBody,
+    Gossip,
+    MemberRecord,
+    Packet,
+    Ping,
+    PingRequest,
+    PushPull,
+    decode_untrusted,
+    encode,
+)
+
+ALIVE, SUSPECT, DEAD, LEFT = MemberState
+
+
+def record(member: str, *, boot: int = 1, incarnation: int = 0, state: int = ALIVE) -> MemberRecord:
+    return MemberRecord(id=member, boot=boot, incarnation=incarnation, state=state, name=member, address=f"{member}:1")
+
+
+def packet(*updates: MemberRecord, sender: str = "b", body: DatagramBody | None = None, cluster: str = "c") -> Packet:
+    return Packet(cluster=cluster, sender=sender, sender_address=f"{sender}:1", body=body or Gossip(), updates=updates)
+
+
+class Node:
+    """A membership that has started at 0 and knows the members named."""
+
+    def __init__(self, known: str = "", *, join: tuple[str, ...] = ()) -> None:
+        self.core = Membership(me=record("me"), cluster="c", config=MeshConfig(), join=join, random=Random(0))
+        self.core.on_time(0.0)
+        for member in known:
+            self.hear(packet(record(member), sender=member))
+
+    def hear(self, message: Packet | PushPull, now: float = 0.0) -> tuple[Effect, ...]:
+        return self.core.on_message("somewhere:1", message, now)
+
+    def state(self, member: str) -> int | None:
+        known = self.core.member(member)
+        return None if known is None else known.state
+
+    def run(self, start: float, end: float) -> list[Effect]:
+        """Let time pass from deadline to deadline."""
+        effects: list[Effect] = []
+        now = start
+        while now <= end:
+            effects += self.core.on_time(now)
+            now = max(now, self.core.next_deadline())
+        return effects
+
+
+def sent(effects: tuple[Effect, ...] | list[Effect]) -> list[tuple[str, DatagramBody]]:
+    return [(effect.address, effect.packet.body) for effect in effects if isinstance(effect, SendDatagram)]
+
+
+def changes(effects: tuple[Effect, ...] | list[Effect]) -> list[tuple[str, int | None, int]]:
+    return [(e.record.id, e.before, e.record.state) for e in effects if isinstance(e, MemberChanged)]
+
+
+def warnings(effects: tuple[Effect, ...] | list[Effect]) -> list[str]:
+    return [effect.event for effect in effects if isinstance(effect, Note) and effect.warning]
+
+
+def test_before_it_starts_it_wants_to_be_called_whatever_the_clock_shows() -> None:
+    core = Membership(me=record("me"), cluster="c", config=MeshConfig(), join=("b:1",), random=Random(0))
+    assert core.next_deadline() == 0.0
+    (effect,) = core.on_time(-1000.0)
+    assert effect == SendStream("b:1", PushPull(records=(record("me"),), reply=True))
+    assert core.next_deadline() < 0.0
+
+
+def test_a_ping_is_answered_to_the_address_in_the_packet() -> None:
+    assert sent(Node("b").hear(packet(body=Ping(seq=7, target="me")))) == [("b:1", Ack(seq=7, target="me"))]
+
+
+def test_a_ping_meant_for_an_earlier_user_of_our_address_is_not_answered() -> None:
+    node = Node("b")
+    assert node.hear(packet(body=Ping(seq=7, target="old"))) == ()
+    assert node.core.statistics().pings_misdirected == 1
+
+
+def test_a_ping_is_sent_for_somebody_else_and_its_answer_passed_on() -> None:
+    node = Node("bd")
+    ((address, ping),) = sent(node.hear(packet(body=PingRequest(seq=7, target="d", target_address="d:9"))))
+    assert address == "d:9"
+    assert isinstance(ping, Ping)
+    answer = packet(sender="d", body=Ack(seq=ping.seq, target="d"))
+    assert sent(node.hear(answer)) == [("b:1", Ack(seq=7, target="d"))]
+    assert sent(node.hear(answer)) == []
+
+
+def test_a_silent_member_becomes_suspect_then_dead() -> None:
+    node = Node("b")
+    effects = node.run(0.0, 12.0)
+    assert changes(effects) == [("b", ALIVE, SUSPECT), ("b", SUSPECT, DEAD)]
+    assert node.core.alive() == ()
+    assert node.core.statistics().declared_dead == 1
+
+
+def test_a_suspect_is_still_counted_on() -> None:
+    node = Node("b")
+    assert changes(node.hear(packet(record("b", state=SUSPECT), sender="d"))) == [("b", ALIVE, SUSPECT)]
+    assert [member.id for member in node.core.alive()] == ["b"]
+
+
+def test_a_refutation_that_arrived_during_a_stall_wins_over_a_deadline_long_past() -> None:
+    node = Node("bd")
+    node.hear(packet(record("b", state=SUSPECT), sender="d"), 1.0)
+    node.hear(packet(record("b", incarnation=1)), 100.0)
+    assert changes(node.core.on_time(100.0)) == []
+    assert node.state("b") == ALIVE
+
+
+def test_a_suspicion_and_its_refutation_in_one_drain_cancel_in_either_order() -> None:
+    suspicion, refutation = packet(record("b", state=SUSPECT), sender="d"), packet(record("b", incarnation=1))
+    for order in ((suspicion, refutation), (refutation, suspicion)):
+        node = Node("bd")
+        for message in order:
+            node.hear(message, 50.0)
+        node.core.on_time(50.0)
+        assert node.state("b") == ALIVE
+
+
+def test_nobody_dies_because_this_node_was_late() -> None:
+    node = Node("bd")
+    node.run(0.0, 3.0)
+    node.hear(packet(record("b", state=SUSPECT), sender="d"), 3.0)
+    assert DEAD not in {state for _, _, state in changes(node.core.on_time(200.0))}
+    assert node.core.statistics().stalls == 1
+    assert node.state("b") == SUSPECT
+
+
+def test_what_is_said_of_us_is_refuted_in_the_next_packet() -> None:
+    node = Node("b")
+    effects = node.hear(packet(record("me", state=SUSPECT), body=Ping(seq=1, target="me")))
+    (answer,) = [effect for effect in effects if isinstance(effect, SendDatagram)]
+    assert record("me", incarnation=1) in answer.packet.updates
+    assert node.core.statistics().refutations == 1
+
+
+def test_whoever_is_believed_dead_and_speaks_is_told() -> None:
+    dead = record("b", state=DEAD)
+    for body in (Gossip(), Ack(seq=1, target="b"), Ping(seq=1, target="me"), PingRequest(1, "x", "x:1")):
+        node = Node("bd")
+        node.hear(packet(dead, sender="d"))
+        effects = node.hear(packet(record("b"), body=body))
+        told = [
+            effect.packet.updates for effect in effects if isinstance(effect, SendDatagram) and effect.address == "b:1"
+        ]
+        assert len(told) == 1
+        assert dead in told[0]
+
+
+def test_whoever_left_is_not_told() -> None:
+    node = Node("bd")
+    node.hear(packet(record("b", state=LEFT, incarnation=1)))
+    assert sent(node.hear(packet(record("b")))) == []
+
+
+def test_a_list_is_answered_to_its_owner_with_ours() -> None:
+    node = Node("b")
+    effects = node.hear(PushPull(records=(record("d"), record("e")), reply=True))
+    (answer,) = [effect for effect in effects if isinstance(effect, SendStream)]
+    assert answer.address == "d:1"
+    assert isinstance(answer.message, PushPull)
+    assert [item.id for item in answer.message.records] == ["me", "b", "d", "e"]
+    assert not answer.message.reply
+    assert changes(effects) == [("d", None, ALIVE), ("e", None, ALIVE)]
+
+
+def test_an_answered_list_is_not_answered_again() -> None:
+    assert not any(isinstance(e, SendStream) for e in Node("b").hear(PushPull(records=(record("d"),), reply=False)))
+
+
+def test_a_death_in_a_list_is_doubted_and_one_in_gossip_believed() -> None:
+    dead = record("b", state=DEAD)
+    listed, gossiped = Node("bd"), Node("bd")
+    listed.hear(PushPull(records=(record("d"), dead), reply=False))
+    gossiped.hear(packet(dead, sender="d"))
+    assert (listed.state("b"), gossiped.state("b")) == (SUSPECT, DEAD)
+
+
+def test_our_own_list_reaching_us_by_another_name_is_ignored() -> None:
+    assert Node().hear(PushPull(records=(record("me"),), reply=True)) == ()
+
+
+def test_an_empty_list_is_counted_and_ignored() -> None:
+    node = Node()
+    assert node.hear(PushPull(records=(), reply=True)) == ()
+    assert node.core.statistics().records_refused == 1
+
+
+def test_another_cluster_is_ignored_with_one_warning_per_sender() -> None:
+    node = Node()
+    stranger = packet(record("b"), cluster="staging", body=Ping(seq=1, target="me"))
+    assert warnings(node.hear(stranger)) == ["packet of another cluster"]
+    assert node.hear(stranger) == ()
+    assert len(node.hear(packet(cluster="staging", sender="d"))) == 1
+    assert node.core.statistics().packets_foreign == 3
+    assert node.state("b") is None
+
+
+def test_a_second_process_with_our_id_is_warned_of_once() -> None:
+    elsewhere = msgspec.structs.replace(record("me"), address="other:1")
+    for twin in (record("me", boot=2), elsewhere):
+        node = Node("b")
+        assert warnings(node.hear(packet(twin))) == ["duplicate node id"]
+        assert warnings(node.hear(packet(twin))) == []
+        assert node.core.member("me") == record("me")
+
+
+def test_a_packet_from_a_second_process_with_our_id_is_warned_of_and_ignored() -> None:
+    twin = msgspec.structs.replace(packet(record("d"), sender="me"), sender_address="other:1")
+    node = Node()
+    assert warnings(node.hear(twin)) == ["duplicate node id"]
+    assert node.hear(packet(record("d"), sender="me")) == ()
+    assert node.state("d") is None
+
+
+def test_records_that_could_not_travel_on_are_refused() -> None:
+    node = Node()
+    nowhere = msgspec.structs.replace(record("d"), address="")
+    huge = msgspec.structs.replace(record("e"), name="é" * 128, zone="é" * 128)
+    assert node.hear(packet(nowhere, huge)) == ()
+    assert node.core.statistics().records_refused == 2
+
+
+def test_a_later_life_of_a_member_is_a_change_and_a_mere_incarnation_is_none() -> None:
+    node = Node("b")
+    assert changes(node.hear(packet(record("b", incarnation=1)))) == []
+    assert changes(node.hear(packet(record("b", boot=2)))) == [("b", ALIVE, ALIVE)]
+
+
+def test_a_new_offer_is_told_and_an_old_one_is_not() -> None:
+    node = Node("b")
+    node.run(0.0, 2.0)
+    node.core.update_self(2.0, offered_bytes=5)
+    (member, *_) = node.core.members()
+    assert (member.offered_bytes, member.incarnation) == (5, 1)
+    node.core.update_self(2.0, offered_bytes=5)
+    assert node.core.members()[0] == member
+
+
+def test_a_goodbye_goes_out_at_once_and_then_nothing_does() -> None:
+    node = Node("bdefg")
+    effects = node.core.leave(1.0)
+    assert len(sent(effects)) == 4  # 4 * ceil(log10(6 + 1)), but no more than there are
+    said = {effect.packet.updates[0] for effect in effects if isinstance(effect, SendDatagram)}
+    assert said == {record("me", incarnation=1, state=LEFT)}
+    assert node.core.leave(1.0) == ()
+    assert node.hear(packet(body=Ping(seq=1, target="me"))) == ()
+    assert node.core.on_time(99.0) == ()
+    assert node.core.next_deadline() == float("inf")
+
+
+def test_the_dead_are_tried_now_and_then() -> None:
+    node = Node("bd")
+    node.hear(packet(record("b", state=DEAD), sender="d"))
+    tried = [effect for effect in node.run(0.0, 70.0) if isinstance(effect, SendStream) and effect.address == "b:1"]
+    assert len(tried) in {1, 2}
+
+
+def test_lists_are_compared_about_once_per_period() -> None:
+    node = Node("b")
+    tried = [at for at in range(0, 120, 1) for effect in node.core.on_time(float(at)) if isinstance(effect, SendStream)]
+    del node
+    assert 1 <= len(tried) <= 6
+
+
+def test_the_departed_are_reaped() -> None:
+    node = Node("b")
+    node.hear(packet(record("b", state=LEFT)), 1.0)
+    node.core.on_time(3600.0)
+    assert node.state("b") == LEFT
+    node.core.on_time(3601.0)
+    assert node.state("b") is None
+
+
+ids = st.sampled_from(["me", "b", "d", "é" * 64]) | st.text(min_size=1, max_size=64)
+counts = st.sampled_from([0, 1, 2, 2**53 - 1, 2**53]) | st.integers(0, 2**53)
+names = st.text(max_size=128)
+addresses = st.sampled_from(["", "me:1", "b:1"]) | st.text(max_size=270)
+any_record = st.builds(
+    MemberRecord,
+    id=ids,
+    boot=counts,
+    incarnation=counts,
+    state=st.integers(0, 3),
+    name=names,
+    address=addresses,
+    host_id=names,
+    zone=names,
+    offered_bytes=counts,
+)
+any_body = st.one_of(
+    st.builds(Ping, seq=counts, target=ids),
+    st.builds(PingRequest, seq=counts, target=ids, target_address=addresses),
+    st.builds(Ack, seq=counts | st.integers(0, 20), target=ids),
+    st.just(Gossip()),
+)
+any_message = st.one_of(
+    st.builds(
+        Packet,
+        cluster=st.sampled_from(["c", "c", "c", "other"]),
+        sender=ids,
+        sender_address=addresses,
+        body=any_body,
+        updates=st.lists(any_record, max_size=4).map(tuple),
+    ),
+    st.builds(PushPull, records=st.lists(any_record, max_size=4).map(tuple), reply=st.booleans()),
+)
+
+
+@given(st.lists(st.tuples(any_message, st.floats(0, 20)), max_size=12))
+def test_whatever_peers_send_nothing_raises_and_every_answer_is_valid(
+    steps: list[tuple[Packet | PushPull, float]],
+) -> None:
+    node = Node("bd", join=("b:1",))
+    now = 0.0
+    for message, wait in steps:
+        now += wait
+        effects = [*node.hear(message, now), *node.core.on_time(now)]
+        for effect in effects:
+            if isinstance(effect, SendDatagram):
+                data = encode(effect.packet)
+                assert len(data) <= DATAGRAM_BYTES_MAX
+                assert decode_untrusted(data, peer="me") == effect.packet
+            elif isinstance(effect, SendStream):
+                assert decode_untrusted(encode(effect.message), peer="me") == effect.message
+        assert node.core.next_deadline() >= 0.0
+        assert node.core.members()[0].state == ALIVE
+        assert len(node.core.alive()) <= len(node.core.members())
+        node.core.statistics()

@@ -1,0 +1,142 @@
+import itertools
+from collections import Counter
+from random import Random
+
+import pytest
+
+from p2pkv.mesh.probe import Direct, Indirect, Prober, Silent
+
+
+def make_prober(members: str = "", *, seed: int = 0, helpers: int = 2) -> Prober:
+    prober = Prober(period_s=1.0, timeout_s=0.25, helpers=helpers, sequence=itertools.count(1), random=Random(seed))
+    prober.start(0.0)
+    for member in members:
+        prober.insert(member)
+    return prober
+
+
+def begin(prober: Prober) -> tuple[Direct, float]:
+    """Let the first probe start; return it and the time."""
+    at = prober.next_deadline()
+    (step,) = prober.on_time(at)
+    assert isinstance(step, Direct)
+    return step, at
+
+
+def test_the_first_probe_comes_within_a_period_and_not_in_step() -> None:
+    starts = {make_prober("b", seed=seed).next_deadline() for seed in range(10)}
+    assert len(starts) == 10
+    assert all(0 <= at < 1 for at in starts)
+
+
+def test_a_silent_member_is_probed_directly_then_indirectly_then_judged() -> None:
+    prober = make_prober("bcd")
+    probe, at = begin(prober)
+    assert prober.next_deadline() == at + 0.25
+    (step,) = prober.on_time(at + 0.25)
+    assert isinstance(step, Indirect)
+    assert (step.seq, step.target) == (probe.seq, probe.target)
+    assert sorted((*step.helpers, step.target)) == ["b", "c", "d"]
+    assert prober.next_deadline() == pytest.approx(at + 1.0)
+    verdict, following = prober.on_time(prober.next_deadline())
+    assert verdict == Silent(probe.target)
+    assert isinstance(following, Direct)
+
+
+@pytest.mark.parametrize("after", [0.1, 0.9])
+def test_an_answer_before_or_after_asking_helpers_saves_the_member(after: float) -> None:
+    prober = make_prober("bcd")
+    probe, at = begin(prober)
+    if after > 0.25:
+        prober.on_time(at + 0.25)
+    assert prober.on_ack(probe.seq, probe.target)
+    assert prober.next_deadline() == pytest.approx(at + 1.0)
+    (step,) = prober.on_time(prober.next_deadline())
+    assert isinstance(step, Direct)
+
+
+def test_an_answer_to_another_probe_or_of_another_member_counts_for_nothing() -> None:
+    prober = make_prober("bcd")
+    probe, at = begin(prober)
+    assert not prober.on_ack(probe.seq + 1, probe.target)
+    assert not prober.on_ack(probe.seq, "mallory")
+    assert isinstance(prober.on_time(at + 0.25)[0], Indirect)
+
+
+def test_a_node_that_was_late_itself_still_asks_helpers_before_it_judges() -> None:
+    prober = make_prober("bcd")
+    _, at = begin(prober)
+    (step,) = prober.on_time(at + 60.0)
+    assert isinstance(step, Indirect)
+    assert prober.next_deadline() == at + 60.75
+
+
+def test_the_only_other_member_is_judged_without_helpers() -> None:
+    prober = make_prober("b")
+    _, at = begin(prober)
+    assert prober.on_time(at + 0.25) == (Indirect(1, "b", ()),)
+    assert prober.on_time(prober.next_deadline())[0] == Silent("b")
+
+
+def test_every_member_is_probed_once_per_round() -> None:
+    prober = make_prober("bcdef", seed=1)
+    at = prober.next_deadline()
+    for _ in range(3):
+        targets = []
+        for _ in range(5):
+            (step,) = prober.on_time(at)
+            assert isinstance(step, Direct)
+            targets.append(step.target)
+            assert prober.on_ack(step.seq, step.target)
+            at += 1.0
+        assert sorted(targets) == list("bcdef")
+
+
+def test_a_newcomer_may_come_at_any_place_of_the_round() -> None:
+    places: Counter[int] = Counter()
+    for seed in range(300):
+        prober = make_prober("bcd", seed=seed)
+        prober.insert("new")
+        places[prober._order.index("new")] += 1
+    assert sorted(places) == [0, 1, 2, 3]
+    assert min(places.values()) > 50
+
+
+def test_members_that_come_and_go_within_a_round_do_not_make_others_be_skipped() -> None:
+    for seed in range(50):
+        prober = make_prober("bcdef", seed=seed)
+        seen, at = [], prober.next_deadline()
+        for i in range(6):
+            steps = prober.on_time(at)
+            for step in steps:
+                assert isinstance(step, Direct)
+                seen.append(step.target)
+                prober.on_ack(step.seq, step.target)
+            if i == 1:
+                prober.remove(seen[0])
+                prober.insert("new")
+            at += 1.0
+        assert set("bcdef") <= set(seen) | {seen[0]}
+
+
+def test_a_member_removed_while_it_is_probed_is_not_judged() -> None:
+    prober = make_prober("b")
+    _, at = begin(prober)
+    prober.remove("b")
+    prober.remove("b")
+    assert prober.on_time(at + 0.25) == ()
+    assert prober.on_time(at + 1.0) == ()
+
+
+def test_nobody_to_probe_is_no_reason_to_stop() -> None:
+    prober = make_prober()
+    at = prober.next_deadline()
+    assert prober.on_time(at) == ()
+    assert prober.next_deadline() == at + 1.0
+
+
+def test_early_and_repeated_calls_do_nothing() -> None:
+    prober = make_prober("bc")
+    _, at = begin(prober)
+    assert prober.on_time(at) == ()
+    assert prober.on_time(at + 0.1) == ()

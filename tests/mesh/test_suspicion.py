@@ -1,0 +1,57 @@
+import pytest
+
+from p2pkv.mesh.suspicion import Suspects, confirmations_wanted, log_scale, remaining_s, timeout_min_s, timeout_s
+
+
+@pytest.mark.parametrize(
+    ("confirmations", "elapsed_s", "remaining"),
+    [(0, 0.0, 30.0), (1, 2.0, 14.0), (2, 3.0, 4.810), (3, 4.0, -2.0), (4, 5.0, -3.0), (5, 10.0, -8.0)],
+)
+def test_what_remains_matches_memberlist(confirmations: int, elapsed_s: float, remaining: float) -> None:
+    # memberlist cuts to milliseconds, we do not.
+    left = remaining_s(confirmations, elapsed_s, wanted=3, min_s=2.0, max_s=30.0)
+    assert left == pytest.approx(remaining, abs=1e-3)
+
+
+@pytest.mark.parametrize(("members", "scale_ms"), [(5, 1000), (50, 1698), (100, 2000), (500, 2698), (1000, 3000)])
+def test_time_grows_with_the_logarithm_of_the_mesh_as_in_memberlist(members: int, scale_ms: int) -> None:
+    assert int(log_scale(members) * 1000) == scale_ms
+    assert timeout_min_s(mult=4, members=members, period_s=0.5) == pytest.approx(2 * scale_ms / 1000, abs=2e-3)
+
+
+def test_a_mesh_of_nobody_has_a_scale_too() -> None:
+    assert log_scale(0) == 1.0
+
+
+def test_confirmations_that_cannot_come_are_not_waited_for() -> None:
+    assert confirmations_wanted(mult=4, members=4) == 2
+    assert confirmations_wanted(mult=4, members=3) == 0
+    assert confirmations_wanted(mult=1, members=9) == 0
+    assert timeout_s(0, wanted=0, min_s=2.0, max_s=30.0) == 2.0
+
+
+def test_a_suspect_is_due_at_its_deadline_and_not_before() -> None:
+    suspects = Suspects()
+    assert suspects.next_deadline() == float("inf")
+    suspects.suspect("a", until=5.0)
+    suspects.suspect("b", until=4.0)
+    assert suspects.next_deadline() == 4.0
+    assert suspects.due(3.9) == ()
+    assert suspects.due(4.0) == ("b",)
+
+
+def test_a_cleared_suspect_is_never_due() -> None:
+    suspects = Suspects()
+    suspects.suspect("a", until=5.0)
+    suspects.clear("a")
+    suspects.clear("a")
+    assert len(suspects) == 0
+    assert suspects.due(9.0) == ()
+
+
+def test_postponing_moves_every_deadline() -> None:
+    suspects = Suspects()
+    suspects.suspect("a", until=5.0)
+    suspects.postpone(2.5)
+    assert suspects.due(7.0) == ()
+    assert suspects.due(7.5) == ("a",)
