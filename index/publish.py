@@ -94,7 +94,7 @@ class Publisher:
     def on_time(self, now: float) -> list[SendStream]:
         """Return what is due to be sent."""
         effects = self._flush(now) if now >= self._flush_at else []
-        if now >= self._paused_until:
+        if now >= max(self._due.earliest(), self._paused_until):
             effects += self._send_snapshots(now)
         return effects
 
@@ -115,10 +115,8 @@ class Publisher:
 
     def _send_snapshots(self, now: float) -> list[SendStream]:
         due = self._due.take(now)
-        if not due:
-            return []
         effects: list[SendStream] = []
-        pages = self._writer.snapshot()
+        pages = self._writer.snapshot() if due else ()
         if now >= self._step_at + STEP_S:
             self._step_at, self._step_room = now, STEP_BYTES_MAX
         for peer in due:

@@ -8,6 +8,8 @@ import pytest
 import trio.testing
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("p2pkv.testing.contracts")  # or else its failures would not say why
+
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINES)

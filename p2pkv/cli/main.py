@@ -10,7 +10,7 @@ from p2pkv.cli.demo import demo
 from p2pkv.cli.mesh import leave, members, status
 from p2pkv.cli.output import fail, output_option, print_json
 from p2pkv.cli.serve import serve
-from p2pkv.errors import P2pkvError
+from p2pkv.errors import ConfigError, P2pkvError
 from p2pkv.sim.cli import sim
 
 
@@ -51,9 +51,10 @@ def main() -> None:
                 fail(exc, as_json=context.meta.get("p2pkv.output") == "json")
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
-    except click.ClickException as exc:
-        exc.show()
-        sys.exit(exc.exit_code)
+    except click.UsageError as exc:
+        path = exc.ctx.command_path if exc.ctx is not None else "p2pkv"
+        error = ConfigError(exc.format_message(), hint=f"see `{path} --help`")
+        fail(error, as_json=bool(exc.ctx and exc.ctx.find_root().meta.get("p2pkv.output") == "json"))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)

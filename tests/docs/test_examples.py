@@ -10,13 +10,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("program", sorted(EXAMPLES.glob("*.py")), ids=lambda program: program.name)
-def test_an_example_runs(program):
+def test_an_example_runs(program: Path) -> None:
     result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
 
-def test_two_nodes_says_where_the_blocks_came_from():
+def test_two_nodes_says_where_the_blocks_came_from() -> None:
     command = [sys.executable, str(EXAMPLES / "two_nodes.py")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert result.stderr == ""

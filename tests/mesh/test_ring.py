@@ -40,12 +40,10 @@ def test_the_walk_meets_everybody_once_and_begins_with_the_owners(weights: dict[
 
 @given(meshes, members)
 def test_a_join_moves_keys_only_to_the_newcomer(weights: dict[str, int], newcomer: str) -> None:
+    weights.pop(newcomer, None)
     before, after = Ring(weights), Ring({**weights, newcomer: GIB})
     for key in KEYS:
-        old, new = before.owners(key, 2), after.owners(key, 2)
-        assert [owner for owner in new if owner != newcomer] == list(old)[: len(new) - (newcomer in new)] or (
-            newcomer in weights
-        )
+        assert tuple(owner for owner in after.walk(key) if owner != newcomer) == tuple(before.walk(key))
 
 
 @given(uneven, st.data())
@@ -64,8 +62,8 @@ def test_as_long_as_the_unit_stays_a_leave_moves_only_the_keys_of_the_leaver(
 
 def test_a_member_that_grows_takes_keys_and_gives_none_away() -> None:
     before, after = Ring(even(10)), Ring({**even(10), "node-3": GIB + GIB // 8})
-    moved = {(before.owners(key, 1), after.owners(key, 1)) for key in KEYS}
-    assert all(old == new or new == ("node-3",) for old, new in moved)
+    for key in KEYS:
+        assert after.owners(key, 1) in {before.owners(key, 1), ("node-3",)}
     assert after.shares()["node-3"] > before.shares()["node-3"]
 
 
@@ -82,6 +80,26 @@ def test_the_order_in_which_members_are_given_does_not_matter(weights: dict[str,
     assert Ring(weights).fingerprint() == Ring(shuffled).fingerprint()
 
 
+def test_positions_are_splitmix64_of_a_digest_of_the_id() -> None:
+    def positions(member: str, count: int) -> list[int]:
+        mask, found = 2**64 - 1, []
+        digest = hashlib.blake2b(member.encode(), digest_size=8, person=b"p2pkv.ring.1").digest()
+        state = int.from_bytes(digest, "little")
+        for _ in range(count):
+            state = (state + 0x9E3779B97F4A7C15) & mask
+            mixed = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+            found.append(mixed ^ (mixed >> 31))
+        return found
+
+    weights = {"a": GIB, "bé": 3 * GIB}
+    unit = unit_bytes(weights.values())
+    assert unit == GIB / 128
+    wanted = sorted([(at, 0) for at in positions("a", 128)] + [(at, 1) for at in positions("bé", 384)])
+    ring = Ring(weights)
+    assert list(zip(ring._positions, ring._holders, strict=True)) == wanted
+
+
 @pytest.mark.parametrize("hash_seed", ["0", "1", "4711"])
 def test_every_process_builds_the_same_ring(hash_seed: str) -> None:
     program = (
@@ -94,7 +112,7 @@ def test_every_process_builds_the_same_ring(hash_seed: str) -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     # Frozen: members of different versions must agree on owners, so this may only change with the protocol.
-    assert result.stdout.strip() == "GOLDEN"
+    assert result.stdout.strip() == "d273bcf0663218ee85b165fa538736b2"
 
 
 def test_shares_follow_the_offered_memory() -> None:
@@ -102,7 +120,7 @@ def test_shares_follow_the_offered_memory() -> None:
     shares, total = Ring(weights).shares(), sum(weights.values())
     assert sum(shares.values()) == pytest.approx(1.0)
     loads = [share / (weights[member] / total) for member, share in shares.items()]
-    assert 0.7 < min(loads)
+    assert min(loads) > 0.7
     assert max(loads) < 1.35
 
 

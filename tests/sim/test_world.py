@@ -80,6 +80,23 @@ def test_a_healed_partition_ends_in_agreement() -> None:
     assert disagreements(split) == []
 
 
+def test_what_was_stored_while_the_network_was_split_is_known_to_all_when_it_is_whole_again() -> None:
+    keys = [number.to_bytes(32, "big") for number in range(4)]
+    faults = Faults(partitions=(Partition(10.0, 60.0, frozenset({5, 6, 7})),))
+    split, _ = world(faults)
+    for at_s, number in ((5.0, 1), (20.0, 2), (30.0, 6), (90.0, 7)):
+        split.run(at_s)
+        node = dict(split.running())[number]
+        for key in keys[: number % 4 + 1]:
+            node.summaries.add(key, at_s)
+        split._arm(number, node)
+    split.run(faults.last_s + 300.0)
+    for number, node in split.running():
+        expected = {id_of(holder): holder % 4 + 1 for holder in (1, 2, 6, 7) if holder != number}
+        assert dict(sorted(node.summaries.longest(keys).items())) == expected
+        assert node.summaries.statistics().peers_unsettled == 0
+
+
 def test_names_are_told_apart() -> None:
     some, _ = world()
     assert [some.number_of(id_of(number)) for number in range(8)] == list(range(8))
