@@ -115,7 +115,7 @@ def _tokens_of(layers: Sequence[tuple[Elements, Elements]], layout: CanonicalLay
     if len(layers) != layout.layers:
         raise LayoutMismatch(f"KV of {len(layers)} layers, the layout says {layout.layers}")
     item = torch_dtype(layout).itemsize
-    tokens = layers[0][0].shape[1]
+    tokens = int(layers[0][0].shape[1])
     for layer, pair in enumerate(layers):
         for what, elements in zip("KV", pair, strict=True):
             if elements.shape != (layout.kv_heads, tokens, layout.head_dim) or elements.dtype.itemsize != item:

@@ -128,7 +128,7 @@ class TransformersConnector:
             weights_id=f"{weights_id}+config:{hashlib.sha256(_canonical_json(config)).hexdigest()}",
             weights_epoch=weights_epoch,
             layout=self.layout,
-            rope_scaling=_json_or_empty(config.get("rope_parameters") or config.get("rope_scaling")),
+            rope_scaling=_json_or_empty(_rope_of(config)),
             quantisation=_json_or_empty(config.get("quantization_config")),
             tenant=tenant or Tenant(),
         )
@@ -334,8 +334,11 @@ def _layout_of(model: PreTrainedModel, block_tokens: int) -> CanonicalLayout:
 
 def _probe(model: PreTrainedModel, tokens: list[int]) -> object:
     cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
-        model(torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
+    try:
+        with torch.inference_mode():
+            model(torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
+    except TypeError as exc:  # recurrent models take a cache of another name and kind
+        raise LayoutMismatch(f"the model does not run with a cache of keys and values ({exc})") from exc
     return cache
 
 
@@ -352,7 +355,7 @@ def _refuse_by_config(model: PreTrainedModel) -> None:
         raise LayoutMismatch("the model takes more than text: equal tokens may stand for different images")
     if getattr(config, "use_bidirectional_attention", False):
         raise LayoutMismatch("the model attends to later tokens")
-    rope = _rope_types(config.to_dict()) & _LENGTH_DEPENDENT_ROPE
+    rope = _rope_types(_rope_of(config.to_dict())) & _LENGTH_DEPENDENT_ROPE
     if rope:
         raise LayoutMismatch(
             f"rotary embedding of type {', '.join(rope)}: KV depends on the length of the whole prompt"
@@ -361,17 +364,18 @@ def _refuse_by_config(model: PreTrainedModel) -> None:
         raise LayoutMismatch("the model is spread over several devices")
     if (getattr(model, "_tp_size", None) or 1) > 1:
         raise LayoutMismatch("the model is split over ranks, which hold different heads under one name")
-    for i, layer in enumerate(DynamicCache(config=config).layers):
-        if type(layer) is not DynamicLayer:
-            raise LayoutMismatch(f"layer {i} keeps a {type(layer).__name__}, must be plain full attention")
 
 
-def _rope_types(config: Any) -> set[str]:
-    """Return every rotary embedding's type in `config`; newer configurations nest them by kind of layer."""
-    if isinstance(config, dict):
-        own = {str(config[name]) for name in ("rope_type", "type") if isinstance(config.get(name), str)}
-        return own.union(*(_rope_types(value) for value in config.values()))
-    return set()
+def _rope_of(config: dict[str, Any]) -> Any:
+    return config.get("rope_parameters") or config.get("rope_scaling")
+
+
+def _rope_types(rope: Any) -> set[str]:
+    """Return every type of rotary embedding in `rope`: one, or one per kind of layer."""
+    if not isinstance(rope, dict):
+        return set()
+    own = {rope[name] for name in ("rope_type", "type") if isinstance(rope.get(name), str)}
+    return own.union(*(_rope_types(value) for value in rope.values()))
 
 
 def _decisive_config(model: PreTrainedModel) -> dict[str, Any]:

@@ -65,14 +65,7 @@ def test_a_tier_that_counts_first_pages_only_fails() -> None:
         contract(TierContract, CountsFirstPagesOnly(CAPACITY_BYTES), old, new)  # type: ignore[arg-type]
 
 
-class Wrapped(MemoryTransport):
-    """A transport with one hook in it."""
-
-    async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-        await super().pull(peer=peer, address=address, lease=lease, wanted=wanted, on_block=on_block)
-
-
-class BelievesEverything(Wrapped):
+class BelievesEverything(MemoryTransport):
     """Reports what was corrupt as arrived."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
@@ -82,7 +75,7 @@ class BelievesEverything(Wrapped):
         await super().pull(peer=peer, address=address, lease=lease, wanted=wanted, on_block=lie)
 
 
-class ReportsTooEarly(Wrapped):
+class ReportsTooEarly(MemoryTransport):
     """Says that all has arrived before it has."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
@@ -91,7 +84,7 @@ class ReportsTooEarly(Wrapped):
         await super().pull(peer=peer, address=address, lease=lease, wanted=wanted, on_block=lambda _, __: None)
 
 
-class SwallowsErrors(Wrapped):
+class SwallowsErrors(MemoryTransport):
     """Returns as if all were well."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
@@ -101,7 +94,7 @@ class SwallowsErrors(Wrapped):
             pass
 
 
-class WritesOnAfterwards(Wrapped):
+class WritesOnAfterwards(MemoryTransport):
     """Goes on writing in the background when it was cancelled."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
@@ -116,7 +109,7 @@ class WritesOnAfterwards(Wrapped):
             trio.lowlevel.spawn_system_task(later)
 
 
-class WritesBesideThePlace(Wrapped):
+class WritesBesideThePlace(MemoryTransport):
     """Spoils the byte in front of the first place."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
@@ -126,7 +119,7 @@ class WritesBesideThePlace(Wrapped):
         room[0] = 0
 
 
-class IntroducesItselfAsAnother(Wrapped):
+class IntroducesItselfAsAnother(MemoryTransport):
     """Uses a name that is not its node's."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
@@ -168,6 +161,6 @@ class Contract(TransportContract):
 )
 def test_a_transport_that_breaks_a_promise_fails(broken: type[MemoryTransport], promise: str) -> None:
     given = ("shorter",) if promise.endswith("is_not_taken") else ()
-    getattr(Contract(Wrapped), promise)(*given)
+    getattr(Contract(MemoryTransport), promise)(*given)
     with pytest.RaisesGroup(AssertionError, allow_unwrapped=True, flatten_subgroups=True):
         getattr(Contract(broken), promise)(*given)

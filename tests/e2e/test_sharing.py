@@ -155,3 +155,18 @@ def test_status_and_members_are_one_json_document(tmp_path):
         assert status["protection"] == "none, loopback only"
         members = json.loads(p2pkv("members", "--socket", str(a.socket), "-o", "json").stdout)["members"]
         assert [(m["name"], m["self"]) for m in members] == [("a", True), ("b", False)]
+
+
+def test_a_copy_taken_after_the_lease_ran_out_is_noticed(tmp_path):
+    first, others = Chain(1, blocks=64), [Chain(seed, blocks=256) for seed in range(2, 7)]
+    arguments = ("--set", "fetch.engine_lease_s=0.2")
+    with mesh(tmp_path, "a", arguments=arguments) as (a,), a.client() as client:
+        first.publish(client)
+        with client.acquire(first.keys) as lease:
+            assert first.arrived(lease) == 64
+            assert lease.intact()
+            wait_until(lambda: client.status().tier["pinned_blocks"] == 0, "the lease runs out")
+            assert lease.intact()  # late, but nothing was overwritten yet
+            for other in others:
+                other.publish(client)
+            assert not lease.intact()

@@ -292,7 +292,7 @@ class WorkerHalf:
     def _publish(self, save: Save) -> Published:
         def fill(i: int, destination: NDArray[np.uint8]) -> None:
             for layer, segment in zip(self._layers, destination.reshape(len(self._layers), -1), strict=True):
-                np.copyto(segment, layer[save.pages[(i + 1) % len(save.pages)]])
+                np.copyto(segment, layer[save.pages[i]])
 
         return self._client.publish(self._namespace, save.keys, fill)
 
