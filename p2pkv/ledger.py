@@ -127,6 +127,14 @@ class Ledger:
         self._key_at[slot.offset] = info.key
         self._policy.insert(info.key, slot.size)
 
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """Note a use of a chain's blocks, tail first: its head is then the newest and goes last, for a tail without
+        its head is of no use to anybody.
+        """
+        for key in reversed(keys):
+            if key in self._held:
+                self._policy.touch(key)
+
     def abort(self, reservation: Reservation) -> None:
         """Give a reserved place back; what was evicted for it stays evicted."""
         assert self._reserved.pop(reservation.info.key) is reservation

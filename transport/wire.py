@@ -132,6 +132,7 @@ class SummaryPage(Message, tag=7, frozen=True):
     hashes: Annotated[int, Meta(ge=1, le=32)]
     offset: Count
     """Position of `data` in the filter, bytes."""
+    # Trailing zero bytes are left out, so that an empty filter is a few bytes and not a megabyte.
     data: Annotated[bytes, Meta(max_length=PAGE_BYTES_MAX)]
 
 

@@ -176,7 +176,7 @@ class TransformersConnector:
             lora: as for `prefix`.
         """
         try:
-            layers = self._plain_layers(cache)
+            layers = self._own_layers(cache)
             keys = self._keys(_token_list(input_ids)[: layers[0][0].shape[-2]], cache_salt, lora)
             if not keys:
                 return Published(0, 0, 0, "")
@@ -235,9 +235,9 @@ class TransformersConnector:
         logger.warning("p2pkv %s: %s (%s); going on without it", call, exc, kind)
         return f"{kind}: {exc}"
 
-    def _plain_layers(self, cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _own_layers(self, cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return K and V of each layer of a cache that a caller gave us, if it is one that this model fills."""
-        layers = _plain_layers(cache)
+        layers = plain_layers(cache)
         dtypes = {tensor.dtype for pair in layers for tensor in pair}
         if {DTYPE_NAMES.get(dtype) for dtype in dtypes} != {self.layout.dtype}:
             raise LayoutMismatch(f"cache of {', '.join(sorted(map(str, dtypes)))}, the layout says {self.layout.dtype}")
@@ -278,7 +278,7 @@ def _token_list(input_ids: TokenIds) -> list[int]:
     return tokens
 
 
-def _plain_layers(cache: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def plain_layers(cache: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return K and V of each layer, `[1, kv_heads, tokens, head_dim]` each.
 
     Raises:
@@ -307,7 +307,7 @@ def _plain_layers(cache: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def _layout_of(model: PreTrainedModel, block_tokens: int) -> CanonicalLayout:
     """Return the layout of the model's KV, as a run of two tokens shows it."""
     _refuse_by_config(model)
-    one, other = (_plain_layers(_probe(model, [0, second])) for second in (1, 2))
+    one, other = (plain_layers(_probe(model, [0, second])) for second in (1, 2))
     kinds = {(pair[0].shape[1], pair[0].shape[3], t.dtype, t.device) for pair in one for t in pair}
     if len(kinds) != 1:
         raise LayoutMismatch(f"layers differ in heads, head size, dtype or device: {sorted(map(str, kinds))}")

@@ -12,11 +12,10 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from p2pkv.blocks import Dtype
 from p2pkv.errors import ConfigError
@@ -88,13 +87,14 @@ def _convert(gguf: Path, folder: Path, dtype: Dtype) -> None:
         raise ConfigError(f"reading the model needs {exc.name}", hint="install p2pkv[transformers]") from exc
     from p2pkv.connectors.layout import TORCH_DTYPES
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call] # the library annotates only some of it
     # `from_pretrained(gguf_file=...)` wants accelerate and gives a model that refuses to be saved. Its own reader of the
     # file fills a fresh model just as well.
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config.name_or_path = MODEL
-    model = LlamaForCausalLM(config)
-    tensors = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)["tensors"]
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call] # the library annotates only some of it
+    read: Any = load_gguf_checkpoint
+    tensors = read(str(gguf), return_tensors=True, model_to_load=model)["tensors"]
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:  # the output layer is tied to the embedding
         raise ConfigError(
@@ -121,13 +121,9 @@ def main() -> None:
     """Convert if needed and print the folder."""
     parser = argparse.ArgumentParser(prog="python -m p2pkv.demo.model", description=main.__doc__)
     parser.add_argument("--dtype", choices=_DTYPES, default="bf16")
-    parser.add_argument("--again", action="store_true", help="convert even if it was done before")
     arguments = parser.parse_args()
     try:
         folder = converted_model(arguments.dtype)
-        if arguments.again:
-            shutil.rmtree(folder)
-            folder = converted_model(arguments.dtype)
     except ConfigError as exc:
         sys.exit(f"error: {exc}\nhint: {exc.hint}")
     print(folder)

@@ -95,14 +95,19 @@ def test_leases_of_an_engine_that_dies_are_released(tmp_path, chain):
         assert len(lease.blocks) == 6
 
 
-def test_blocks_wider_than_the_tier_push_out_the_oldest_and_lose_no_byte(tmp_path):
+def test_more_than_the_tier_holds_pushes_out_the_oldest_and_spoils_nothing(tmp_path):
     with mesh(tmp_path, "a") as (a,), a.client() as client:
-        chains = [Chain(seed, blocks=48) for seed in range(12)]  # 12 x 48 x 64 KiB = 36 MiB of 64, then twice as large
+        chains = [Chain(seed, blocks=48) for seed in range(60)]  # 90 MiB through 64
         for chain in chains:
             assert chain.publish(client).stored == 48
+        arrived = []
         for chain in chains:
             with client.acquire(chain.keys) as lease:
-                assert chain.arrived(lease) == 48
+                arrived.append(chain.arrived(lease))
+        assert arrived[0] == 0
+        assert arrived[-1] == 48
+        assert sum(arrived) * 32 * 1024 <= client.status().tier["capacity_bytes"]
+        assert client.status().tier["evictions"] == 60 * 48 - sum(arrived)
 
 
 def test_an_engine_goes_on_when_its_daemon_dies_and_comes_back(tmp_path, chain):
@@ -158,7 +163,7 @@ def test_status_and_members_are_one_json_document(tmp_path):
 
 
 def test_a_copy_taken_after_the_lease_ran_out_is_noticed(tmp_path):
-    first, others = Chain(1, blocks=64), [Chain(seed, blocks=256) for seed in range(2, 7)]
+    first, others = Chain(1, blocks=64), [Chain(seed, blocks=256) for seed in range(2, 12)]
     arguments = ("--set", "fetch.engine_lease_s=0.2")
     with mesh(tmp_path, "a", arguments=arguments) as (a,), a.client() as client:
         first.publish(client)
