@@ -22,6 +22,7 @@ class Joiner:
         self._seeking = bool(self._seeds)
         self._next_round_at = 0.0
         self._states: dict[str, str] = dict.fromkeys(self._seeds, "waiting")
+        self._asked_again: set[str] = set()  # of those shown as unreachable
 
     def start(self, now: float) -> None:
         """Make the first round due at once."""
@@ -35,16 +36,21 @@ class Joiner:
         self._wait_s = self._retry_s
         self._next_round_at = now + self._wait_s
 
-    def on_answer(self, sender: str) -> None:
-        """Stop asking: a member has answered, be it a seed or somebody a seed sent."""
+    def on_answer(self) -> None:
+        """Stop asking: a member has answered, be it a seed or somebody a seed sent.
+
+        Which seed it was cannot be told, as a seed may be written by another name than its member's address; but those
+        asked again without a new failure are no longer known to be unreachable.
+        """
         self._seeking = False
-        if sender in self._states:
-            self._states[sender] = "reached"
+        self._states.update(dict.fromkeys(self._asked_again, "asked"))
+        self._asked_again.clear()
 
     def on_link_lost(self, address: str) -> None:
         """Note that a seed could not be reached; it is asked again in the next round."""
         if address in self._states:
             self._states[address] = "unreachable"
+            self._asked_again.discard(address)
 
     def next_deadline(self) -> float:
         """When the next round is due; infinite while nobody has to be asked."""
@@ -57,12 +63,20 @@ class Joiner:
         self._next_round_at = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, BACKOFF_MAX * self._retry_s)
         asked = tuple(seed for seed in self._seeds if seed != self._own_address and seed not in reached)
-        # "unreachable" stays until something better is known: it is what a person looking at a lonely node needs.
-        self._states.update((seed, "asked") for seed in asked if self._states[seed] != "unreachable")
+        for seed in asked:
+            # "unreachable" stays until something better is known: it is what a person at a lonely node has to read.
+            if self._states[seed] == "unreachable":
+                self._asked_again.add(seed)
+            else:
+                self._states[seed] = "asked"
         return asked
 
     def states(self, *, reached: Container[str]) -> tuple[tuple[str, str], ...]:
-        """Return each seed with what became of it: self, reached, asked, unreachable or waiting."""
+        """Return each seed with what became of it.
+
+        "self"; "reached", a usable member has this address; "asked", and no failure was reported; "unreachable";
+        "waiting", not asked yet.
+        """
 
         def state(seed: str) -> str:
             if seed == self._own_address:

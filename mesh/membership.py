@@ -89,7 +89,7 @@ class Membership:
         return self._table.usable()
 
     def seeds(self) -> tuple[tuple[str, str], ...]:
-        """Return each seed's address with its state: self, reached, asked, unreachable or waiting."""
+        """Return each seed's address with its state, as `Joiner.states` explains them."""
         return self._joiner.states(reached=self._usable_addresses())
 
     def statistics(self) -> MembershipStatistics:
@@ -161,8 +161,8 @@ class Membership:
         self._seek_if_alone(now)
         return tuple(effects)
 
-    def on_message(self, sender: str, message: Packet | PushPull, now: float) -> tuple[Effect, ...]:
-        """Take a message that arrived from `sender`: its address, where the shell knows one that can be a seed's."""
+    def on_message(self, sender: str, message: Packet | PushPull, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every core is told
+        """Take a message. Packets and lists name their sender themselves, with the address to answer to."""
         if self._own.left:
             return ()
         effects: list[Effect] = []
@@ -170,7 +170,7 @@ class Membership:
             case Packet():
                 self._on_packet(message, now, effects)
             case PushPull():
-                self._on_push_pull(sender, message, now, effects)
+                self._on_push_pull(message, now, effects)
         self._seek_if_alone(now)
         return tuple(effects)
 
@@ -244,7 +244,7 @@ class Membership:
             body = Ack(seq=relay.seq, target=target)
             effects.append(self._outbox.datagram(relay.requester, relay.requester_address, body))
 
-    def _on_push_pull(self, sender: str, message: PushPull, now: float, effects: list[Effect]) -> None:
+    def _on_push_pull(self, message: PushPull, now: float, effects: list[Effect]) -> None:
         if not message.records:
             self._counts["records_refused"] += 1
             return
@@ -258,7 +258,7 @@ class Membership:
         if known is None:  # it was refused, and so is the answer
             return
         if is_usable(known):
-            self._joiner.on_answer(sender)
+            self._joiner.on_answer()
         if message.reply:
             effects += self._outbox.list_to(theirs.address, reply=False)
         elif self._is_dead(theirs.id):

@@ -20,6 +20,7 @@ from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Node
 from p2pkv.runner import Runner
+from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
@@ -204,9 +205,9 @@ class _Bodies:
 
 
 def _whole_chunks(config: Config) -> int:
-    from p2pkv.slots import Slots
-
-    return Slots(capacity_bytes=config.host.capacity_bytes, chunk_bytes=config.host.chunk_bytes).capacity_bytes
+    """Return the size of the arena: what is configured, less a last chunk that would be cut off."""
+    chunk_bytes = chunk_size(config.host.capacity_bytes, config.host.chunk_bytes)
+    return config.host.capacity_bytes // chunk_bytes * chunk_bytes
 
 
 def _is_loopback(host: str) -> bool:

@@ -128,8 +128,9 @@ class Ledger:
         self._policy.insert(info.key, slot.size)
 
     def touch(self, keys: Sequence[BlockKey]) -> None:
-        """Note a use of a chain's blocks, tail first: its head is then the newest and goes last, for a tail without
-        its head is of no use to anybody.
+        """Note a use of a chain's blocks, tail first.
+
+        Its head is then the newest and goes last: a tail without its head is of no use to anybody.
         """
         for key in reversed(keys):
             if key in self._held:

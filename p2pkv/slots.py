@@ -30,15 +30,24 @@ class _Chunk:
     used: set[int] = field(default_factory=set)
 
 
+def chunk_size(capacity_bytes: int, chunk_bytes: int = 0) -> int:
+    """Return the size of chunk for an arena of `capacity_bytes`; 0 chooses an eighth of it, at most 64 MiB.
+
+    Raises:
+        ConfigError: `chunk_bytes` is smaller than a page or larger than the arena.
+    """
+    chosen = (chunk_bytes or min(CHUNK_BYTES_DEFAULT_MAX, capacity_bytes // 8)) // PAGE_BYTES * PAGE_BYTES
+    if chosen == 0 or chosen > capacity_bytes:
+        raise ConfigError(f"host.chunk_bytes is {chunk_bytes}, must be between 4096 and host.capacity_bytes")
+    return chosen
+
+
 class Slots:
     """Gives out slots and takes them back. Never moves a block."""
 
     def __init__(self, *, capacity_bytes: int, chunk_bytes: int = 0) -> None:
         """Cut `capacity_bytes` (rounded down to whole chunks) in chunks of `chunk_bytes`; 0 chooses their size."""
-        chosen = chunk_bytes or min(CHUNK_BYTES_DEFAULT_MAX, capacity_bytes // 8)
-        self.chunk_bytes: Final = chosen // PAGE_BYTES * PAGE_BYTES
-        if self.chunk_bytes == 0 or self.chunk_bytes > capacity_bytes:
-            raise ConfigError(f"host.chunk_bytes is {chunk_bytes}, must be between 4096 and host.capacity_bytes")
+        self.chunk_bytes: Final = chunk_size(capacity_bytes, chunk_bytes)
         self.capacity_bytes: Final = capacity_bytes // self.chunk_bytes * self.chunk_bytes
         self._chunks = [_Chunk(offset) for offset in range(0, self.capacity_bytes, self.chunk_bytes)]
         self._empty = list(reversed(self._chunks))

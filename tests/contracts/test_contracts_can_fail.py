@@ -90,7 +90,7 @@ class SwallowsErrors(MemoryTransport):
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         try:
             await super().pull(peer=peer, address=address, lease=lease, wanted=wanted, on_block=on_block)
-        except Exception:  # noqa: BLE001, S110 - the point
+        except Exception:  # noqa: BLE001 - the point
             pass
 
 

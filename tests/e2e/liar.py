@@ -6,9 +6,8 @@ Everything but the lie is the real daemon, so the honest side meets the lie exac
 import os
 import sys
 
-import p2pkv.transport.streams as streams
-import p2pkv.transport.tcp as tcp
 from p2pkv.cli.main import main
+from p2pkv.transport import streams, tcp
 from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.wire import LeaseGrant
 

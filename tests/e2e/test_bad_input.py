@@ -5,11 +5,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.daemons import Daemon, mesh, p2pkv, wait_until
-from tests.e2e.conftest import Chain
 
 from p2pkv.block_file import pack_header
 from p2pkv.blocks import BlockInfo, CanonicalLayout, block_digest
+from tests.daemons import Daemon, mesh, p2pkv, wait_until
+from tests.e2e.conftest import Chain
 
 
 def lines(result) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.daemons import Daemon, mesh, wait_until
 from tests.e2e.conftest import Chain
 
@@ -75,7 +76,11 @@ def test_a_lie_is_refused_logged_and_a_miss(tmp_path: Path, mode: str, blocks: i
 
 def test_an_honest_holder_serves_what_a_liar_spoiled(tmp_path: Path) -> None:
     chain = Chain(1)
-    with mesh(tmp_path, "honest", "holder") as (honest, holder), honest.client() as engine, holder.client() as at_holder:
+    with (
+        mesh(tmp_path, "honest", "holder") as (honest, holder),
+        honest.client() as engine,
+        holder.client() as at_holder,
+    ):
         liar = Liar(tmp_path, "flipped_byte", honest.address)
         try:
             with liar.client() as at_liar:

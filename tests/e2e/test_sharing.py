@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+
 from tests.daemons import Daemon, alive, mesh, p2pkv, wait_until
 from tests.e2e.conftest import Chain
 
@@ -15,7 +16,7 @@ def visible(client, chain, blocks=None):
 
 
 def test_three_daemons_meet_from_one_seed_and_a_block_crosses(tmp_path, chain):
-    with mesh(tmp_path, "a", "b", "c") as (a, b, c), a.client() as at_a, c.client() as at_c:
+    with mesh(tmp_path, "a", "b", "c") as (a, _, c), a.client() as at_a, c.client() as at_c:
         assert chain.publish(at_a).stored == 6
         wait_until(visible(at_c, chain), "c sees what a holds")
         with at_c.acquire(chain.keys) as lease:
@@ -36,14 +37,13 @@ def test_a_prefix_that_continues_elsewhere_is_brought_from_both(tmp_path, chain)
 
 
 def test_a_miss_is_an_empty_lease_and_not_an_error(tmp_path, chain):
-    with mesh(tmp_path, "a", "b") as (a, _), a.client() as at_a:
-        with at_a.acquire(chain.keys) as lease:
-            assert len(lease.blocks) == 0
-            assert lease.reason == "no peer claims the next block"
+    with mesh(tmp_path, "a", "b") as (a, _), a.client() as at_a, at_a.acquire(chain.keys) as lease:
+        assert len(lease.blocks) == 0
+        assert lease.reason == "no peer claims the next block"
 
 
 def test_a_killed_peer_is_a_miss_then_a_dead_member(tmp_path, chain):
-    with mesh(tmp_path, "a", "b", "c") as (a, b, c), a.client() as at_a, b.client() as at_b:
+    with mesh(tmp_path, "a", "b", "c") as (a, b, _), a.client() as at_a, b.client() as at_b:
         chain.publish(at_a)
         wait_until(visible(at_b, chain), "b sees what a holds")
         a.kill()

@@ -257,6 +257,29 @@ def test_a_new_offer_is_told_and_an_old_one_is_not() -> None:
     assert node.core.members()[0] == member
 
 
+def test_the_first_packets_to_a_new_member_introduce_us_though_our_record_is_old_news() -> None:
+    node = Node("b")
+    node.run(0.0, 5.0, answering=True)
+    node.hear(packet(record("d")), 5.0)
+    effects = node.hear(packet(sender="d", body=Ping(seq=1, target="me")), 5.0)
+    assert [e.packet.updates[0] for e in effects if isinstance(e, SendDatagram)] == [record("me")]
+
+
+def test_the_death_of_a_stranger_is_believed_and_not_passed_on() -> None:
+    node = Node("b")
+    node.run(0.0, 5.0, answering=True)
+    assert changes(node.hear(packet(record("d", state=DEAD)), 5.0)) == [("d", None, DEAD)]
+    assert node.core.statistics().updates_waiting == 0
+
+
+def test_seeds_are_left_in_peace_once_a_member_has_answered() -> None:
+    node = Node(join=("b:1", "z:1"))
+    node.hear(PushPull(records=(record("b"),), reply=False))
+    effects = node.run(0.0, 300.0, answering=True)
+    assert "z:1" not in {effect.address for effect in effects if isinstance(effect, SendStream)}
+    assert node.core.seeds() == (("b:1", "reached"), ("z:1", "asked"))
+
+
 def test_a_goodbye_goes_out_at_once_and_then_nothing_does() -> None:
     node = Node("bdefg")
     effects = node.core.leave(1.0)

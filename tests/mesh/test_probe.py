@@ -102,6 +102,21 @@ def test_a_newcomer_may_come_at_any_place_of_the_round() -> None:
     assert min(places.values()) > 50
 
 
+def test_a_newcomer_does_not_make_anybody_be_probed_twice_in_a_round() -> None:
+    for seed in range(50):
+        prober = make_prober("bcdef", seed=seed)
+        seen, at = [], prober.next_deadline()
+        for i in range(5):
+            (step,) = prober.on_time(at)
+            assert isinstance(step, Direct)
+            seen.append(step.target)
+            prober.on_ack(step.seq, step.target)
+            if i == 2:
+                prober.insert("new")
+            at += 1.0
+        assert len(set(seen)) == 5
+
+
 def test_members_that_come_and_go_within_a_round_do_not_make_others_be_skipped() -> None:
     for seed in range(50):
         prober = make_prober("bcdef", seed=seed)

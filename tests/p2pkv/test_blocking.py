@@ -3,12 +3,12 @@
 import threading
 
 import pytest
-from tests.daemons import alive, wait_until
-from tests.e2e.conftest import Chain
 
 from p2pkv.blocking import EmbeddedNode
 from p2pkv.config import load
 from p2pkv.errors import CannotListen, DaemonUnreachable
+from tests.daemons import alive, wait_until
+from tests.e2e.conftest import Chain
 
 
 def embedded(name: str, *join: str) -> EmbeddedNode:

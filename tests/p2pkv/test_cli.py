@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.daemons import p2pkv
 
 
