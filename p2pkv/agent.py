@@ -69,7 +69,7 @@ class Agent:
             raise
         self.me: Final = _own_record(config, self._tcp)
         self.metrics: Final = Metrics()
-        self._log = logger().bind(node=self.me.name)
+        self.log: Final = logger(config.log).bind(node=self.me.name)
         node = Node(config, self.me, Random(secrets.randbits(64)))
         timeout_s = config.fetch.connect_timeout_s
         self._streams = ControlStreams(
@@ -78,13 +78,16 @@ class Agent:
             on_lost=self._link_lost,
         )
         self._bulk = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
-        self.runner: Final = Runner(node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics)
+        self.runner: Final = Runner(
+            node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics, log=self.log
+        )
         self._leaving = trio.Event()
         self._server = LocalServer(
             Served(
                 runner=self.runner,
                 tier=self.tier,
                 metrics=self.metrics,
+                log=self.log,
                 me=self.me,
                 cluster=config.node.cluster,
                 protection="none, loopback only" if _is_loopback(host) else "none (insecure)",
@@ -96,7 +99,9 @@ class Agent:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled or told to leave; say goodbye either way, then give everything back."""
-        transfers = Transfers(runner=self.runner, tier=self.tier, transport=self._bulk, metrics=self.metrics)
+        transfers = Transfers(
+            runner=self.runner, tier=self.tier, transport=self._bulk, metrics=self.metrics, log=self.log
+        )
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._streams.run)
@@ -142,7 +147,7 @@ class Agent:
             try:
                 limit.acquire_on_behalf_of_nowait(stream)
             except trio.WouldBlock:
-                self._log.warning("stream refused", reason=f"{_INCOMING_MAX} are open")
+                self.log.warning("stream refused", reason=f"{_INCOMING_MAX} are open")
                 await trio.aclose_forcefully(stream)
                 return
             try:
@@ -167,9 +172,9 @@ class Agent:
         except PeerError as exc:
             if isinstance(exc, MalformedMessage):
                 self.metrics.malformed.labels("stream").inc()
-            self._log.warning("caller refused", address=peer, reason=str(exc))
+            self.log.warning("caller refused", address=peer, reason=str(exc))
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
-            self._log.info("caller lost", address=peer, reason=type(exc).__name__)
+            self.log.info("caller lost", address=peer, reason=type(exc).__name__)
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))

@@ -9,7 +9,6 @@ from prometheus_client import start_http_server
 from p2pkv.agent import Agent
 from p2pkv.config import Config, parse_address
 from p2pkv.errors import CannotListen
-from p2pkv.logs import configure, logger
 
 
 def serve(config: Config, *, ready: Callable[[Agent], None]) -> None:
@@ -22,7 +21,6 @@ def serve(config: Config, *, ready: Callable[[Agent], None]) -> None:
     Raises:
         CannotListen, FabricError: it could not start; nothing stays behind.
     """
-    configure(config.log)
     agent = Agent(config)
     try:
         _serve_metrics(agent)
@@ -38,7 +36,7 @@ async def _main(agent: Agent, ready: Callable[[Agent], None]) -> None:
 
             async def leave_on_signal() -> None:
                 async for number in signals:
-                    logger().info("leaving", signal=signal.Signals(number).name)
+                    agent.log.info("leaving", signal=signal.Signals(number).name)
                     agent.leave()
 
             nursery.start_soon(leave_on_signal)

@@ -59,6 +59,7 @@ FetchEffect: TypeAlias = SendStream | StartTransfer | FetchEnded | Note
 @dataclass(slots=True)
 class _Fetch:
     keys: tuple[BlockKey, ...]
+    positions: Mapping[BlockKey, int]
     claims: Mapping[str, int]
     deadline: float
     decided: int = 0
@@ -150,7 +151,8 @@ class Fetches:
         self._started += 1
         fetch_id = self._ids
         wanted = tuple(keys[: plan.stop])
-        fetch = self._fetches[fetch_id] = _Fetch(wanted, dict(claims), deadline)
+        positions = {key: position for position, key in enumerate(wanted)}
+        fetch = self._fetches[fetch_id] = _Fetch(wanted, positions, dict(sorted(claims.items())), deadline)
         self._address_of.update(addresses)
         by_peer: dict[str, list[BlockKey]] = {}
         runs = iter(plan.runs)
@@ -313,8 +315,8 @@ class Fetches:
     def _next_holder(self, key: BlockKey, flight: _Flight, waiting: Sequence[int], now: float) -> str | None:
         for number in waiting:
             fetch = self._fetches[number]
-            position = fetch.keys.index(key)
-            for peer, depth in sorted(fetch.claims.items()):
+            position = fetch.positions[key]
+            for peer, depth in fetch.claims.items():
                 known = peer in self._address_of and self._links.usable(peer, now)
                 if depth > position and peer not in flight.tried and known and now < fetch.deadline:
                     return peer

@@ -50,7 +50,7 @@ from p2pkv.local_wire import (
     decode_request_untrusted,
     encode,
 )
-from p2pkv.logs import logger
+from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
@@ -73,6 +73,7 @@ class Served:
     runner: Runner
     tier: HostTier
     metrics: Metrics
+    log: Log
     me: MemberRecord
     cluster: str
     protection: str
@@ -146,7 +147,7 @@ class _Session:
 
     async def run(self) -> None:
         """Answer requests until the client goes away or breaks the protocol."""
-        log = logger().bind(client=self._holder)
+        log = self._served.log.bind(client=self._holder)
         self._served.metrics.clients.inc()
         try:
             while (payload := await self._next_frame()) is not None:

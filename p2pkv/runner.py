@@ -14,7 +14,7 @@ import trio
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError
 from p2pkv.fetch import StartTransfer
-from p2pkv.logs import logger
+from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
@@ -35,12 +35,14 @@ def _ignore(_: object) -> None:
 class Runner:
     """Owns one `Node`."""
 
-    def __init__(self, node: Node, *, datagrams: Datagrams, streams: ControlStreams, metrics: Metrics) -> None:
+    def __init__(
+        self, node: Node, *, datagrams: Datagrams, streams: ControlStreams, metrics: Metrics, log: Log
+    ) -> None:
         self._node = node
         self._datagrams = datagrams
         self._streams = streams
         self._metrics = metrics
-        self._log = logger()
+        self._log = log
         self._timer: trio.CancelScope | None = None
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""

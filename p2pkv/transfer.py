@@ -6,7 +6,7 @@ from p2pkv.blocks import BlockInfo
 from p2pkv.errors import MalformedMessage, PeerError, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.ledger import Reservation
-from p2pkv.logs import logger
+from p2pkv.logs import Log
 from p2pkv.metrics import Metrics
 from p2pkv.node import Effect, Node
 from p2pkv.runner import Runner
@@ -17,12 +17,12 @@ from p2pkv.transport.base import BulkTransport, Wanted
 class Transfers:
     """Carries out `StartTransfer` for one node."""
 
-    def __init__(self, *, runner: Runner, tier: Tier, transport: BulkTransport, metrics: Metrics) -> None:
+    def __init__(self, *, runner: Runner, tier: Tier, transport: BulkTransport, metrics: Metrics, log: Log) -> None:
         self._runner = runner
         self._tier = tier
         self._transport = transport
         self._metrics = metrics
-        self._log = logger()
+        self._log = log
 
     async def carry_out(self, start: StartTransfer) -> None:
         """Move the blocks of `start`. Never raises for anything a peer does; cancellation is safe."""

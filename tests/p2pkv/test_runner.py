@@ -7,8 +7,9 @@ import pytest
 import trio
 import trio.testing
 
-from p2pkv.config import Config, HostConfig, MeshConfig, NodeConfig
+from p2pkv.config import Config, HostConfig, LogConfig, MeshConfig, NodeConfig
 from p2pkv.errors import PeerGone, TierFull
+from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Node
@@ -36,7 +37,12 @@ def runner_of(name: str, join: tuple[str, ...] = ()) -> tuple[Runner, Datagrams,
         hello=lambda: Hello("default", name, address, 0), connect_timeout_s=1.0, on_lost=lambda *_: None
     )
     datagrams = Datagrams(sock)
-    return Runner(node, datagrams=datagrams, streams=streams, metrics=metrics), datagrams, streams, metrics
+    return (
+        Runner(node, datagrams=datagrams, streams=streams, metrics=metrics, log=logger(LogConfig())),
+        datagrams,
+        streams,
+        metrics,
+    )
 
 
 def state_of(runner: Runner, name: str) -> MemberState | None:
