@@ -246,21 +246,21 @@ def profiles() -> Iterator[str]:
 def cli_page() -> str:
     """Return the help of every command, as the command itself prints it."""
     parts = [CLI_PREFACE, table(("exit code", "meaning"), EXIT_CODES)]
-    for context in contexts(click.Context(cli, info_name="p2pkv", terminal_width=HELP_WIDTH, color=False)):
+    for context in contexts(cli, "p2pkv"):
         parts += [f"## {context.command_path}", code(context.command.get_help(context))]
     return page("Command line", *parts)
 
 
-def contexts(context: click.Context) -> Iterator[click.Context]:
-    """Yield a context for `context`'s command and for each command below it."""
+def contexts(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
+    """Yield a context for `command` and for each command below it, all of one width."""
+    settings = {**command.context_settings, "terminal_width": HELP_WIDTH, "color": False}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     yield context
-    command = context.command
     if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            child = command.get_command(context, name)
+        for below in command.list_commands(context):
+            child = command.get_command(context, below)
             if child is not None and not child.hidden:
-                below = click.Context(child, info_name=name, parent=context, terminal_width=HELP_WIDTH, color=False)
-                yield from contexts(below)
+                yield from contexts(child, below, context)
 
 
 def wire_page() -> str:

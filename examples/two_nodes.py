@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from p2pkv import CanonicalLayout, Client, Namespace, chain_keys
 from p2pkv.blocking import EmbeddedNode
-from p2pkv.config import LogConfig, load
-from p2pkv.logs import configure
+from p2pkv.config import load
 
 LAYOUT = CanonicalLayout(layers=4, kv_heads=2, block_tokens=16, head_dim=64, dtype="fp16")
 NAMESPACE = Namespace(weights_id="example-model@1", layout=LAYOUT)
@@ -37,13 +36,11 @@ def wait_until_reachable(client: Client, keys: Sequence[bytes]) -> None:
 
 def main() -> None:
     """Publish on one node, acquire on the other."""
-    configure(LogConfig(level="warning"))  # logs of nodes inside a process are the process's to set up
-    own = {"node.bind": "127.0.0.1:0", "host.capacity_bytes": 64 * 2**20}
-    first_config = load(flags={**own, "node.name": "first"}, profile="loopback", environment={})
+    own = {"node.bind": "127.0.0.1:0", "host.capacity_bytes": 64 * 2**20, "log.level": "warning"}
+    first_config = load(flags=own | {"node.name": "first"}, profile="loopback", environment={})
     with EmbeddedNode(first_config) as first:
-        second_config = load(
-            flags={**own, "node.name": "second", "node.join": (first.address,)}, profile="loopback", environment={}
-        )
+        joining = own | {"node.name": "second", "node.join": (first.address,)}
+        second_config = load(flags=joining, profile="loopback", environment={})
         with EmbeddedNode(second_config) as second, first.client() as producer, second.client() as consumer:
             keys = chain_keys(NAMESPACE, PROMPT)
 

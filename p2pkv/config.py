@@ -28,7 +28,8 @@ _SIZE_UNITS: Final = {
     "MB": 10**6,
     "GB": 10**9,
 }
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_PORT: Final = re.compile("[0-9]{1,5}")
+_SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*")
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
@@ -407,7 +408,7 @@ def parse_address(text: str, *, what: str = "address") -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise ConfigError(f"{what} is {text!r}, an IPv6 host needs brackets", hint="for example [::1]:7710")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004 - 16 bits
+    if not colon or not host or not _PORT.fullmatch(port) or int(port) > 65_535:  # noqa: PLR2004 - 16 bits
         raise ConfigError(
             f"{what} is {text!r}, must be host:port with a port up to 65535", hint="for example 10.0.0.5:7710"
         )

@@ -87,6 +87,7 @@ class _Request:
 @dataclass(slots=True)
 class _Transfer:
     peer: str
+    address: str
     lease: int
     open: dict[BlockKey, int]
     started_at: float
@@ -169,7 +170,7 @@ class Fetches:
             while run is not None and position >= run.stop:
                 run = next(runs, None)
             if run is None or run.peer not in self._address_of or len(self._flights) >= self._config.in_flight_max:
-                self._shed += run is not None
+                self._shed += run is not None and run.peer in self._address_of
                 fetch.failed[key] = "refused"
                 continue
             self._flights[key] = _Flight([fetch_id], [run.peer])
@@ -195,8 +196,8 @@ class Fetches:
         if infos:
             self._ids += 1
             open_blocks = {info.key: info.length for _, info in infos}
-            self._transfers[self._ids] = _Transfer(peer, grant.lease, open_blocks, now, request.deadline)
             address = self._address_of[peer]
+            self._transfers[self._ids] = _Transfer(peer, address, grant.lease, open_blocks, now, request.deadline)
             effects.append(StartTransfer(self._ids, peer, address, grant.lease, infos, request.deadline))
         effects += self._settle([(key, "absent") for key in request.keys if key not in granted], peer, now)
         return tuple(effects)
@@ -218,9 +219,10 @@ class Fetches:
             return ()
         left = list(moving.open)
         assert not left or outcome != "ok"
-        if moving.moved_bytes and not moving.blamed and outcome in {"ok", "slow"}:
+        known = moving.peer in self._address_of  # or else it is no member any more, and no link is kept for it
+        if known and moving.moved_bytes and not moving.blamed and outcome in {"ok", "slow"}:
             self._links.on_transfer(moving.peer, moving.moved_bytes, now - moving.started_at)
-        release = SendStream(self._address_of[moving.peer], LeaseRelease(moving.lease))
+        release = SendStream(moving.address, LeaseRelease(moving.lease))
         return (release, *self._settle([(key, outcome) for key in left], moving.peer, now, moving))
 
     def on_peer_lost(self, peer: str, now: float) -> tuple[FetchEffect, ...]:
@@ -243,10 +245,8 @@ class Fetches:
 
     def forget(self, peer: str, now: float) -> tuple[FetchEffect, ...]:
         """Take that `peer` is no longer a member: nothing is asked of it any more."""
-        effects = self.on_peer_lost(peer, now)
-        if not any(moving.peer == peer for moving in self._transfers.values()):
-            self._address_of.pop(peer, None)
-        return effects
+        self._address_of.pop(peer, None)
+        return self.on_peer_lost(peer, now)
 
     def statistics(self) -> FetchStatistics:
         """Return the totals of now."""
@@ -271,7 +271,8 @@ class Fetches:
         effects: list[FetchEffect] = []
         for number in requests:
             request = self._requests.pop(number)
-            self._links.on_failure(request.peer, now)
+            if outcome != "slow" or now >= request.asked_at + self._config.answer_timeout_s:
+                self._links.on_failure(request.peer, now)
             effects += self._settle([(key, outcome) for key in request.keys], request.peer, now)
         return tuple(effects)
 
@@ -288,9 +289,7 @@ class Fetches:
         deadline = now
         for key, outcome in results:
             self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
-            # A transfer that was cut at our deadline while bytes still came speaks of our haste, not of the peer.
-            hasty = moving is not None and outcome == "slow" and moving.moved_bytes > 0
-            if moving is not None and outcome in _BLAMED and not moving.blamed and not hasty:
+            if moving is not None and not moving.blamed and self._speaks_against(moving, outcome, now):
                 moving.blamed = True
                 self._links.on_failure(peer, now)
             flight = self._flights[key]
@@ -311,6 +310,15 @@ class Fetches:
             touched += waiting
         asks = [effect for holder, keys in again.items() for effect in self._ask(holder, keys, deadline, now)]
         return (*asks, *self._ended(touched))
+
+    def _speaks_against(self, moving: _Transfer, outcome: Outcome, now: float) -> bool:
+        """Say whether a bad end is the peer's doing, and it is still one of those links are kept for.
+
+        A transfer cut at our deadline while blocks still came, or before any could have, was only too much in haste.
+        """
+        had_time = now >= moving.started_at + self._config.answer_timeout_s
+        hasty = outcome == "slow" and (moving.moved_bytes > 0 or not had_time)
+        return outcome in _BLAMED and not hasty and moving.peer in self._address_of
 
     def _next_holder(self, key: BlockKey, flight: _Flight, waiting: Sequence[int], now: float) -> str | None:
         for number in waiting:

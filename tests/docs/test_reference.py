@@ -11,9 +11,11 @@ from types import ModuleType
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from p2pkv import config, errors, local_wire
 from p2pkv.cli.main import cli
+from p2pkv.demo import report
 from p2pkv.metrics import Metrics
 from p2pkv.transport import wire
 
@@ -110,6 +112,14 @@ def test_every_command_and_option_is_documented() -> None:
                 assert option in part, f"{path} {option}"
 
 
+@pytest.mark.parametrize("path", commands(cli))
+def test_the_help_in_the_page_is_what_the_command_prints(path: str) -> None:
+    arguments = [*path.split()[1:], "--help"]
+    result = CliRunner().invoke(cli, arguments, prog_name="p2pkv", terminal_width=100)
+    assert result.exit_code == 0
+    assert f"```text\n{result.stdout.rstrip()}\n```" in text_of("cli.md")
+
+
 def test_every_metric_is_documented() -> None:
     text = text_of("metrics.md")
     for family in Metrics().registry.collect():
@@ -147,6 +157,13 @@ def test_every_error_is_in_the_tree_that_its_module_shows() -> None:
     for name, value in vars(errors).items():
         if isinstance(value, type) and issubclass(value, Exception):
             assert re.search(rf"\b{name}\b", errors.__doc__), name
+
+
+def test_every_fact_and_claim_of_the_demo_is_explained() -> None:
+    text = (DOCS / "benchmarks" / "demo.md").read_text(encoding="utf-8")
+    for struct in (report.Facts, report.Claims):
+        for field in msgspec.structs.fields(struct):
+            assert re.search(rf"^\| .*`{field.name}`.* \|", text, re.MULTILINE), field.name
 
 
 def test_the_values_of_every_label_are_explained() -> None:

@@ -317,7 +317,7 @@ class ModelLease:
     keys: list[BlockKey] = field(default_factory=list)
 
 
-@settings(max_examples=60, stateful_step_count=60)
+@settings(stateful_step_count=60)
 class Machine(RuleBasedStateMachine):
     """A ledger of three chunks beside the simplest books that could be kept."""
 

@@ -278,7 +278,7 @@ class WorkerHalf:
             or_miss(self._client.close, None)
 
     def _fill(self, load: Load, missing: set[int]) -> None:
-        """Copy the blocks of `load`, taking each page out of `missing` once all its layers are in."""
+        """Copy the blocks of `load`; what is left in `missing` afterwards holds no KV."""
         if self._client is None:
             return
         with self._client.acquire(load.chain, timeout_s=LOCAL_TIMEOUT_S) as lease:
@@ -288,6 +288,8 @@ class WorkerHalf:
                 for layer, segment in zip(self._layers, segments, strict=True):
                     np.copyto(layer[page], segment)
                 missing.discard(page)
+            if not lease.intact():  # this process slept past the lease's deadline, and what it copied may be torn
+                missing |= set(load.pages)
 
     def _publish(self, save: Save) -> Published:
         def fill(i: int, destination: NDArray[np.uint8]) -> None:
