@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -261,19 +261,21 @@ class Client:
         keys: Sequence[bytes],
         *,
         timeout_s: float = 10.0,
+        first: int = 0,
         block_bytes: int = 0,
         prefill_block_s: float = 0.0,
     ) -> Lease:
         """Bring the longest usable prefix of a chain into local memory and pin it.
 
         Args:
-            keys: the chain.
+            keys: the chain, from its root.
+            first: how many blocks at its head the engine has itself; the lease begins behind them.
             timeout_s: how long to wait for peers; what has arrived by then is the result.
             block_bytes: with `prefill_block_s`, what computing a block costs this engine, seconds: a fetch that
                 would take longer is not begun. Without them fetching always pays.
             prefill_block_s: see `block_bytes`.
         """
-        request = AcquireRequest(_chain(keys), int(timeout_s * 1000), block_bytes, int(prefill_block_s * 1e6))
+        request = AcquireRequest(_chain(keys), int(timeout_s * 1000), block_bytes, int(prefill_block_s * 1e6), first)
         with self._lock:
             reply = self._call(request, AcquireReply, wait_s=timeout_s)
             assert self._arena is not None
@@ -284,16 +286,18 @@ class Client:
 
         Args:
             namespace: what they are KV of; its layout gives the size of a block.
-            keys: their keys, in chain order. Find out with `match` which are here already and leave those out.
+            keys: their keys, in chain order.
             fill: `fill(i, destination)` writes the bytes of block `i` into `destination`, a uint8 array of
-                `block_bytes`. Called in order, once each.
+                `block_bytes`. Called in order, at most once each, and not for blocks that are here already.
 
         Returns:
             How many were stored; a full tier refuses some and loses nothing.
         """
         layout = namespace.layout
-        infos = ((BlockKey(key), layout.block_bytes, layout.segment_bytes) for key in keys)
-        return self._publish(namespace.digest, infos, fill, layout.block_bytes)
+        here = self.match(keys).local_blocks
+        infos = ((BlockKey(key), layout.block_bytes, layout.segment_bytes) for key in keys[here:])
+        done = self._publish(namespace.digest, infos, lambda i, place: fill(here + i, place), layout.block_bytes)
+        return replace(done, present=done.present + here)
 
     def store(self, info: BlockInfo, body: bytes) -> Published:
         """Offer one block whose namespace is known only by its digest, as a block file gives it."""

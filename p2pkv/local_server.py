@@ -102,7 +102,9 @@ class LocalServer:
                 session = _Session(self, self._served, connection, f"client:{next(self._numbers)}")
                 nursery.start_soon(session.run)
 
-    async def acquire(self, holder: str, keys: tuple[BlockKey, ...], deadline: float, cost: Cost | None) -> Acquired:
+    async def acquire(
+        self, holder: str, keys: tuple[BlockKey, ...], *, first: int, deadline: float, cost: Cost | None
+    ) -> Acquired:
         """Have the node acquire `keys` for `holder`, and wait for the result.
 
         Cancellation: the lease that comes later is released at once.
@@ -110,7 +112,7 @@ class LocalServer:
         event, result = trio.Event(), list[Acquired]()
 
         def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:
-            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, cost=cost)
+            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
             self._waiting[number] = (event, result)
             return number, effects
 
@@ -228,7 +230,8 @@ class _Session:
         cost = None
         if request.block_bytes and request.prefill_block_us:
             cost = Cost(request.block_bytes, request.prefill_block_us / 1e6)
-        acquired = await self._server.acquire(self._holder, keys, trio.current_time() + request.timeout_ms / 1000, cost)
+        deadline = trio.current_time() + request.timeout_ms / 1000
+        acquired = await self._server.acquire(self._holder, keys, first=request.first, deadline=deadline, cost=cost)
         names = self._served.runner.ask(lambda node: {record.id: record.name for record in node.membership.members()})
         peers = list(dict.fromkeys(acquired.sources))
         blocks = tuple(
@@ -248,12 +251,12 @@ class _Session:
             SourceName(names.get(peer, peer), self._served.transport) if peer else SourceName("", "local")
             for peer in peers
         )
-        self._count(keys, acquired)
+        self._count(len(keys) - request.first, acquired)
         return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
 
-    def _count(self, keys: tuple[BlockKey, ...], acquired: Acquired) -> None:
+    def _count(self, asked: int, acquired: Acquired) -> None:
         metrics = self._served.metrics
-        metrics.lookup_blocks.inc(len(keys))
+        metrics.lookup_blocks.inc(max(0, asked))
         remote = sum(peer != "" for peer in acquired.sources)
         metrics.hit_blocks.labels("remote").inc(remote)
         metrics.hit_blocks.labels("local").inc(len(acquired.sources) - remote)

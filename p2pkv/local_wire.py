@@ -57,6 +57,8 @@ class AcquireRequest(LocalMessage, tag=3, frozen=True):
     block_bytes: Small = 0
     prefill_block_us: Small = 0
     """With `block_bytes`: what computing a block costs the engine, microseconds. 0: fetching always pays."""
+    first: Small = 0
+    """Blocks at the head of the chain that the engine has itself; the answer begins behind them."""
 
 
 class ReleaseRequest(LocalMessage, tag=4, frozen=True):

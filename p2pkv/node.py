@@ -227,24 +227,34 @@ class Node:
         return Match(local, reachable, tuple(holders))
 
     def acquire(
-        self, keys: Sequence[BlockKey], *, holder: str, deadline: float, now: float, cost: Cost | None = None
+        self,
+        keys: Sequence[BlockKey],
+        *,
+        holder: str,
+        deadline: float,
+        now: float,
+        first: int = 0,
+        cost: Cost | None = None,
     ) -> tuple[int, tuple[Effect, ...]]:
         """Bring the longest usable prefix of a chain here and pin it; `Acquired` with the returned id says the result.
+
+        The `first` blocks of the chain are the engine's own already: they are neither brought nor pinned, but they
+        count when peers are asked how deep they hold the chain.
 
         Raises:
             PinLimit: `holder` has as many leases as it may have.
         """
         self._acquire_ids += 1
         number = self._acquire_ids
-        chain = tuple(dict.fromkeys(keys))
+        chain = tuple(dict.fromkeys(keys[first:]))
         guard = self.ledger.lease(chain, holder=f"{holder}/guard", deadline=deadline + self.config.fetch.lease_s)
         local = self.ledger.prefix(chain)
         if local == len(chain):
             return number, (self._finish(_Acquire(number, chain, frozenset(), holder, guard.id, "all here"), {}, now),)
         claims = {
-            peer: depth
-            for peer, depth in self.summaries.longest(chain).items()
-            if depth > local and self._usable(peer) is not None and self.links.usable(peer, now)
+            peer: depth - first
+            for peer, depth in self.summaries.longest(keys).items()
+            if depth - first > local and self._usable(peer) is not None and self.links.usable(peer, now)
         }
         decided = plan(start=local, stop=len(chain), claims=claims, link=self.links.estimate, cost=cost)
         if not decided.runs:

@@ -34,7 +34,12 @@ class Daemon:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
-        self.facts: dict[str, str] = self._first_document(self.process.stdout.fileno())
+        try:
+            self.facts: dict[str, str] = self._first_document(self.process.stdout.fileno())
+        except BaseException:
+            self.kill()
+            self.process.stdout.close()
+            raise
 
     def _first_document(self, descriptor: int) -> dict[str, str]:
         text, limit = b"", time.monotonic() + START_S

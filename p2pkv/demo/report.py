@@ -114,8 +114,7 @@ def rows(facts: Facts) -> list[tuple[str, str]]:
         ("time to first token, recomputed", f"{facts.ttft_recompute_ms:.0f} ms (median of {times})"),
         ("time to first token, with the mesh", f"{facts.ttft_mesh_ms:.0f} ms (fetch {fetch:.0f}, cache {build:.0f})"),
         ("ratio", f"{facts.ratio:.1f} times faster"),
-        ("fetched", f"{facts.remote_hit_blocks} blocks, {facts.fetched_bytes / 1e6:.1f} MB, "
-                    f"KV of {facts.remote_hit_tokens} tokens"),
+        ("fetched", f"{facts.remote_hit_blocks} blocks of {facts.block_tokens} tokens, {facts.fetched_bytes / 1e6:.1f} MB"),
         ("from", f"node {facts.peer}, over {facts.transport}"),
         ("B's output with and without the mesh", "identical" if facts.outputs_identical else "DIFFERENT"),
         ("wrong bytes, A's tensors against B's", str(facts.wrong_bytes)),

@@ -175,3 +175,27 @@ def test_a_copy_taken_after_the_lease_ran_out_is_noticed(tmp_path):
             for other in others:
                 other.publish(client)
             assert not lease.intact()
+
+
+def test_an_engine_that_has_the_head_is_brought_the_rest_only(tmp_path, chain):
+    with mesh(tmp_path, "a", "b") as (a, b), a.client() as at_a, b.client() as at_b:
+        chain.publish(at_a)
+        wait_until(visible(at_b, chain), "b sees what a holds")
+        with at_b.acquire(chain.keys, first=4) as lease:
+            assert [lease.view(i) == chain.bodies[4 + i] for i in range(len(lease.blocks))] == [True, True]
+        assert at_b.status().tier["blocks"] == 2
+
+
+def test_publishing_again_copies_nothing(tmp_path, chain):
+    filled = []
+
+    def fill(i, destination):
+        filled.append(i)
+        chain.fill(i, destination)
+
+    with mesh(tmp_path, "a") as (a,), a.client() as client:
+        client.publish(chain.namespace, chain.keys[:4], fill)
+        again = client.publish(chain.namespace, chain.keys, fill)
+        assert (again.stored, again.present, filled) == (2, 4, [0, 1, 2, 3, 4, 5])
+        with client.acquire(chain.keys) as lease:
+            assert chain.arrived(lease) == 6
