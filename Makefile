@@ -52,8 +52,11 @@ generated: setup ## Write the reference pages that are made from the code
 unit: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup ## Longer proofs
+test-slow: setup ## Longer proofs: many simulated seeds
 	$(BIN)/python -m pytest -m slow
+
+fuzz: setup ## A million mutated inputs for each parser of foreign bytes
+	P2PKV_FUZZ_INPUTS=1000000 $(BIN)/python -m pytest tests/transport/test_fuzz.py
 
 clean: ## Remove everything that make made
 	rm -rf $(VENV) .venv-vllm .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .hypothesis

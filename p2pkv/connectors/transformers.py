@@ -334,11 +334,8 @@ def _layout_of(model: PreTrainedModel, block_tokens: int) -> CanonicalLayout:
 
 def _probe(model: PreTrainedModel, tokens: list[int]) -> object:
     cache = DynamicCache(config=model.config)
-    try:
-        with torch.inference_mode():
-            model(torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
-    except TypeError as exc:  # recurrent models take a cache of another name and kind
-        raise LayoutMismatch(f"the model does not run with a cache of keys and values ({exc})") from exc
+    with torch.inference_mode():
+        model(torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
     return cache
 
 

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 import transformers
-from tests.daemons import mesh
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.daemons import mesh
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -4,8 +4,6 @@ import logging
 
 import pytest
 import torch
-from tests.connectors.conftest import tiny
-from tests.daemons import Daemon
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -22,6 +20,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
     StaticCache,
     T5Config,
     T5ForConditionalGeneration,
@@ -30,6 +30,8 @@ from transformers import (
 from p2pkv.blocks import Tenant
 from p2pkv.connectors.transformers import TransformersConnector, weights_digest
 from p2pkv.errors import ConfigError, LayoutMismatch, LocalUseError
+from tests.connectors.conftest import tiny
+from tests.daemons import Daemon
 
 PROMPT = torch.arange(1, 88).unsqueeze(0) % 128  # 87 tokens: five blocks of 16 and seven tokens
 
@@ -169,7 +171,11 @@ REFUSED = {
         lambda: tiny(Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=6, head_dim=16),
         "must be plain full attention",
     ),
-    "recurrent": (lambda: tiny(MambaConfig, MambaForCausalLM, state_size=4), "cache"),
+    "recurrent": (lambda: tiny(MambaConfig, MambaForCausalLM, state_size=4), "LinearAttentionLayer"),
+    "recurrent without a cache": (
+        lambda: tiny(RwkvConfig, RwkvForCausalLM, attention_hidden_size=64),
+        "layer 0 of the cache is empty",
+    ),
     "latent attention": (
         lambda: tiny(
             DeepseekV3Config, DeepseekV3ForCausalLM, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16,
@@ -195,16 +201,12 @@ def test_a_model_whose_kv_a_block_cannot_hold_is_refused(client, kind):
 
 
 def test_a_model_that_looks_at_later_tokens_is_refused(client):
-    model = tiny()
-    for layer in model.model.layers:
-        layer.self_attn.is_causal = False
-    model.config._attn_implementation = "sdpa"
     with pytest.raises(LayoutMismatch, match="depends on the token after it"):
-        connector(client, _unmasked(model))
+        connector(client, _unmasked(tiny()))
 
 
 def _unmasked(model):
-    """The same model attending everywhere: what a careless port of a bidirectional model looks like from outside."""
+    """The model attending everywhere, which its configuration does not say."""
     inner = model.model.forward
 
     def forward(*args, **kwargs):
@@ -243,7 +245,9 @@ def wrong_caches(model):
     yield prefill(tiny(num_key_value_heads=1), PROMPT)[0], "must have"
     yield prefill(tiny(dtype=torch.bfloat16), PROMPT)[0], "torch.bfloat16"
     yield (
-        DynamicCache(ddp_cache_data=[(l.keys.repeat(2, 1, 1, 1), l.values.repeat(2, 1, 1, 1)) for l in cache.layers]),
+        DynamicCache(
+            ddp_cache_data=[(one.keys.repeat(2, 1, 1, 1), one.values.repeat(2, 1, 1, 1)) for one in cache.layers]
+        ),
         "must both be",
     )
 

@@ -1,0 +1,513 @@
+"""Whole nodes joined by an in-memory carrier: they meet, tell each other what they hold, and share it."""
+
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pkv.blocks import BlockInfo, BlockKey, block_digest
+from p2pkv.config import Config, HostConfig, NodeConfig, load
+from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.errors import PinLimit, TierFull
+from p2pkv.fetch import Outcome, StartTransfer
+from p2pkv.mesh.members import MemberState
+from p2pkv.node import Acquired, Effect, Node
+from p2pkv.planner import Cost
+from p2pkv.slots import PAGE_BYTES
+from p2pkv.testing.strategies import messages
+from p2pkv.transport.wire import (
+    AnyMessage,
+    LeaseGrant,
+    LeaseRequest,
+    MemberRecord,
+    Packet,
+    PushPull,
+    SummaryRequest,
+    decode_untrusted,
+    encode,
+)
+
+CAPACITY = 2**20
+INF = float("inf")
+
+
+def key(number: int) -> BlockKey:
+    return BlockKey(number.to_bytes(32, "big"))
+
+
+CHAIN = [key(number) for number in range(6)]
+
+
+def body_of(name: BlockKey) -> bytes:
+    return Random(name).randbytes(PAGE_BYTES)
+
+
+def info(name: BlockKey) -> BlockInfo:
+    return BlockInfo(name, bytes(32), PAGE_BYTES, PAGE_BYTES, block_digest(body_of(name), PAGE_BYTES))
+
+
+def record(name: str) -> MemberRecord:
+    return MemberRecord(
+        id=name, boot=1, incarnation=0, state=0, name=name, address=f"{name}:1", offered_bytes=CAPACITY
+    )
+
+
+class Mesh:
+    """Nodes, the messages between them, and one clock. Messages are really encoded and take no time."""
+
+    def __init__(self, names: str, *, leases_max: int = 256, capacity_bytes: int = CAPACITY) -> None:
+        base = load(environment={}, profile="loopback")
+        self.now = 0.0
+        self.nodes: dict[str, Node] = {}
+        self.acquired: dict[tuple[str, int], Acquired] = {}
+        self.transfers: list[tuple[str, StartTransfer]] = []
+        self.cut: set[str] = set()
+        self.hold_transfers = False
+        self.moves: Callable[[BlockKey], Outcome] = lambda _: "ok"
+        self._queue: deque[tuple[str, str, bytes]] = deque()
+        for name in names:
+            config: Config = msgspec.structs.replace(
+                base,
+                node=NodeConfig(join=(f"{names[0]}:1",) if name != names[0] else ()),
+                host=HostConfig(capacity_bytes=capacity_bytes, chunk_bytes=capacity_bytes // 4),
+                summary=msgspec.structs.replace(base.summary, blocks_expected=1024),
+                fetch=msgspec.structs.replace(base.fetch, leases_max=leases_max),
+            )
+            self.nodes[name] = Node(config, record(name), Random(name))
+        for name in names:
+            self.do(name, lambda node: node.on_time(self.now))
+
+    def do(self, name: str, verb: Callable[[Node], tuple[Effect, ...]]) -> None:
+        """Have a node do something and carry out what it says."""
+        for effect in verb(self.nodes[name]):
+            match effect:
+                case SendDatagram(address=address, packet=message) | SendStream(address=address, message=message):
+                    self._queue.append((name, address.removesuffix(":1"), encode(message)))
+                case StartTransfer():
+                    self.transfers.append((name, effect))
+                case Acquired():
+                    self.acquired[name, effect.acquire] = effect
+                case MemberChanged() | Note():
+                    pass
+                case _:
+                    raise AssertionError(effect)
+
+    def settle(self) -> None:
+        """Deliver everything that can be delivered now."""
+        while self._queue or (self.transfers and not self.hold_transfers):
+            if not self._queue:
+                self.carry_out(*self.transfers.pop(0))
+                continue
+            sender, to, data = self._queue.popleft()
+            if {sender, to} & self.cut or to not in self.nodes:
+                continue
+            message = decode_untrusted(data, peer=sender)
+            self.do(to, lambda node, s=sender, m=message: node.on_message(s, m, self.now))  # type: ignore[misc]
+
+    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        self.settle()
+        while not until():
+            at = min(node.next_deadline() for name, node in self.nodes.items() if name not in self.cut)
+            if at > end:
+                self.now = end
+                return
+            self.now = max(self.now, at)
+            for name in self.nodes:
+                if name not in self.cut:
+                    self.do(name, lambda node: node.on_time(self.now))
+            self.settle()
+
+    def carry_out(self, name: str, start: StartTransfer) -> None:
+        """Do what the shell of a transfer does: a place, the bytes, a report, for each block the lease still has."""
+        node, owner = self.nodes[name], self.nodes[start.peer]
+        lease = owner.find_lease(start.lease, name) if start.peer not in self.cut else None
+        for position, wanted in start.blocks:
+            outcome: Outcome = "gone" if start.peer in self.cut else "absent"
+            if lease is not None:
+                assert lease.blocks[position].info == wanted
+                outcome = self.moves(wanted.key)
+            if outcome == "ok":
+                reservation = node.reserve(wanted, self.now)
+                if reservation is not None:
+                    node.commit(reservation, self.now)
+            self.do(name, lambda node, k=wanted.key, o=outcome: node.on_block(start.transfer, k, o, self.now))  # type: ignore[misc]
+        self.do(name, lambda node: node.on_transfer_ended(start.transfer, "ok", self.now))
+
+    def hold(self, name: str, *blocks: BlockKey) -> None:
+        """Have a node publish blocks."""
+        node = self.nodes[name]
+        for one in blocks:
+            reservation = node.reserve(info(one), self.now)
+            assert reservation is not None
+            node.commit(reservation, self.now)
+
+    def start(
+        self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None, holder: str = "e"
+    ) -> int:
+        """Begin an acquire; return its number."""
+        numbers: list[int] = []
+
+        def verb(node: Node) -> tuple[Effect, ...]:
+            number, effects = node.acquire(
+                chain, holder=holder, deadline=self.now + timeout_s, now=self.now, cost=cost
+            )
+            numbers.append(number)
+            return effects
+
+        self.do(name, verb)
+        return numbers[0]
+
+    def acquire(self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None) -> Acquired:
+        """Acquire, and wait for the result."""
+        number = self.start(name, chain, timeout_s=timeout_s, cost=cost)
+        began = self.now
+        self.run(timeout_s, until=lambda: (name, number) in self.acquired)
+        result = self.acquired[name, number]
+        assert self.now <= began + timeout_s
+        return result
+
+
+def met(names: str = "ab", **settings: int) -> Mesh:
+    """Return nodes that know each other and have each other's empty summaries."""
+    mesh = Mesh(names, **settings)
+    mesh.run(5.0)
+    for node in mesh.nodes.values():
+        assert len(node.membership.alive()) == len(names) - 1
+    return mesh
+
+
+def leased(acquired: Acquired) -> list[BlockKey]:
+    return [held.info.key for held in acquired.lease.blocks]
+
+
+# -- sharing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_of_one_node_is_found_and_brought_by_another() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN[:3])
+    mesh.run(2.0)
+    match = mesh.nodes["b"].match(CHAIN)
+    assert (match.local, match.reachable) == (0, 3)
+    assert [(one.id, depth) for one, depth in match.holders] == [("a", 3)]
+
+    acquired = mesh.acquire("b", CHAIN)
+    assert leased(acquired) == CHAIN[:3]
+    assert acquired.sources == ("a", "a", "a")
+    assert acquired.reason == "no peer claims more"
+    assert mesh.nodes["b"].ledger.keys() == tuple(CHAIN[:3])
+    mesh.settle()
+    assert mesh.nodes["a"].ledger.statistics().leases == 0, "the owner's pins are gone"
+    assert mesh.nodes["b"].ledger.statistics().leases == 1, "only the engine's own lease stays"
+
+
+def test_what_was_brought_is_here_the_second_time_and_known_to_others() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.acquire("b", CHAIN)
+    again = mesh.acquire("b", CHAIN)
+    assert (leased(again), set(again.sources), again.reason) == (CHAIN, {""}, "all here")
+    mesh.run(2.0)
+    assert {one.id for one, _ in mesh.nodes["c"].match(CHAIN).holders} == {"a", "b"}
+
+
+def test_a_chain_is_put_together_from_several_holders() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN[:2])
+    mesh.hold("b", *CHAIN)
+    mesh.nodes["c"].links.on_transfer("b", 2**20, 10.0)  # a is faster
+    mesh.run(2.0)
+    acquired = mesh.acquire("c", CHAIN)
+    assert acquired.sources == ("a", "a", "b", "b", "b", "b")
+
+
+def test_a_fetch_that_does_not_pay_is_not_begun() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    acquired = mesh.acquire("b", CHAIN, cost=Cost(block_bytes=2**20, prefill_block_s=1e-9))
+    assert (leased(acquired), acquired.reason) == ([], "recomputing is cheaper")
+
+
+def test_two_acquires_of_one_chain_move_it_once() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.hold_transfers = True
+    first, second = mesh.start("b", CHAIN), mesh.start("b", CHAIN, holder="f")
+    mesh.settle()
+    assert len(mesh.transfers) == 1
+    mesh.hold_transfers = False
+    mesh.settle()
+    for number in (first, second):
+        assert leased(mesh.acquired["b", number]) == CHAIN
+    assert mesh.nodes["b"].statistics().fetch.shared_blocks == len(CHAIN)
+
+
+def test_keys_given_twice_count_once() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN[:2])
+    mesh.run(2.0)
+    assert leased(mesh.acquire("b", [*CHAIN[:2], *CHAIN[:2]])) == CHAIN[:2]
+
+
+# -- when it goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_holder_dropped_meanwhile_shortens_the_prefix_and_the_reason_says_so() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.nodes["a"].ledger.drop(CHAIN[2])
+    acquired = mesh.acquire("b", CHAIN)
+    assert leased(acquired) == CHAIN[:2]
+    assert "absent" in acquired.reason
+
+
+def test_a_corrupt_block_shortens_the_prefix_and_the_reason_says_so() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.moves = lambda name: "corrupt" if name == CHAIN[4] else "ok"
+    acquired = mesh.acquire("b", CHAIN)
+    assert leased(acquired) == CHAIN[:4]
+    assert "corrupt" in acquired.reason
+
+
+def test_a_peer_that_falls_silent_costs_no_more_than_the_engines_patience() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", *CHAIN[:1])
+    mesh.run(2.0)
+    mesh.cut.add("a")
+    acquired = mesh.acquire("b", CHAIN, timeout_s=1.0)
+    assert leased(acquired) == CHAIN[:1]
+    assert "slow" in acquired.reason
+
+
+def test_an_acquire_with_no_patience_answers_with_what_is_here() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", *CHAIN[:1])
+    mesh.run(2.0)
+    assert leased(mesh.acquire("b", CHAIN, timeout_s=0.0)) == CHAIN[:1]
+    assert mesh.nodes["b"].links.cold(mesh.now) == (), "that was our haste"
+
+
+def test_the_next_holder_is_asked_when_the_first_is_gone() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    mesh.cut.add("a")
+    number = mesh.start("c", CHAIN)
+    mesh.do("c", lambda node: node.on_link_lost("a:1", mesh.now))
+    mesh.settle()
+    acquired = mesh.acquired["c", number]
+    assert (leased(acquired), set(acquired.sources)) == (CHAIN, {"b"})
+
+
+def test_a_dead_member_takes_its_leases_with_it() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.hold_transfers = True
+    mesh.start("b", CHAIN)
+    mesh.settle()
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == len(CHAIN)
+    mesh.cut.add("b")
+    mesh.run(20.0)
+    b = mesh.nodes["a"].membership.member("b")
+    assert b is not None
+    assert b.state == MemberState.DEAD
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
+    assert mesh.nodes["c"].match(CHAIN).holders[0][0].id == "a"
+
+
+def test_a_requester_that_vanishes_pins_nothing_beyond_its_lease() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.do("a", lambda node: node.on_message("b", LeaseRequest(1, CHAIN[0], 1500), mesh.now))
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 1
+    mesh.run(1.6)
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
+
+
+def test_a_peer_at_its_limit_of_leases_is_told_why() -> None:
+    mesh = met(leases_max=2)
+    mesh.hold("a", CHAIN[0])
+    grants: list[LeaseGrant] = []
+
+    def ask(node: Node) -> tuple[Effect, ...]:
+        (effect,) = node.on_message("b", LeaseRequest(1, CHAIN[0], 1000), mesh.now)
+        assert isinstance(effect, SendStream)
+        assert isinstance(effect.message, LeaseGrant)
+        grants.append(effect.message)
+        return ()
+
+    for _ in range(3):
+        mesh.do("a", ask)
+    assert [grant.lease != 0 for grant in grants] == [True, True, False]
+    assert "holds 2 leases, limit 2" in grants[2].reason
+    assert grants[2].granted == b""
+    assert mesh.nodes["a"].statistics().refused_leases == 1
+
+
+def test_an_engine_at_its_limit_of_leases_is_refused_and_nothing_stays_pinned() -> None:
+    mesh = met(leases_max=1)
+    mesh.hold("b", *CHAIN)
+    mesh.acquire("b", CHAIN)
+    refused = mesh.acquire("b", CHAIN)
+    assert (leased(refused), refused.lease.id) == ([], 0)
+    assert "e holds 1 leases, limit 1" in refused.reason
+    assert mesh.nodes["b"].ledger.statistics().leases == 1
+    mesh.nodes["b"].ledger.lease([], holder="e/guard", deadline=INF)
+    with pytest.raises(PinLimit):
+        mesh.start("b", CHAIN)
+
+
+def test_what_is_here_or_arrives_is_not_evicted_while_the_rest_is_on_its_way() -> None:
+    mesh = met(capacity_bytes=CAPACITY)
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", CHAIN[0])
+    mesh.run(2.0)
+    mesh.hold_transfers = True
+    number = mesh.start("b", CHAIN)
+    mesh.settle()
+    others = [key(1000 + i) for i in range(300)]
+    for one in others:  # more than the tier holds
+        reservation = mesh.nodes["b"].reserve(info(one), mesh.now)
+        assert reservation is not None
+        mesh.nodes["b"].commit(reservation, mesh.now)
+    assert mesh.nodes["b"].ledger.get(CHAIN[0]) is not None
+    mesh.hold_transfers = False
+    mesh.settle()
+    assert leased(mesh.acquired["b", number]) == CHAIN
+
+
+def test_what_was_evicted_is_no_longer_announced() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    assert mesh.nodes["b"].match(CHAIN).reachable == len(CHAIN)
+    mesh.hold("a", *(key(1000 + i) for i in range(CAPACITY // PAGE_BYTES)))
+    mesh.run(2.0)
+    assert mesh.nodes["a"].ledger.prefix(CHAIN) == 0
+    assert mesh.nodes["b"].match(CHAIN).reachable == 0
+
+
+def test_a_full_tier_refuses_and_loses_nothing() -> None:
+    mesh = met()
+    mesh.hold("b", *(key(1000 + i) for i in range(CAPACITY // PAGE_BYTES)))
+    mesh.nodes["b"].ledger.lease(mesh.nodes["b"].ledger.keys(), holder="e", deadline=INF)
+    with pytest.raises(TierFull):
+        mesh.nodes["b"].reserve(info(CHAIN[0]), mesh.now)
+    assert len(mesh.nodes["b"].ledger) == CAPACITY // PAGE_BYTES
+
+
+# -- strangers and nonsense ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", [LeaseRequest(1, CHAIN[0], 1000), SummaryRequest()])
+def test_a_stranger_gets_no_answer_and_is_counted(message: AnyMessage) -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    node = mesh.nodes["a"]
+    assert node.on_message("mallory", message, mesh.now) == ()
+    assert node.statistics().unknown_senders == 1
+    assert node.ledger.statistics().leases == 0
+
+
+def test_one_peers_lease_is_nothing_to_another() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    (effect,) = mesh.nodes["a"].on_message("b", LeaseRequest(1, CHAIN[0], 9000), mesh.now)
+    assert isinstance(effect, SendStream)
+    assert isinstance(effect.message, LeaseGrant)
+    lease = effect.message.lease
+    assert mesh.nodes["a"].find_lease(lease, "b") is not None
+    assert mesh.nodes["a"].find_lease(lease, "c") is None
+
+
+def test_keys_cut_short_are_keys_nobody_has() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    (effect,) = mesh.nodes["a"].on_message("b", LeaseRequest(1, CHAIN[0] + CHAIN[1][:-1], 9000), mesh.now)
+    assert isinstance(effect, SendStream)
+    assert isinstance(effect.message, LeaseGrant)
+    assert effect.message.granted == b"\x01"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "mallory"]), messages(), st.floats(0, 3), st.sampled_from(["as it is", "ours"])
+        ),
+        max_size=12,
+    )
+)
+def test_nothing_a_peer_says_raises_or_stops_the_node(
+    said: list[tuple[str, AnyMessage, float, str]],
+) -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    node = mesh.nodes["a"]
+    mesh.start("a", [*CHAIN, key(99)])
+    for sender, heard, seconds, cluster in said:
+        message = heard
+        if cluster == "ours" and isinstance(message, Packet):
+            message = msgspec.structs.replace(message, cluster="default", sender=sender)
+        mesh.now += seconds
+        mesh.do("a", lambda node, s=sender, m=message: node.on_message(s, m, mesh.now))  # type: ignore[misc]
+        mesh.do("a", lambda node: node.on_time(mesh.now))
+    assert node.membership.member("a") == node.membership.members()[0]
+    assert node.next_deadline() < INF
+    mesh.run(5.0)
+    assert leased(mesh.acquire("a", CHAIN)) == CHAIN
+
+
+def test_a_member_list_of_nonsense_leaves_the_node_itself_alive() -> None:
+    mesh = met()
+    lie = PushPull((record("b"), msgspec.structs.replace(record("a"), state=2, boot=2**53, incarnation=2**53)), reply=False)
+    mesh.do("a", lambda node: node.on_message("b", lie, mesh.now))
+    mesh.run(1.0)
+    own = mesh.nodes["a"].membership.member("a")
+    assert own is not None
+    assert own.state == MemberState.ALIVE
+
+
+# -- where things are ------------------------------------------------------------------------------------------------
+
+
+def test_a_block_can_be_located() -> None:
+    mesh = met("abc")
+    mesh.hold("a", CHAIN[0])
+    mesh.run(2.0)
+    there = mesh.nodes["a"].locate(CHAIN[0])
+    assert there.held is not None
+    assert there.held.info == info(CHAIN[0])
+    elsewhere = mesh.nodes["b"].locate(CHAIN[0])
+    assert elsewhere.held is None
+    assert [one.id for one in elsewhere.claimed_by] == ["a"]
+    assert elsewhere.owners == there.owners, "the ring is the same everywhere"
+    assert len(elsewhere.owners) == 2
+
+
+def test_a_node_that_leaves_is_left_at_once() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.do("a", lambda node: node.leave(mesh.now))
+    mesh.settle()
+    left = mesh.nodes["b"].membership.member("a")
+    assert left is not None
+    assert left.state == MemberState.LEFT
+    assert mesh.nodes["b"].match(CHAIN).holders == ()

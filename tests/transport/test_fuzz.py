@@ -1,0 +1,122 @@
+"""Every parser of foreign bytes, fed with mutated messages: the documented error and nothing else, and no growth.
+
+A short run is part of `make test`; `make fuzz` sets P2PKV_FUZZ_INPUTS to a million for each parser.
+"""
+
+import os
+import tracemalloc
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from p2pkv import local_wire
+from p2pkv.block_file import pack_header, unpack
+from p2pkv.blocks import BlockInfo, BlockKey, block_digest
+from p2pkv.errors import MalformedMessage, NotABlockFile
+from p2pkv.transport import wire
+from p2pkv.transport.bulk_header import BulkHeader, unpack_untrusted
+from p2pkv.transport.framing import FrameReader, frame
+
+INPUTS = int(os.environ.get("P2PKV_FUZZ_INPUTS", "5000"))
+GROWTH_BYTES_MAX = 2**20
+
+RECORD = wire.MemberRecord("a" * 16, 1, 2, 0, "node a", "127.0.0.1:7710", "host", "zone", 1 << 30)
+MESSAGES = [
+    wire.Packet("default", "a", "127.0.0.1:1", wire.Ping(7, "b"), (RECORD, RECORD)),
+    wire.Packet("default", "a", "127.0.0.1:1", wire.PingRequest(7, "b", "127.0.0.1:2")),
+    wire.PushPull((RECORD,), reply=True),
+    wire.SummaryPage(1, 2, 10, 4, 0, b"\x55" * 128),
+    wire.SummaryDelta(1, 3, b"\x01\x00\x00\x00" * 5),
+    wire.SummaryRequest(),
+    wire.LeaseRequest(9, b"k" * 64, 1000),
+    wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64),
+    wire.LeaseRelease(3),
+    wire.Hello("default", "a", "127.0.0.1:1", 0),
+    wire.HelloAck("b", 1, "no"),
+    wire.Pull(3, b"\x03"),
+]
+LOCAL = [
+    local_wire.Attach(1, "engine", 1 << 20),
+    local_wire.AcquireRequest(b"k" * 96, 1000),
+    local_wire.PublishRequest(b"n" * 32, (local_wire.StagedBlock(b"k" * 32, 0, 4096, 1024, b"d" * 16),)),
+    local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
+    local_wire.Failure("TierFull", "no room", "raise it"),
+]
+BODY = bytes(range(256)) * 4
+INFO = BlockInfo(BlockKey(b"k" * 32), b"n" * 32, len(BODY), 256, block_digest(BODY, 256))
+
+
+def mutated(seeds: list[bytes], random: Random) -> bytes:
+    """One of the seeds after a few random wounds, or plain noise."""
+    if random.random() < 0.1:
+        return random.randbytes(int(random.random() * 80))
+    data = bytearray(random.choice(seeds))
+    for _ in range(1 + int(random.random() * 4)):
+        kind, at = random.random(), int(random.random() * (len(data) + 1))
+        if kind < 0.5 and data:
+            data[at % len(data)] = int(random.random() * 256)
+        elif kind < 0.65:
+            del data[at:]
+        elif kind < 0.8:
+            data[at:at] = random.randbytes(int(random.random() * 6))
+        elif kind < 0.9:
+            other = random.choice(seeds)
+            data[at:] = other[int(random.random() * len(other)) :]
+        else:
+            data[at : at + 1] = random.choice(
+                [b"\xdd\xff\xff\xff\xff", b"\xc7\x03\x01abc", b"\xcf" + b"\xff" * 8, b"\xa1\xff"]
+            )
+    return bytes(data)
+
+
+def frames(data: bytes) -> None:
+    reader = FrameReader(peer="p")
+    cut = len(data) // 2
+    for part in (data[:cut], data[cut:]):
+        reader.feed(part)
+        while (payload := reader.next_frame()) is not None:
+            wire.decode_untrusted(payload, peer="p")
+
+
+PARSERS = [
+    pytest.param(lambda data: wire.decode_untrusted(data, peer="p"), [wire.encode(m) for m in MESSAGES], id="control"),
+    pytest.param(frames, [frame(wire.encode(m)) + frame(wire.encode(MESSAGES[0])) for m in MESSAGES], id="frames"),
+    pytest.param(lambda data: unpack_untrusted(data, peer="p"), [BulkHeader(1, 2, 3, 3, b"d" * 16).pack()], id="bulk"),
+    pytest.param(
+        lambda data: local_wire.decode_request_untrusted(data, peer="p"),
+        [local_wire.encode(m) for m in LOCAL],
+        id="local requests",
+    ),
+    pytest.param(
+        lambda data: local_wire.decode_reply_untrusted(data, peer="p"),
+        [local_wire.encode(m) for m in LOCAL],
+        id="local replies",
+    ),
+    pytest.param(unpack, [pack_header(INFO) + BODY], id="block file"),
+]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("parse", "seeds"), PARSERS)
+def test_mutated_input_gives_the_documented_error_or_a_value(
+    parse: Callable[[bytes], object], seeds: list[bytes]
+) -> None:
+    random, refused, taken = Random(1), 0, 0
+    for seed in seeds:
+        parse(seed)
+    tracemalloc.start()
+    try:
+        for _ in range(INPUTS):
+            data = mutated(seeds, random)
+            try:
+                parse(data)
+                taken += 1
+            except (MalformedMessage, NotABlockFile):
+                refused += 1
+        current, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused > INPUTS / 10
+    assert current < GROWTH_BYTES_MAX
+    assert refused + taken == INPUTS
