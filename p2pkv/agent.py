@@ -166,7 +166,10 @@ class Agent:
             with trio.fail_after(self.config.fetch.connect_timeout_s):
                 hello = await welcome(stream, cluster=self.config.node.cluster, node_id=self.me.id, peer=peer)
             if hello.purpose == BULK:
-                await serve_bulk(stream, peer=hello.node, open_lease=self._open_lease, idle_s=_BULK_IDLE_S)
+                sent = self.metrics.transfer_bytes.labels("sent", self._bulk.name).inc
+                await serve_bulk(
+                    stream, peer=hello.node, open_lease=self._open_lease, idle_s=_BULK_IDLE_S, on_sent=sent
+                )
             else:
                 await serve_control(stream, peer=hello.node, deliver=self.runner.deliver)
         except PeerError as exc:
@@ -181,12 +184,14 @@ class Agent:
         return _Bodies(lease.blocks, self.tier) if lease is not None else None
 
     async def _show_gauges(self) -> None:
+        evicted = 0
         while True:
             figures = self.runner.ask(lambda node: node.statistics()).ledger
             self.metrics.tier_bytes.labels("host").set(figures.used_bytes)
             self.metrics.tier_capacity_bytes.labels("host").set(figures.capacity_bytes)
             self.metrics.tier_blocks.labels("host").set(figures.blocks)
-            self.metrics.evictions.labels("host").set(figures.evictions)
+            self.metrics.evictions.labels("host").inc(figures.evictions - evicted)
+            evicted = figures.evictions
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]
             for state in MemberState:
                 self.metrics.members.labels(state.name.lower()).set(states.count(state))

@@ -105,6 +105,8 @@ class Published:
     refused: int
     reason: str
     """Why the last refused block was; empty if none was."""
+    hint: str = ""
+    """What a person can do about it."""
 
 
 class Lease:
@@ -339,6 +341,7 @@ class Client:
             total.present + reply.present,
             total.refused + reply.refused,
             reply.reason or total.reason,
+            reply.hint or total.hint,
         )
 
     def release_id(self, lease: int, arena: "_Arena") -> None:

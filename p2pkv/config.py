@@ -381,7 +381,10 @@ def load(
     try:
         return msgspec.convert(merged, Config, strict=False)
     except msgspec.ValidationError as exc:
-        raise ConfigError(f"setting out of bounds ({exc})", hint="see docs/reference/config.md for the bounds") from exc
+        text, _, where = str(exc).partition(" - at `$.")
+        raise ConfigError(
+            f"{where.rstrip('`') or 'a setting'} is out of bounds", hint=text[:1].lower() + text[1:]
+        ) from exc
 
 
 def parse_size(text: str) -> int:

@@ -264,7 +264,7 @@ class _Session:
 
     async def _publish(self, request: PublishRequest) -> Reply:
         stored = present = refused = 0
-        reason = ""
+        reason = hint = ""
         if self._staging is None:
             raise LocalUseError("publishing needs staging memory, and none came with Attach")
         for block in request.blocks:
@@ -276,7 +276,7 @@ class _Session:
                 try:
                     reservation = self._reserve(request.namespace, block)
                 except TierFull as exc:
-                    refused, reason = refused + 1, str(exc)
+                    refused, reason, hint = refused + 1, str(exc), exc.hint
                     continue
                 if reservation is None:
                     present += 1
@@ -291,7 +291,7 @@ class _Session:
         metrics = self._served.metrics
         for result, amount in (("stored", stored), ("present", present), ("refused", refused)):
             metrics.published_blocks.labels(result).inc(amount)
-        return PublishReply(stored, present, refused, reason)
+        return PublishReply(stored, present, refused, reason, hint)
 
     def _reserve(self, namespace: bytes, block: StagedBlock) -> Reservation | None:
         info = BlockInfo(BlockKey(block.key), namespace, block.length, block.segment_bytes, block.digest)

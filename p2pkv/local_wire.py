@@ -170,6 +170,7 @@ class PublishReply(LocalMessage, tag=23, frozen=True):
     present: Count
     refused: Count
     reason: Text = ""
+    hint: Text = ""
 
 
 class MemberView(msgspec.Struct, frozen=True, gc=False):
@@ -207,7 +208,7 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     seeds: dict[str, str]
     """Seed address -> what became of it."""
     tier: dict[str, int]
-    summary: dict[str, float]
+    summary: dict[str, int | float]
     fetch: dict[str, int]
     counters: dict[str, float]
 

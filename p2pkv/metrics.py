@@ -46,7 +46,7 @@ class Metrics:
         self.tier_bytes = Gauge("p2pkv_tier_bytes", "Bytes in use.", ["tier"], registry=registry)
         self.tier_capacity_bytes = Gauge("p2pkv_tier_capacity_bytes", "Bytes there are.", ["tier"], registry=registry)
         self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
-        self.evictions = Gauge("p2pkv_evictions", "Blocks evicted since start.", ["tier"], registry=registry)
+        self.evictions = Counter("p2pkv_evictions", "Blocks dropped to make room.", ["tier"], registry=registry)
         self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 

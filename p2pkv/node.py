@@ -169,12 +169,13 @@ class Node:
 
     # -- reports of the shell -----------------------------------------------------------------------------------
 
-    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
+    def on_link_lost(self, address: str, now: float, *, reason: str = "") -> tuple[Effect, ...]:
         """Take that a stream to `address` could not be opened or broke; what was queued on it is lost."""
         before = dict(self.membership.seeds()).get(address)
         effects = self._route(self.membership.on_link_lost(address, now), now)
         if before != "unreachable" and dict(self.membership.seeds()).get(address) == "unreachable":
-            effects += (Note("seed unreachable, it is tried again", (("seed", address),), warning=True),)
+            facts = (("seed", address), ("reason", reason))
+            effects += (Note("seed unreachable, it is tried again", facts, warning=True),)
         effects += self._route(self.summaries.on_link_lost(address, now), now)
         for record in self.membership.alive():
             if record.address == address:

@@ -75,8 +75,8 @@ class Runner:
     def link_lost(self, address: str, error: PeerError) -> None:
         """Take that a control stream failed."""
         self._metrics.links_lost.inc()
-        self._log.info("link lost", address=address, reason=str(error))
-        self.tell(lambda node, now: node.on_link_lost(address, now))
+        self._log.debug("link lost", address=address, reason=str(error))
+        self.tell(lambda node, now: node.on_link_lost(address, now, reason=str(error)))
 
     # -- the loop -----------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import trio
 
 from p2pkv.blocks import BlockInfo
-from p2pkv.errors import MalformedMessage, PeerError, TierFull
+from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.ledger import Reservation
 from p2pkv.logs import Log
@@ -50,8 +50,9 @@ class Transfers:
             if limit.cancelled_caught:
                 outcome = "slow"
         except PeerError as exc:
-            outcome = "refused" if isinstance(exc, MalformedMessage) else "gone"
-            if isinstance(exc, MalformedMessage):
+            refused = isinstance(exc, MalformedMessage)
+            outcome = "refused" if refused else "slow" if isinstance(exc, PeerTooSlow) else "gone"
+            if refused:
                 self._metrics.malformed.labels("bulk").inc()
             self._log.warning("transfer failed", peer=start.peer, reason=str(exc), blocks_missing=len(places))
         finally:

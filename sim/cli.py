@@ -7,7 +7,7 @@ import click
 from p2pkv.cli.output import FAILED, output_option, print_json, print_table
 
 
-@click.group()
+@click.group(short_help="Run many simulated nodes on a virtual clock.")
 def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
 

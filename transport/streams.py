@@ -29,7 +29,7 @@ class ControlStreams:
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
-        self._queues: dict[str, trio.MemorySendChannel[AnyMessage]] = {}
+        self._queues: dict[str, tuple[trio.MemorySendChannel[AnyMessage], trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -41,27 +41,35 @@ class ControlStreams:
     def send_nowait(self, address: str, message: AnyMessage) -> None:
         """Queue `message` for `address`."""
         assert self._nursery is not None, "run first"
-        queue = self._queues.get(address)
-        if queue is None:
+        if address not in self._queues:
             queue, source = trio.open_memory_channel[AnyMessage](QUEUE_MAX)
-            self._queues[address] = queue
-            self._nursery.start_soon(self._write, address, source)
+            writer = trio.CancelScope()
+            self._queues[address] = (queue, writer)
+            self._nursery.start_soon(self._write, address, source, writer)
         try:
-            queue.send_nowait(message)
+            self._queues[address][0].send_nowait(message)
         except trio.WouldBlock:
             self._drop(address, PeerGone(f"{QUEUE_MAX} messages are waiting already", peer=address))
 
     def waiting(self) -> int:
         """Return how many messages wait over all addresses."""
-        return sum(queue.statistics().current_buffer_used for queue in self._queues.values())
+        return sum(queue.statistics().current_buffer_used for queue, _ in self._queues.values())
 
     def _drop(self, address: str, error: PeerError) -> None:
-        queue = self._queues.pop(address, None)
-        if queue is not None:
+        """Let go of an address, with the task that may be stuck in a write to it."""
+        if address in self._queues:
+            queue, writer = self._queues.pop(address)
             queue.close()
+            writer.cancel()
             self._on_lost(address, error)
 
-    async def _write(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
+    async def _write(
+        self, address: str, source: trio.MemoryReceiveChannel[AnyMessage], writer: trio.CancelScope
+    ) -> None:
+        with writer:
+            await self._write_until_idle(address, source)
+
+    async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
         stream: trio.SocketStream | None = None
         try:
             stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
@@ -71,7 +79,7 @@ class ControlStreams:
                 if idle.cancelled_caught:
                     if source.statistics().current_buffer_used:  # given in the very moment the time was up
                         continue
-                    queue = self._queues.pop(address)
+                    queue, _ = self._queues.pop(address)
                     queue.close()
                     return
                 if stream.socket.is_readable():  # peers say nothing here: it has closed, and a write would go nowhere

@@ -41,7 +41,7 @@ _file_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Show where a block is.")
 @click.argument("key", type=KEY)
 @socket_option
 @output_option
@@ -70,7 +70,7 @@ def locate(key: bytes, socket: Path | None, output: str) -> None:
     print_table(f"block {key.hex()[:16]}...", ("", ""), rows)
 
 
-@click.command()
+@click.command(short_help="Show how much of a chain can be had, and where.")
 @click.argument("keys", type=KEY, nargs=-1, required=True)
 @socket_option
 @output_option
@@ -90,7 +90,7 @@ def match(keys: tuple[bytes, ...], socket: Path | None, output: str) -> None:
     print_table(f"{found.reachable_blocks} of {len(keys)} blocks can be had", ("holder", "blocks"), rows)
 
 
-@click.command()
+@click.command(short_help="Write a block file to standard output.")
 @click.argument("key", type=KEY)
 @click.option("--timeout-s", type=float, default=10.0, show_default=True, help="How long peers may take.")
 @_file_option
@@ -125,7 +125,7 @@ def get(key: bytes, timeout_s: float, file: Path | None, socket: Path | None, ou
                     "peer": source.peer, "transport": source.transport})  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="Store a block file from standard input.")
 @click.argument("key", type=KEY)
 @_file_option
 @socket_option
@@ -149,7 +149,7 @@ def put(key: bytes, file: Path | None, socket: Path | None, output: str) -> None
     with Client.connect(socket, staging_bytes=len(body) + 4096) as client:
         published = client.store(info, bytes(body))
     if published.refused:
-        raise LocalUseError(f"not stored: {published.reason}", hint="`p2pkv status` shows the tier")
+        raise LocalUseError(f"not stored: {published.reason}", hint=published.hint)
     if output == "json":
         print_json({"key": key.hex(), "length": info.length, "stored": published.stored, "present": published.present})
     else:

@@ -7,7 +7,7 @@ import click
 from p2pkv.cli.output import output_option
 
 
-@click.command()
+@click.command(short_help="Share KV between two real language models, and prove it.")
 @click.option(
     "--timing-claim/--no-timing-claim",
     default=True,

@@ -23,7 +23,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Show the versions of program and protocols.")
 @output_option
 def version(output: str) -> None:
     """Show the version of this program and of the protocols it speaks."""
@@ -41,6 +41,12 @@ for command in (serve, demo, status, members, locate, put, get, match, leave, si
     cli.add_command(command)
 
 
+def _wants_json(arguments: list[str]) -> bool:
+    """Say whether a command line that could not be parsed asks for JSON."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any((name in {"-o", "--output"} and value == "json") or name == "--output=json" for name, value in pairs)
+
+
 def main() -> None:
     """Run the command line and exit."""
     try:
@@ -54,7 +60,7 @@ def main() -> None:
     except click.UsageError as exc:
         path = exc.ctx.command_path if exc.ctx is not None else "p2pkv"
         error = ConfigError(exc.format_message(), hint=f"see `{path} --help`")
-        fail(error, as_json=bool(exc.ctx and exc.ctx.find_root().meta.get("p2pkv.output") == "json"))
+        fail(error, as_json=_wants_json(sys.argv[1:]))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -7,7 +7,7 @@ import click
 from p2pkv.cli.output import output_option, print_json, print_table, size_text, socket_option
 
 
-@click.command()
+@click.command(short_help="Show what the node believes of each member.")
 @socket_option
 @output_option
 def members(socket: Path | None, output: str) -> None:
@@ -28,7 +28,7 @@ def members(socket: Path | None, output: str) -> None:
     print_table("members (* this node)", ("name", "state", "address", "offers", "id"), rows)
 
 
-@click.command()
+@click.command(short_help="Show how the node is.")
 @socket_option
 @output_option
 def status(socket: Path | None, output: str) -> None:
@@ -64,7 +64,7 @@ def status(socket: Path | None, output: str) -> None:
         print_table("counters", ("", ""), [(name, f"{value:.0f}") for name, value in used])
 
 
-@click.command()
+@click.command(short_help="Leave the mesh and stop the daemon.")
 @socket_option
 @output_option
 def leave(socket: Path | None, output: str) -> None:

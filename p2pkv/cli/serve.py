@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from p2pkv.agent import Agent
 
 
-@click.command()
+@click.command(short_help="Start a node.")
 @click.option("--config", "file", type=click.Path(path_type=Path), default=None, help="A TOML file of settings.")
 @click.option("--profile", default="lan", show_default=True, help="Defaults for the network: lan, wan or loopback.")
 @click.option("--name", default=None, help="What people call this node.")

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.config import FetchConfig
 from p2pkv.effects import Note, SendStream
-from p2pkv.fetch import Fetches, FetchEffect, FetchEnded, Outcome, StartTransfer
+from p2pkv.fetch import FetchEffect, FetchEnded, Fetches, Outcome, StartTransfer
 from p2pkv.links import Links
 from p2pkv.planner import Plan, Run, plan
 from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRequest, bitmap
@@ -659,7 +659,7 @@ class Machine(RuleBasedStateMachine):
         segments=st.lists(st.integers(1, 100), max_size=9).map(tuple),
         digests=st.integers(0, 9).map(lambda count: bytes(16 * count)),
     )
-    def lie(  # noqa: D102
+    def lie(
         self,
         choice: int,
         peer: str,

@@ -36,10 +36,12 @@ MESSAGES = [
     wire.HelloAck("b", 1, "no"),
     wire.Pull(3, b"\x03"),
 ]
-LOCAL = [
+REQUESTS = [
     local_wire.Attach(1, "engine", 1 << 20),
     local_wire.AcquireRequest(b"k" * 96, 1000),
     local_wire.PublishRequest(b"n" * 32, (local_wire.StagedBlock(b"k" * 32, 0, 4096, 1024, b"d" * 16),)),
+]
+REPLIES = [
     local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
     local_wire.Failure("TierFull", "no room", "raise it"),
 ]
@@ -85,12 +87,12 @@ PARSERS = [
     pytest.param(lambda data: unpack_untrusted(data, peer="p"), [BulkHeader(1, 2, 3, 3, b"d" * 16).pack()], id="bulk"),
     pytest.param(
         lambda data: local_wire.decode_request_untrusted(data, peer="p"),
-        [local_wire.encode(m) for m in LOCAL],
+        [local_wire.encode(m) for m in REQUESTS],
         id="local requests",
     ),
     pytest.param(
         lambda data: local_wire.decode_reply_untrusted(data, peer="p"),
-        [local_wire.encode(m) for m in LOCAL],
+        [local_wire.encode(m) for m in REPLIES],
         id="local replies",
     ),
     pytest.param(unpack, [pack_header(INFO) + BODY], id="block file"),

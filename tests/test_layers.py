@@ -1,0 +1,222 @@
+"""Imports point down, cores touch nothing, and only connectors know engines.
+
+The order of layers is that of docs/design/ARCHITECTURE.md. A module that is new must be given its place here.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LINKED = ("mesh", "transport", "index", "sim")
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors"}),
+    frozenset({"blocks"}),
+    frozenset({"config"}),
+    frozenset({"transport.wire"}),
+    frozenset({"effects"}),
+    frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "ledger"}),
+    frozenset({"node"}),
+    frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket"}),
+    frozenset({"staging", "runner"}),
+    frozenset({"client", "transfer", "local_server"}),
+    frozenset({"connectors", "agent"}),
+    frozenset({"daemon", "blocking", "demo", "sim", "testing", "cli"}),
+)
+"""Lowest first. A module imports from its own layer and from those below; the most particular name counts."""
+
+STRANGERS = [
+    ("mesh", "index"),
+    ("index", "mesh"),
+    ("tiers", "transport"),
+    ("transport", "tiers"),
+    ("client", "node"),
+    ("client", "runner"),
+    ("staging", "node"),
+    ("connectors", "node"),
+    ("connectors", "agent"),
+    ("connectors", "cli"),
+    ("demo", "node"),
+    ("demo", "agent"),
+    ("agent", "connectors"),
+    ("sim", "agent"),
+    ("sim", "runner"),
+    ("sim", "daemon"),
+    ("sim", "transfer"),
+    ("sim", "local_server"),
+    ("sim", "testing"),
+    ("cli", "testing"),
+]
+"""(who, whom) that the order alone would allow."""
+
+CORES = {
+    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "node"),
+    *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
+}
+OUTSIDE = {
+    *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
+    *("socket", "ssl", "time", "datetime", "secrets", "uuid", "tempfile", "pathlib", "io", "os", "mmap", "fcntl"),
+    *("logging", "structlog", "prometheus_client", "torch", "transformers"),
+}
+ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
+SHELLS = {
+    *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
+    *("transport.handshake", "transport.streams", "transport.tcp"),
+}
+"""Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    """Whole name of what is imported."""
+    name: str
+    """What is taken from it, or empty."""
+    line: int
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its name below `p2pkv`, links followed by hand."""
+    found: dict[str, Path] = {}
+    for folder, prefix in [(ROOT / "p2pkv", ""), *((ROOT / name, f"{name}.") for name in LINKED)]:
+        for path in sorted(folder.rglob("*.py")):
+            relative = path.relative_to(folder).with_suffix("")
+            if relative.parts[0] in LINKED and not prefix:
+                continue  # some Pythons follow links in rglob
+            name = prefix + ".".join(relative.parts)
+            found[name.removesuffix("__init__").rstrip(".")] = path
+    found.pop("")  # p2pkv itself serves names from everywhere
+    found.pop("__main__")
+    return found
+
+
+MODULES = modules()
+each_module = pytest.mark.parametrize("module", MODULES)
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> Iterator[Import]:
+    """Yield all imports, those inside functions too."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, "", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            yield from (Import(node.module or "", alias.name, node.lineno) for alias in node.names)
+
+
+def own(found: Import) -> str:
+    """Return the module of ours that an import reaches, below `p2pkv`, or nothing."""
+    if not (found.module + ".").startswith("p2pkv."):
+        return ""
+    below = found.module.removeprefix("p2pkv").lstrip(".")
+    deeper = f"{below}.{found.name}".strip(".")
+    return deeper if deeper in MODULES else below
+
+
+def top(found: Import) -> str:
+    return found.module.partition(".")[0]
+
+
+def is_in(module: str, names: set[str] | frozenset[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def layer(module: str) -> int:
+    """Return the number of the layer that names `module` most particularly."""
+    places = [
+        (len(name), number) for number, names in enumerate(LAYERS) for name in names if is_in(module, {name})
+    ]
+    assert places, f"p2pkv.{module} has no layer: give it one in {Path(__file__).name}"
+    return max(places)[1]
+
+
+@each_module
+def test_imports_point_down(module: str) -> None:
+    here = layer(module)
+    for found in imports(module):
+        target = own(found)
+        if target:
+            assert layer(target) <= here, f"line {found.line}: {module} is below {target}"
+
+
+@pytest.mark.parametrize(("who", "whom"), STRANGERS)
+def test_strangers_do_not_know_each_other(who: str, whom: str) -> None:
+    mine = [module for module in MODULES if is_in(module, {who})]
+    assert mine
+    assert any(is_in(module, {whom}) for module in MODULES)
+    for module in mine:
+        for found in imports(module):
+            assert not is_in(own(found), {whom}) or own(found) == "transport.wire", f"{module}, line {found.line}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if is_in(module, CORES)])
+def test_a_core_touches_nothing_outside(module: str) -> None:
+    for found in imports(module):
+        assert top(found) not in OUTSIDE, f"line {found.line}: a core imports {found.module}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if is_in(module, CORES | {"sim"})])
+def test_chance_comes_from_outside(module: str) -> None:
+    """`Random` is a type to be given one; the functions of the module share a state that no seed of ours sets."""
+    for found in imports(module):
+        assert found.module != "random" or found.name == "Random", f"line {found.line}"
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Attribute) and node.attr == "random" and isinstance(node.value, ast.Name):
+            assert node.value.id not in {"np", "numpy"}, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Random":
+            assert node.args or node.keywords, f"line {node.lineno}: Random() seeds itself from the clock"
+
+
+@each_module
+def test_only_connectors_and_the_demo_know_engines(module: str) -> None:
+    if not is_in(module, {"connectors", "demo"}):
+        assert [found for found in imports(module) if top(found) in ENGINES] == []
+
+
+@each_module
+def test_only_shells_know_trio(module: str) -> None:
+    if not is_in(module, SHELLS):
+        assert [found for found in imports(module) if top(found) in {"trio", "asyncio", "anyio"}] == []
+
+
+@each_module
+def test_only_what_is_made_for_tests_needs_their_tools(module: str) -> None:
+    if not is_in(module, {"testing"}):
+        assert [found for found in imports(module) if top(found) in {"pytest", "hypothesis"}] == []
+
+
+def test_the_walk_sees_what_it_should() -> None:
+    """Or else everything above would pass on an empty list."""
+    assert {"errors", "node", "mesh.members", "transport.wire", "index.hashing", "cli.main", "sim.world"} <= set(MODULES)
+    assert sum(1 for module in MODULES for _ in imports(module)) > 300
+    assert {own(found) for found in imports("node")} >= {"config", "mesh.membership", "index.exchange"}
+    assert layer("transport.wire") < layer("mesh.members") < layer("node") < layer("transport.tcp")
+    assert any(top(found) == "trio" for found in imports("transport.tcp"))
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_folders_cannot_be_imported_under_their_bare_names(name: str) -> None:
+    """There would be two copies of every class, and `except` would not catch the other's."""
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"ImportError: import p2pkv.{name}, not {name}" in done.stderr
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_links_are_relative(name: str) -> None:
+    """Or else a clone elsewhere would import from here."""
+    link = ROOT / "p2pkv" / name
+    assert link.is_symlink()
+    assert str(link.readlink()) == f"../{name}"
