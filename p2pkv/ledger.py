@@ -69,6 +69,10 @@ class Ledger:
         self._key_at: dict[int, BlockKey] = {}
         self._reserved: dict[BlockKey, Reservation] = {}
         self._pins: dict[BlockKey, int] = {}
+        self._chunk_use: dict[int, int] = {}
+        """When anything in a chunk was last used; of a block that went since, too, which only makes it seem warmer."""
+        self._chunk_busy: dict[int, int] = {}
+        """How many pins and reservations stand in a chunk."""
         self._leases: dict[int, Lease] = {}
         self._leases_of: dict[str, set[int]] = {}
         self._lease_ids = 0
@@ -117,6 +121,8 @@ class Ledger:
             assert slot is not None, "victims were chosen to free a slot of this class"
         reservation = Reservation(info, slot, evicted)
         self._reserved[info.key] = reservation
+        self._occupy(slot, 1)
+        self._chunk_use.setdefault(self.slots.chunk_of(slot), 0)
         return reservation
 
     def commit(self, reservation: Reservation) -> None:
@@ -126,6 +132,8 @@ class Ledger:
         self._held[info.key] = Held(info, slot)
         self._key_at[slot.offset] = info.key
         self._policy.insert(info.key, slot.size)
+        self._chunk_use[self.slots.chunk_of(slot)] = self._policy.last_use(info.key)
+        self._occupy(slot, -1)
 
     def touch(self, keys: Sequence[BlockKey]) -> None:
         """Note a use of a chain's blocks, tail first.
@@ -133,12 +141,14 @@ class Ledger:
         Its head is then the newest and goes last: a tail without its head is of no use to anybody.
         """
         for key in reversed(keys):
-            if key in self._held:
-                self._policy.touch(key)
+            held = self._held.get(key)
+            if held is not None:
+                self._use(held)
 
     def abort(self, reservation: Reservation) -> None:
         """Give a reserved place back; what was evicted for it stays evicted."""
         assert self._reserved.pop(reservation.info.key) is reservation
+        self._occupy(reservation.slot, -1)
         self.slots.give_back(reservation.slot)
 
     def drop(self, key: BlockKey) -> bool:
@@ -157,20 +167,14 @@ class Ledger:
     def _victims(self, size: int) -> tuple[BlockKey, ...]:
         """Choose one block of the class, or all blocks of a colder chunk of another class.
 
-        Without the second choice a class that was large once would keep its chunks for ever (slab calcification).
+        Without the second choice a class that was large once would keep its chunks for ever (slab calcification). It
+        looks at chunks, never at their blocks: making room happens on the loop that also answers probes.
         """
         own = next((key for key in self._policy.candidates(size) if not self._pins.get(key)), None)
-        own_use = self._policy.last_use(own) if own is not None else None
-        coldest: tuple[int, tuple[BlockKey, ...]] | None = None
-        for _, offsets in self.slots.chunks_of_other_classes(size):
-            keys = tuple(self._key_at[offset] for offset in sorted(offsets) if offset in self._key_at)
-            if len(keys) < len(offsets) or any(self._pins.get(key) for key in keys):
-                continue  # a reservation or a pin stands in this chunk
-            newest = max(self._policy.last_use(key) for key in keys)
-            if (own_use is None or newest < own_use) and (coldest is None or newest < coldest[0]):
-                coldest = (newest, keys)
-        if coldest is not None:
-            return coldest[1]
+        free = [chunk for chunk in self.slots.chunks_of_other_classes(size) if not self._chunk_busy.get(chunk)]
+        coldest = min(free, key=self._chunk_use.__getitem__, default=None)
+        if coldest is not None and (own is None or self._chunk_use[coldest] < self._policy.last_use(own)):
+            return tuple(self._key_at[offset] for offset in self.slots.used_in(coldest))
         if own is not None:
             return (own,)
         raise TierFull(
@@ -192,8 +196,8 @@ class Ledger:
             raise PinLimit(f"{holder} holds {count} leases, limit {self._leases_max}", tier="host")
         blocks = tuple(held for key in keys if (held := self._held.get(key)) is not None)
         for held in reversed(blocks):
-            self._policy.touch(held.info.key)
-            self._pins[held.info.key] = self._pins.get(held.info.key, 0) + 1
+            self._use(held)
+            self._pin(held)
         self._lease_ids += 1
         lease = Lease(self._lease_ids, holder, blocks, deadline)
         self._leases[lease.id] = lease
@@ -204,7 +208,7 @@ class Ledger:
         """Pin one more committed block under a lease; nothing happens if either is gone."""
         lease, held = self._leases.get(lease_id), self._held.get(key)
         if lease is not None and held is not None:
-            self._pins[key] = self._pins.get(key, 0) + 1
+            self._pin(held)
             self._leases[lease_id] = replace(lease, blocks=(*lease.blocks, held))
 
     def find_lease(self, lease_id: int, *, holder: str) -> Lease | None:
@@ -245,11 +249,26 @@ class Ledger:
         if not mine:
             del self._leases_of[lease.holder]
         for held in lease.blocks:
+            self._occupy(held.slot, -1)
             count = self._pins[held.info.key] - 1
             if count:
                 self._pins[held.info.key] = count
             else:
                 del self._pins[held.info.key]
+
+    def _use(self, held: Held) -> None:
+        self._policy.touch(held.info.key)
+        self._chunk_use[self.slots.chunk_of(held.slot)] = self._policy.last_use(held.info.key)
+
+    def _pin(self, held: Held) -> None:
+        self._pins[held.info.key] = self._pins.get(held.info.key, 0) + 1
+        self._occupy(held.slot, 1)
+
+    def _occupy(self, slot: Slot, change: int) -> None:
+        """Count a pin or reservation that came to the chunk of `slot`, or went."""
+        chunk = self.slots.chunk_of(slot)
+        self._chunk_busy[chunk] = self._chunk_busy.get(chunk, 0) + change
+        assert self._chunk_busy[chunk] >= 0
 
     def statistics(self) -> LedgerStatistics:
         """Return the figures of now."""

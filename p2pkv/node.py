@@ -5,7 +5,7 @@ one core has to say to another is routed here and nowhere else. Verbs run to com
 the outside shall do; peer input never raises out of `on_message`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeAlias
@@ -99,6 +99,18 @@ class _Acquire:
     guard: int
     """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
     reason: str
+    planned: int = 0
+    """How many blocks of the chain the plan hoped for."""
+
+
+_OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
+    "absent": "absent: the peer no longer has the next block",
+    "corrupt": "corrupt: the next block's bytes did not have their digest",
+    "gone": "gone: the peer of the next block vanished",
+    "slow": "slow: the next block did not come in time",
+    "full": "full: no room here for the next block",
+    "refused": "refused: the peer's answer made no sense, or too many blocks are on their way",
+}
 
 
 class Node:
@@ -271,7 +283,9 @@ class Node:
             now=now,
             here=lambda key: self.ledger.get(key) is not None,
         )
-        self._acquires[fetch_id] = _Acquire(number, chain, frozenset(chain), holder, guard.id, decided.reason)
+        self._acquires[fetch_id] = _Acquire(
+            number, chain, frozenset(chain), holder, guard.id, decided.reason, decided.stop
+        )
         return number, self._route(effects, now)
 
     def find_lease(self, lease_id: int, peer: str) -> Lease | None:
@@ -330,14 +344,23 @@ class Node:
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
                         self.ledger.release_holder(_peer(record.id))
-                case FetchEnded(fetch=fetch_id, sources=sources):
+                case FetchEnded(fetch=fetch_id, sources=sources, failures=failures):
                     acquire = self._acquires.pop(fetch_id)
+                    acquire.reason = self._why_shorter(acquire, dict(failures))
                     out.append(self._finish(acquire, dict(sources), now))
                 case SendDatagram() | SendStream() | Note() | StartTransfer():
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
         return tuple(out)
+
+    def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:
+        """Return why a fetch brought no more: the way of the first block that is missing, or the plan's own reason."""
+        arrived = self.ledger.prefix(acquire.keys)
+        if arrived == len(acquire.keys) or arrived >= acquire.planned:
+            return acquire.reason
+        # A block that is neither here nor failed was still on its way when the engine's time was up.
+        return _OUTCOME_TEXTS[failures.get(acquire.keys[arrived], "slow")]
 
     def _finish(self, acquire: _Acquire, sources: dict[BlockKey, str], now: float) -> Acquired:
         usable = acquire.keys[: self.ledger.prefix(acquire.keys)]

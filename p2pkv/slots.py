@@ -99,11 +99,17 @@ class Slots:
             chunk.size, chunk.free = 0, []
             self._empty.append(chunk)
 
-    def chunks_of_other_classes(self, size: int) -> Iterator[tuple[int, frozenset[int]]]:
-        """Yield (class, offsets of used slots) of each chunk that serves another class than `size`."""
-        for chunk in self._chunks:
-            if chunk.size not in {0, size}:
-                yield chunk.size, frozenset(chunk.used)
+    def chunk_of(self, slot: Slot) -> int:
+        """Return the number of the chunk that `slot` lies in."""
+        return slot.offset // self.chunk_bytes
+
+    def chunks_of_other_classes(self, size: int) -> Iterator[int]:
+        """Yield the number of each chunk that serves another class than `size`."""
+        return (number for number, chunk in enumerate(self._chunks) if chunk.size not in {0, size})
+
+    def used_in(self, number: int) -> tuple[int, ...]:
+        """Return the offsets of the used slots of a chunk, ascending."""
+        return tuple(sorted(self._chunks[number].used))
 
     def used_bytes(self) -> int:
         """Bytes of all slots given out."""

@@ -12,8 +12,12 @@ pytest.register_assert_rewrite("p2pkv.testing.contracts")  # or else its failure
 
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
-settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINES)
-settings.register_profile("fuzz", max_examples=3000, deadline=None, print_blob=True, suppress_health_check=_SLOW_MACHINES)
+settings.register_profile(
+    "steady", max_examples=50, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINES
+)
+settings.register_profile(
+    "fuzz", max_examples=3000, deadline=None, print_blob=True, suppress_health_check=_SLOW_MACHINES
+)
 settings.load_profile("steady")
 
 

@@ -135,9 +135,7 @@ def is_in(module: str, names: set[str] | frozenset[str]) -> bool:
 
 def layer(module: str) -> int:
     """Return the number of the layer that names `module` most particularly."""
-    places = [
-        (len(name), number) for number, names in enumerate(LAYERS) for name in names if is_in(module, {name})
-    ]
+    places = [(len(name), number) for number, names in enumerate(LAYERS) for name in names if is_in(module, {name})]
     assert places, f"p2pkv.{module} has no layer: give it one in {Path(__file__).name}"
     return max(places)[1]
 
@@ -199,7 +197,9 @@ def test_only_what_is_made_for_tests_needs_their_tools(module: str) -> None:
 
 def test_the_walk_sees_what_it_should() -> None:
     """Or else everything above would pass on an empty list."""
-    assert {"errors", "node", "mesh.members", "transport.wire", "index.hashing", "cli.main", "sim.world"} <= set(MODULES)
+    assert {"errors", "node", "mesh.members", "transport.wire", "index.hashing", "cli.main", "sim.world"} <= set(
+        MODULES
+    )
     assert sum(1 for module in MODULES for _ in imports(module)) > 300
     assert {own(found) for found in imports("node")} >= {"config", "mesh.membership", "index.exchange"}
     assert layer("transport.wire") < layer("mesh.members") < layer("node") < layer("transport.tcp")
@@ -209,7 +209,9 @@ def test_the_walk_sees_what_it_should() -> None:
 @pytest.mark.parametrize("name", LINKED)
 def test_the_folders_cannot_be_imported_under_their_bare_names(name: str) -> None:
     """There would be two copies of every class, and `except` would not catch the other's."""
-    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert f"ImportError: import p2pkv.{name}, not {name}" in done.stderr
 

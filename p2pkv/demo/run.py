@@ -35,8 +35,8 @@ NODES: Final = ("a", "b", "c")
 HOST_BYTES: Final = {"a": "640MiB", "b": "640MiB", "c": "64MiB"}
 """a and b hold one copy of 89 MB per round, one for warming up and one that is lost; c only takes part in the mesh."""
 QUESTION_A: Final = "What is the name of the station cat, and where does she sleep?"
-QUESTION_B: Final = "Who decides whether the Petrel sails?"
-QUESTION_C: Final = "What does a white flag with a red ring mean?"
+QUESTION_B: Final = "On which channel does the station listen?"
+QUESTION_C: Final = "What do three long rings of the great bell mean?"
 LOST_SALT: Final = "only-on-a"
 
 _MODEL_S: Final = 600.0

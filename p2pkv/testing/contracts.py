@@ -570,7 +570,9 @@ class TransportContract(ABC):
 
             async def pull() -> None:
                 with scope:
-                    await self.pull(transport, silent, [block.wanted(i) for i, block in enumerate(blocks)], also=on_block)
+                    await self.pull(
+                        transport, silent, [block.wanted(i) for i, block in enumerate(blocks)], also=on_block
+                    )
 
             scope = trio.CancelScope()
             nursery.start_soon(pull)

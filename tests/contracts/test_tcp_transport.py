@@ -200,9 +200,7 @@ def test_a_cancelled_pull_hangs_up() -> None:
     async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
         peer = await MisbehavingPeer("owner", Misbehaviour.SILENT, 7, BLOCKS[0].offered()).start(nursery)
         with trio.CancelScope() as scope:
-            await pull(
-                transport, peer, [BLOCKS[0].wanted(0), BLOCKS[1].wanted(1)], also=lambda _, __: scope.cancel()
-            )
+            await pull(transport, peer, [BLOCKS[0].wanted(0), BLOCKS[1].wanted(1)], also=lambda _, __: scope.cancel())
         (theirs,) = peer.open
         assert await theirs.receive_some() == b""
 
@@ -262,7 +260,9 @@ def test_a_node_of_another_cluster_is_not_pulled_from() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("address", ["", "nonsense", "127.0.0.1:0", "\x00:1", "[::1%\x00]:1", "a..b:1", "x" * 300 + ":1"])
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "127.0.0.1:0", "\x00:1", "[::1%\x00]:1", "a..b:1", "x" * 300 + ":1"]
+)
 def test_an_address_that_makes_no_sense_is_a_peer_that_is_gone(address: str) -> None:
     async def main() -> None:
         with pytest.raises(PeerGone):

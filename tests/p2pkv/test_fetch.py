@@ -316,7 +316,9 @@ def test_a_block_for_which_there_is_no_room_is_not_asked_for_again(moving: Bench
 @pytest.mark.parametrize(
     ("outcome", "blamed"), [("absent", False), ("full", False), ("corrupt", True), ("gone", True), ("refused", True)]
 )
-def test_what_speaks_against_a_peer_leaves_it_alone_for_a_while(moving: Bench, outcome: Outcome, *, blamed: bool) -> None:
+def test_what_speaks_against_a_peer_leaves_it_alone_for_a_while(
+    moving: Bench, outcome: Outcome, *, blamed: bool
+) -> None:
     for position in range(4):
         moving.block(position, outcome)
     assert moving.links.usable("b", 0.2) != blamed

@@ -51,9 +51,7 @@ def info(name: BlockKey) -> BlockInfo:
 
 
 def record(name: str) -> MemberRecord:
-    return MemberRecord(
-        id=name, boot=1, incarnation=0, state=0, name=name, address=f"{name}:1", offered_bytes=CAPACITY
-    )
+    return MemberRecord(id=name, boot=1, incarnation=0, state=0, name=name, address=f"{name}:1", offered_bytes=CAPACITY)
 
 
 class Mesh:
@@ -154,16 +152,16 @@ class Mesh:
         numbers: list[int] = []
 
         def verb(node: Node) -> tuple[Effect, ...]:
-            number, effects = node.acquire(
-                chain, holder=holder, deadline=self.now + timeout_s, now=self.now, cost=cost
-            )
+            number, effects = node.acquire(chain, holder=holder, deadline=self.now + timeout_s, now=self.now, cost=cost)
             numbers.append(number)
             return effects
 
         self.do(name, verb)
         return numbers[0]
 
-    def acquire(self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None) -> Acquired:
+    def acquire(
+        self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None
+    ) -> Acquired:
         """Acquire, and wait for the result."""
         number = self.start(name, chain, timeout_s=timeout_s, cost=cost)
         began = self.now
@@ -476,7 +474,9 @@ def test_nothing_a_peer_says_raises_or_stops_the_node(
 
 def test_a_member_list_of_nonsense_leaves_the_node_itself_alive() -> None:
     mesh = met()
-    lie = PushPull((record("b"), msgspec.structs.replace(record("a"), state=2, boot=2**53, incarnation=2**53)), reply=False)
+    lie = PushPull(
+        (record("b"), msgspec.structs.replace(record("a"), state=2, boot=2**53, incarnation=2**53)), reply=False
+    )
     mesh.do("a", lambda node: node.on_message("b", lie, mesh.now))
     mesh.run(1.0)
     own = mesh.nodes["a"].membership.member("a")

@@ -98,8 +98,9 @@ def test_chunks_of_other_classes_are_told_with_what_is_in_use() -> None:
     mine, other = slots.take(PAGE_BYTES), slots.take(2 * PAGE_BYTES)
     assert mine is not None
     assert other is not None
-    assert list(slots.chunks_of_other_classes(PAGE_BYTES)) == [(2 * PAGE_BYTES, frozenset({other.offset}))]
-    assert list(slots.chunks_of_other_classes(2 * PAGE_BYTES)) == [(PAGE_BYTES, frozenset({mine.offset}))]
+    assert list(slots.chunks_of_other_classes(PAGE_BYTES)) == [slots.chunk_of(other)]
+    assert list(slots.chunks_of_other_classes(2 * PAGE_BYTES)) == [slots.chunk_of(mine)]
+    assert slots.used_in(slots.chunk_of(mine)) == (mine.offset,)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 8), st.integers(0, 50)), max_size=80))

@@ -86,7 +86,7 @@ def test_a_file_that_is_no_memfd_is_refused_and_its_descriptor_closed(tmp_path: 
     path = tmp_path / "file"
     path.write_bytes(bytes(SIZE))
     descriptor = os.open(path, os.O_RDWR)
-    with pytest.raises(LocalUseError, match="memfd|sealed"):
+    with pytest.raises(LocalUseError, match=r"memfd|sealed"):
         StagingReader(descriptor, SIZE)
     assert not is_open(descriptor)
 

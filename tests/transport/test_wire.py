@@ -110,9 +110,7 @@ def test_bytes_on_the_wire_are_frozen() -> None:
     assert encode(packet) == b"\x96\x05\xa1c\xa1n\xa91.2.3.4:5\x93\x01\x06\xa1t\x90"
 
 
-@pytest.mark.parametrize(
-    "kind", structs_of(AnyMessage | DatagramBody), ids=lambda kind: kind.cls.__name__
-)
+@pytest.mark.parametrize("kind", structs_of(AnyMessage | DatagramBody), ids=lambda kind: kind.cls.__name__)
 def test_every_field_from_a_peer_is_bounded(kind: inspect.StructType) -> None:
     largest(kind)  # raises if anything has no upper bound
     for info in _parts(kind):
