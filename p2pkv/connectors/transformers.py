@@ -23,14 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from p2pkv.blocks import CanonicalLayout, Extras, Namespace, Tenant
-from p2pkv.client import Client, Lease, Published, Source
-from p2pkv.connectors.layout import DTYPE_NAMES, Elements, block_filler, elements_of, scatter_blocks
-from p2pkv.errors import ConfigError, LayoutMismatch, LocalUseError, P2pkvError
+from p2pkv.client import Client, Fill, Lease, Published, Source
+from p2pkv.connectors.layout import DTYPE_NAMES, block_filler, elements_of, scatter_blocks
+from p2pkv.errors import ConfigError, CorruptBlock, LayoutMismatch, LocalUseError, P2pkvError
 from p2pkv.index.hashing import chain_keys
 
 logger = logging.getLogger(__name__)
@@ -180,10 +182,7 @@ class TransformersConnector:
             keys = self._keys(_token_list(input_ids)[: layers[0][0].shape[-2]], cache_salt, lora)
             if not keys:
                 return Published(0, 0, 0, "")
-            present = self._client.match(keys).local_blocks
-            fill = block_filler(self._elements(layers, present, len(keys)), self.layout)
-            published = self._client.publish(self.namespace, keys[present:], fill)
-            return Published(published.stored, published.present + present, published.refused, published.reason)
+            return self._client.publish(self.namespace, keys, self._filler(layers, len(keys)))
         except P2pkvError as exc:
             return Published(0, 0, 0, self._failed("publish", exc))
 
@@ -207,6 +206,8 @@ class TransformersConnector:
         cache = self._empty_cache()
         if blocks:
             layers = scatter_blocks([lease.view(i) for i in range(blocks)], self.layout)
+            if not lease.intact():
+                raise CorruptBlock("blocks changed while they were copied: the lease had expired", peer="local daemon")
             device = self._model.device
             on_device = [(keys.to(device), values.to(device)) for keys, values in layers]
             cache = DynamicCache(ddp_cache_data=on_device, config=self._model.config)
@@ -243,12 +244,20 @@ class TransformersConnector:
             raise LayoutMismatch(f"cache of {', '.join(sorted(map(str, dtypes)))}, the layout says {self.layout.dtype}")
         return layers
 
-    def _elements(
-        self, layers: list[tuple[torch.Tensor, torch.Tensor]], first_block: int, end_block: int
-    ) -> list[tuple[Elements, Elements]]:
-        """Return `layers` from one block to another as arrays in host memory, copied only if they lie elsewhere."""
-        span = slice(first_block * self.layout.block_tokens, end_block * self.layout.block_tokens)
-        return [(elements_of(keys[0, :, span].cpu()), elements_of(values[0, :, span].cpu())) for keys, values in layers]
+    def _filler(self, layers: list[tuple[torch.Tensor, torch.Tensor]], blocks: int) -> Fill:
+        """Return what writes block `i`; the KV is brought into host memory, if it is not there, from the first `i` on."""
+        begin, fill = 0, None
+
+        def fill_from_first(i: int, destination: NDArray[np.uint8]) -> None:
+            nonlocal begin, fill
+            if fill is None:
+                begin = i
+                span = slice(i * self.layout.block_tokens, blocks * self.layout.block_tokens)
+                host = [(keys[0, :, span].cpu(), values[0, :, span].cpu()) for keys, values in layers]
+                fill = block_filler([(elements_of(keys), elements_of(values)) for keys, values in host], self.layout)
+            fill(i - begin, destination)
+
+        return fill_from_first
 
 
 def weights_digest(folder: Path) -> str:

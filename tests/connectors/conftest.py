@@ -2,14 +2,15 @@
 
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported; see p2pkv/demo/processes.py
+
 import pytest
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.daemons import mesh
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="module")

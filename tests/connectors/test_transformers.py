@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from p2pkv.blocks import Tenant
+from p2pkv.client import Lease
 from p2pkv.connectors.transformers import TransformersConnector, weights_digest
 from p2pkv.errors import ConfigError, LayoutMismatch, LocalUseError
 from tests.connectors.conftest import tiny
@@ -278,6 +279,16 @@ def test_an_adapter_must_be_named(client):
     assert mesh.failures == {"LayoutMismatch": 1}
     assert mesh.prefix(PROMPT, lora="named").tokens == 0
     assert mesh.failures == {"LayoutMismatch": 1}
+
+
+def test_blocks_that_changed_while_they_were_copied_are_a_miss(client, monkeypatch):
+    model = tiny()
+    mesh = connector(client, model, weights_id="expired")
+    mesh.publish(PROMPT, prefill(model, PROMPT)[0])
+    monkeypatch.setattr(Lease, "intact", lambda lease: False)  # what an engine that was stopped for minutes would see
+    prefix = mesh.prefix(PROMPT)
+    assert (prefix.tokens, prefix.cache.get_seq_length()) == (0, 0)
+    assert mesh.failures == {"CorruptBlock": 1}
 
 
 def test_an_engine_whose_daemon_died_only_misses(tmp_path, caplog):

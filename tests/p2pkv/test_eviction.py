@@ -51,6 +51,13 @@ def test_what_was_removed_is_forgotten_and_may_come_back_elsewhere(lru: Lru) -> 
     assert list(lru.candidates(2)) == [A]
 
 
+def test_nothing_is_kept_of_a_size_class_that_is_no_more(lru: Lru) -> None:
+    for key in (A, B, C, D):
+        lru.remove(key)
+    assert lru._groups == {}
+    assert lru._group_of == {}
+
+
 def test_a_chain_touched_tail_first_keeps_its_head_longest(lru: Lru) -> None:
     for key in reversed([A, B, C]):
         lru.touch(key)

@@ -177,6 +177,7 @@ def test_when_all_blocks_are_here_the_fetch_ends_and_the_lease_is_given_back(mov
     assert moving.core.next_deadline() == INF
     assert moving.core.statistics().in_flight == 0
     assert moving.core.statistics().outcomes == {"ok": 4}
+    assert moving.core.statistics().fetches == 1
 
 
 def test_blocks_that_are_here_already_are_not_asked_for(bench: Bench) -> None:
@@ -323,6 +324,29 @@ def test_what_speaks_against_a_peer_leaves_it_alone_for_a_while(
         moving.block(position, outcome)
     assert moving.links.usable("b", 0.2) != blamed
     assert moving.links.usable("b", 0.2 + CONFIG.cooldown_s), "one transfer is one failure, however many blocks"
+
+
+def test_good_blocks_of_a_transfer_do_not_make_up_for_a_bad_one(moving: Bench) -> None:
+    for position, outcome in enumerate[Outcome](("ok", "corrupt", "ok", "ok")):
+        moving.block(position, outcome)
+    moving.end(now=0.9)
+    assert not moving.links.usable("b", 0.9)
+    assert moving.links.estimate("b").bandwidth_bytes_s == 1e9
+
+
+@pytest.mark.parametrize("outcome", ["gone", "refused"])
+def test_a_transfer_that_broke_off_measures_nothing(moving: Bench, outcome: Outcome) -> None:
+    moving.block(0)
+    moving.end(outcome, now=9.0)
+    assert moving.links.estimate("b").bandwidth_bytes_s == 1e9
+
+
+def test_a_transfer_that_moved_nothing_forgives_nothing(moving: Bench) -> None:
+    moving.links.on_failure("b", 0.1)
+    for position in range(4):
+        moving.block(position, "full")
+    moving.end()
+    assert not moving.links.usable("b", 0.3)
 
 
 def test_all_blocks_left_when_a_transfer_breaks_off_are_asked_of_the_next_holder(moving: Bench) -> None:

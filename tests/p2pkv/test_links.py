@@ -40,6 +40,11 @@ def test_what_measures_nothing_leaves_the_bandwidth_alone(links: Links, moved_by
     assert links.estimate("b").bandwidth_bytes_s == 1e9
 
 
+def test_a_megabyte_is_enough_to_measure_by(links: Links) -> None:
+    links.on_transfer("b", MIB, 1.0)
+    assert links.estimate("b").bandwidth_bytes_s == pytest.approx(1e9 + 0.3 * (MIB - 1e9))
+
+
 def test_round_trips_move_their_estimate(links: Links) -> None:
     for _ in range(30):
         links.on_answer("b", 0.5)

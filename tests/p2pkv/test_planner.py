@@ -63,6 +63,19 @@ def test_a_far_peer_pays_for_many_blocks_and_not_for_one() -> None:
     assert planned({"far": 1}, cost=cost) == Plan((), "recomputing is cheaper")
 
 
+def test_only_what_would_be_fetched_is_weighed() -> None:
+    """Nine blocks that are here already must not make up for one that does not pay."""
+    cost = Cost(block_bytes=1000, prefill_block_s=0.05)
+    assert planned({"far": 10}, start=9, cost=cost) == Plan((), "recomputing is cheaper")
+    assert planned({"far": 10}, start=5, cost=cost).runs == (Run("far", 5, 10),)
+
+
+def test_a_fetch_exactly_as_slow_as_computing_is_not_worth_the_trouble() -> None:
+    links = {"b": LinkEstimate(1024.0, 0.0)}
+    cost = Cost(block_bytes=1024, prefill_block_s=1.0)
+    assert plan(start=0, stop=4, claims={"b": 4}, link=links.__getitem__, cost=cost).runs == ()
+
+
 def test_without_figures_every_fetch_is_taken_to_pay() -> None:
     assert planned({"far": 1}).runs == (Run("far", 0, 1),)
 

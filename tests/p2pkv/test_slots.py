@@ -101,6 +101,9 @@ def test_chunks_of_other_classes_are_told_with_what_is_in_use() -> None:
     assert list(slots.chunks_of_other_classes(PAGE_BYTES)) == [slots.chunk_of(other)]
     assert list(slots.chunks_of_other_classes(2 * PAGE_BYTES)) == [slots.chunk_of(mine)]
     assert slots.used_in(slots.chunk_of(mine)) == (mine.offset,)
+    slots.give_back(mine)
+    assert list(slots.chunks_of_other_classes(2 * PAGE_BYTES)) == [], "an empty chunk is of no class"
+    assert slots.used_in(slots.chunk_of(mine)) == ()
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 8), st.integers(0, 50)), max_size=80))

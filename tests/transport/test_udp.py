@@ -114,6 +114,9 @@ def test_both_sockets_get_one_port() -> None:
     with udp, tcp:
         assert udp.getsockname() == tcp.getsockname()
         assert tcp.getsockname()[1] != 0
+        with socket.create_connection(tcp.getsockname(), timeout=5):
+            tcp.accept()[0].close()
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), "a node that restarts gets its port back at once"
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
