@@ -113,7 +113,7 @@ class Welcome(LocalMessage, tag=20, frozen=True):
     name: Name
     arena_bytes: Count
     table_bytes: Count
-    """Size of the generation table in front of the slots; see `p2pkv.tiers.host`."""
+    """Size of the generation table in front of the slots; see `p2pkv.generations`."""
 
 
 class Holder(msgspec.Struct, frozen=True, array_like=True, gc=False):

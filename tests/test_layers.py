@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
-    frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "ledger"}),
+    frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
     frozenset({"node"}),
     frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket"}),
     frozenset({"staging", "runner"}),

@@ -20,6 +20,8 @@ from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untr
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
+_IDLE_ADDRESSES_MAX: Final = 256
+"""Addresses with kept connections; beyond it the one not used for longest goes. Peers come and go, sockets must not."""
 _THREAD_BYTES: Final = 8 * 2**20
 """A body from this size on is hashed in a thread: 8 MiB take about 0.4 ms, longer than a gossip loop should stand."""
 
@@ -55,40 +57,53 @@ class TcpTransport:
         """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address."""
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
-        self._idle: dict[str, list[trio.SocketStream]] = {}
+        self._idle: dict[str, list[tuple[str, trio.SocketStream]]] = {}
+        """Address -> kept connections with the id of the node there; the address used last is last."""
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         """See `BulkTransport`."""
-        waiting = self._idle.get(address)
-        if waiting:
-            stream = waiting.pop()
+        kept = self._take(peer, address)
+        if kept is not None:
             try:
-                await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=True)
+                await self._pull_on(kept, peer, lease, wanted, on_block, first_answer=True)
             except _StaleConnection:  # it had died while idle: nothing was reported yet, so a fresh one may try
                 pass
             else:
-                self._keep(address, stream)
+                self._keep(peer, address, kept)
                 return
         stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
         if node != peer:
             await trio.aclose_forcefully(stream)
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
         await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=False)
-        self._keep(address, stream)
+        self._keep(peer, address, stream)
 
     async def aclose(self) -> None:
         """Close the kept connections."""
         for streams in self._idle.values():
-            for stream in streams:
+            for _, stream in streams:
                 await trio.aclose_forcefully(stream)
         self._idle.clear()
 
-    def _keep(self, address: str, stream: trio.SocketStream) -> None:
-        streams = self._idle.setdefault(address, [])
+    def _take(self, peer: str, address: str) -> trio.SocketStream | None:
+        """Return a kept connection; one to another node that had the address before is closed."""
+        waiting = self._idle.get(address, [])
+        while waiting:
+            node, stream = waiting.pop()
+            if node == peer:
+                return stream
+            stream.socket.close()
+        return None
+
+    def _keep(self, peer: str, address: str, stream: trio.SocketStream) -> None:
+        streams = self._idle[address] = self._idle.pop(address, [])
         if len(streams) < _IDLE_CONNECTIONS_MAX:
-            streams.append(stream)
+            streams.append((peer, stream))
         else:
             stream.socket.close()
+        if len(self._idle) > _IDLE_ADDRESSES_MAX:
+            for _, oldest in self._idle.pop(next(iter(self._idle))):
+                oldest.socket.close()
 
     async def _pull_on(
         self,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Steps:
@@ -22,7 +23,9 @@ class Steps:
         began = time.monotonic()
         outcome: list[str] = []
         if self._live:
-            with self._console.status(f"{doing} ..."):
+            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description} ...", markup=False))
+            with Progress(*columns, console=self._console, transient=True) as progress:
+                progress.add_task(doing)
                 yield outcome
         else:
             self._line(f"  ... {doing}")

@@ -75,6 +75,8 @@ def run_demo(output: str, *, timing_claim: bool = True) -> int:
         if failed:
             kept = _keep(logs)
             print(f"failed: {', '.join(failed)} did not hold; the logs are in {kept}", file=sys.stderr)
+        else:
+            print("every claim held", file=sys.stderr)
         return 1 if failed else 0
 
 

@@ -29,7 +29,7 @@ class Tier(Protocol):
         ...
 
     def generation(self, slot: Slot) -> int:
-        """Return a number that is even when sealed and differs after every overwrite."""
+        """Return a number that is odd while the slot is written and new after every write, of whatever size."""
         ...
 
     def close(self) -> None:

@@ -4,7 +4,7 @@
 
 All memory is taken at start, so that a full machine is noticed then and not in the middle of a fetch. The memfd is
 sealed: it can neither shrink under a reader (a truncated mapping is a SIGBUS) nor be mapped writable by anyone later.
-The generation of a slot is odd while it is written: a reader notes it before it copies and looks again afterwards.
+How a reader notices that a slot was overwritten under its hands is in `p2pkv.generations`.
 """
 
 import contextlib
@@ -17,18 +17,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pkv import generations
 from p2pkv.errors import FabricError
+from p2pkv.generations import pages_of, table_bytes
 from p2pkv.slots import PAGE_BYTES, Slot
 
-_GENERATION_BYTES: Final = 8
 _F_SEAL_FUTURE_WRITE: Final = 0x0010
 """Linux 5.1; Python's fcntl module does not name it yet."""
-
-
-def generation_table_bytes(capacity_bytes: int) -> int:
-    """Return the size of the table in front of the slots, a whole number of pages."""
-    table = capacity_bytes // PAGE_BYTES * _GENERATION_BYTES
-    return -(-table // PAGE_BYTES) * PAGE_BYTES
 
 
 def available_bytes() -> int:
@@ -54,7 +49,7 @@ class HostTier:
             FabricError: the machine does not have it. Nothing is held.
         """
         self.capacity_bytes: Final = capacity_bytes
-        self.table_bytes: Final = generation_table_bytes(capacity_bytes)
+        self.table_bytes: Final = table_bytes(capacity_bytes)
         self.arena_bytes: Final = self.table_bytes + capacity_bytes
         free = available_bytes()
         if self.arena_bytes > free:  # asked first: the kernel grants more than there is and kills somebody later
@@ -85,17 +80,13 @@ class HostTier:
 
     def begin(self, slot: Slot, length: int) -> memoryview:
         """See `Tier`."""
-        index = slot.offset // PAGE_BYTES
-        if not self._generations[index] & np.uint64(1):
-            self._generations[index] += np.uint64(1)
+        generations.begin(pages_of(self._generations, slot.offset, slot.size))
         start = self.table_bytes + slot.offset
         return self._view[start : start + length]
 
     def seal(self, slot: Slot) -> None:
         """See `Tier`."""
-        index = slot.offset // PAGE_BYTES
-        assert self._generations[index] & np.uint64(1), "sealed twice"
-        self._generations[index] += np.uint64(1)
+        generations.seal(pages_of(self._generations, slot.offset, slot.size))
 
     def read(self, slot: Slot, length: int) -> memoryview:
         """See `Tier`."""
@@ -104,7 +95,7 @@ class HostTier:
 
     def generation(self, slot: Slot) -> int:
         """See `Tier`."""
-        return int(self._generations[slot.offset // PAGE_BYTES])
+        return generations.generation(pages_of(self._generations, slot.offset, slot.size))
 
     def close(self) -> None:
         """See `Tier`. Mappings that others made of the memfd stay valid."""

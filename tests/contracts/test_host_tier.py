@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from p2pkv.generations import table_bytes
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.testing.contracts import CAPACITY_BYTES, TierContract
 from p2pkv.tiers.base import Tier
-from p2pkv.tiers.host import HostTier, generation_table_bytes
+from p2pkv.tiers.host import HostTier
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_closing_gives_the_descriptor_back() -> None:
 
 @pytest.mark.parametrize(("pages", "table_pages"), [(1, 1), (512, 1), (513, 2), (2**20, 2**11)])
 def test_the_table_has_eight_bytes_for_each_page_and_is_whole_pages_itself(pages: int, table_pages: int) -> None:
-    assert generation_table_bytes(pages * PAGE_BYTES) == table_pages * PAGE_BYTES
+    assert table_bytes(pages * PAGE_BYTES) == table_pages * PAGE_BYTES
 
 
 def test_memory_that_the_machine_does_not_give_is_an_error_of_the_device_and_holds_nothing() -> None:

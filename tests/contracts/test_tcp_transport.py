@@ -16,7 +16,7 @@ from p2pkv.transport.base import BulkTransport, Offered, OpenLease
 from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly, welcome
-from p2pkv.transport.tcp import TcpTransport, connect, serve_bulk
+from p2pkv.transport.tcp import _IDLE_ADDRESSES_MAX, TcpTransport, connect, serve_bulk
 from p2pkv.transport.wire import BLOCK_BYTES_MAX, Hello, LeaseRelease, Pull, encode
 
 HELLO = Hello("c", TransportContract.NODE, "127.0.0.1:1", 1)
@@ -171,6 +171,26 @@ def test_few_connections_are_kept_after_many_pulls_at_once() -> None:
     run(main)
 
 
+def test_connections_are_kept_to_so_many_peers_and_no_more() -> None:
+    """In a mesh that scales up and down all day, the sockets of those that left would else pile up."""
+
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        assert isinstance(transport, TcpTransport)
+        first = await TcpPeer("first", LENT).start(nursery)
+        last = await TcpPeer("last", LENT).start(nursery)
+        await pull(transport, first, [BLOCKS[0].wanted(0)])
+        for number in range(_IDLE_ADDRESSES_MAX):  # other addresses, without as many real listeners
+            transport._idle[f"elsewhere:{number + 1}"] = []
+        await pull(transport, last, [BLOCKS[0].wanted(0)])
+        await first.wait_closed(0)
+        assert len(last.open) == 1
+        assert len(transport._idle) <= _IDLE_ADDRESSES_MAX + 1
+        await pull(transport, last, [BLOCKS[1].wanted(1)])
+        assert last.accepted == 1
+
+    run(main)
+
+
 def test_closing_the_transport_closes_what_it_kept() -> None:
     async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
         peer = await TcpPeer("owner", LENT).start(nursery)
@@ -194,6 +214,70 @@ def test_a_connection_on_which_something_went_wrong_is_not_used_again(how: Misbe
             await peer.wait_closed(0)
 
     run(main)
+
+
+class HangsUp(TcpPeer):
+    """Closes the stream where the first block is due, as often as it is told to."""
+
+    times = 0
+
+    async def answer(self, stream: trio.SocketStream, caller: str) -> None:
+        if self.times:
+            self.times -= 1
+            await read_frame_exactly(stream, peer=caller)
+        else:
+            await super().answer(stream, caller)
+
+
+def test_a_peer_that_hangs_up_before_the_first_block_is_gone_and_not_called_for_ever() -> None:
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        peer = HangsUp("owner", LENT)
+        await peer.start(nursery)
+        peer.times = 1
+        assert isinstance((await pull(transport, peer, [BLOCKS[0].wanted(0)])).error, PeerGone)
+        assert await pull(transport, peer, [BLOCKS[0].wanted(0)]) == Result([(0, "ok")], None)
+        peer.drop_connections()
+        peer.times = 1
+        assert isinstance((await pull(transport, peer, [BLOCKS[0].wanted(0)])).error, PeerGone)
+        assert peer.accepted == 3
+
+    run(main)
+
+
+def test_a_block_with_another_digest_than_granted_is_refused_before_its_bytes_are_taken() -> None:
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        granted, other = Block.random(5000), Block.random(5000, 1)
+        peer = await TcpPeer("owner", TransportContract.lending(other.offered())).start(nursery)
+        result = await pull(transport, peer, [granted.wanted(0)])
+        assert isinstance(result.error, MalformedMessage)
+        assert set(granted.room) == {0xEE}
+
+    run(main)
+
+
+def test_whoever_refuses_a_call_is_gone_and_the_error_says_why() -> None:
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        peer = await TcpPeer("owner", LENT).start(nursery)
+        peer.kill()
+        await trio.testing.wait_all_tasks_blocked()
+        result = await pull(transport, peer, [BLOCKS[0].wanted(0)])
+        assert isinstance(result.error, PeerGone)
+        assert "Connection refused" in str(result.error)
+
+    run(main)
+
+
+def test_the_bytes_that_were_sent_are_counted() -> None:
+    sent: list[int] = []
+
+    async def main() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        await theirs.send_all(frame(encode(Pull(7, b"\x03"))) + frame(encode(Pull(8, b"\x01"))))
+        await theirs.send_eof()
+        await serve_bulk(ours, peer=TransportContract.NODE, open_lease=LENT, idle_s=10, on_sent=sent.append)
+
+    trio.run(main)
+    assert sent == [5000, 5000, 0]
 
 
 def test_a_cancelled_pull_hangs_up() -> None:

@@ -41,6 +41,11 @@ def test_a_block_comes_back_as_it_went(segments: list[bytes], namespace: bytes, 
     assert (found, bytes(found_body)) == (info, body)
 
 
+def test_one_byte_is_a_block_too() -> None:
+    found, body = unpack(block_file(b"x", 1))
+    assert (found.length, bytes(body)) == (1, b"x")
+
+
 def test_the_layout_is_frozen() -> None:
     info = BlockInfo(BlockKey(b"k" * 32), b"n" * 32, len(BODY), 16, block_digest(BODY, 16))
     assert pack_header(info) + BODY == block_file()

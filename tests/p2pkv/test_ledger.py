@@ -453,6 +453,7 @@ class Machine(RuleBasedStateMachine):
         assert figures.pinned_blocks == len(self.pinned())
         assert figures.leases == len(self.leases)
         assert figures.evictions == self.evictions
+        assert set(self.ledger._leases_of) == {lease.holder for lease in self.leases.values()}
 
     @invariant()
     def no_two_slots_overlap(self) -> None:

@@ -1,6 +1,7 @@
 """The 64 bytes in front of a block: every one of them is checked."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 import xxhash
@@ -56,6 +57,7 @@ def test_a_length_beyond_any_block_is_refused_although_its_checksum_is_right() -
     length = BLOCK_BYTES_MAX + 1
     fields = struct.pack("<4sHHQIIII16sQ", b"P2KB", 0, 0, 7, 3, length, 1, 0, bytes(16), 0)
     data = fields + struct.pack("<Q", xxhash.xxh3_64_intdigest(fields))
+    assert unpack_untrusted(replace(EXAMPLE, length=BLOCK_BYTES_MAX).pack(), peer="a").length == BLOCK_BYTES_MAX
     with pytest.raises(MalformedMessage, match=f"block of {length} bytes announced, limit {BLOCK_BYTES_MAX}"):
         unpack_untrusted(data, peer="a")
 
