@@ -292,8 +292,10 @@ def _workplace() -> Iterator[tuple[Path, Path]]:
         try:
             yield folder, logs
         except P2pkvError as exc:
-            kept = _keep(logs)
-            exc.hint = exc.hint.replace(str(logs), str(kept)) or f"the logs are in {kept}"
+            if any(logs.iterdir()):
+                kept = _keep(logs)
+                told = exc.hint.replace(str(logs), str(kept))
+                exc.hint = told if str(kept) in told else "; ".join(filter(None, (told, f"the logs are in {kept}")))
             raise
 
 

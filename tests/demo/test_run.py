@@ -18,7 +18,7 @@ def fail(hint):
         raise P2pkvError("node a ended", hint=hint.format(logs=logs))
 
 
-@pytest.mark.parametrize("hint", ["its log {logs}/node-a.log ends with: the last line", ""])
+@pytest.mark.parametrize("hint", ["its log {logs}/node-a.log ends with: the last line", "try again", ""])
 def test_a_demo_that_fails_keeps_its_logs_and_says_where(tmp_path, hint):
     with pytest.raises(P2pkvError, match="node a ended") as caught:
         fail(hint)
@@ -27,6 +27,13 @@ def test_a_demo_that_fails_keeps_its_logs_and_says_where(tmp_path, hint):
     assert not (kept / "a.sock").exists()
     assert str(kept) in caught.value.hint
     assert caught.value.hint.endswith(("the last line", str(kept)))
+
+
+def test_a_demo_that_fails_before_anything_started_keeps_nothing(tmp_path):
+    with pytest.raises(P2pkvError, match="no model") as caught, run._workplace():
+        raise P2pkvError("no model", hint="install it")
+    assert caught.value.hint == "install it"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_demo_that_succeeds_keeps_nothing(tmp_path):

@@ -48,6 +48,12 @@ def test_without_any_source_the_defaults_hold() -> None:
     assert settings() == Config()
 
 
+def test_the_defaults_expose_nothing() -> None:
+    node = Config().node
+    assert node.bind.startswith("127.0.0.1:")
+    assert (node.insecure, node.metrics, node.join, node.advertise) == (False, "", (), "")
+
+
 def test_each_later_source_wins(tmp_path: Path) -> None:
     toml = '[node]\nname = "file"\nzone = "file"\ncluster = "file"\n'
     environment = {"P2PKV_NODE_ZONE": "environment", "P2PKV_NODE_CLUSTER": "environment"}

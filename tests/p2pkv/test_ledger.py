@@ -194,6 +194,32 @@ def test_a_chunk_in_which_one_block_cannot_go_is_left_whole(ledger: Ledger, why:
     assert sorted(reservation.evicted) == [key(number) for number in expected]
 
 
+@pytest.mark.parametrize("end", ["abort", "commit"])
+def test_a_chunk_in_which_a_reservation_ended_can_give_way(ledger: Ledger, end: str) -> None:
+    for number in range(7):
+        held(ledger, number)
+    reservation = ledger.reserve(info(7))
+    assert reservation is not None
+    getattr(ledger, end)(reservation)
+    ledger.touch([key(number) for number in range(4)])
+    large = ledger.reserve(info(9, pages=4))
+    assert large is not None
+    assert set(large.evicted) == {key(number) for number in range(4, 8 if end == "commit" else 7)}
+
+
+def test_a_chunk_whose_leases_ended_can_give_way(ledger: Ledger) -> None:
+    for number in range(8):
+        held(ledger, number)
+    leases = [ledger.lease([key(0), key(0)], holder="a", deadline=INF) for _ in range(2)]
+    ledger.extend(leases[0].id, key(1))
+    for lease in leases:
+        ledger.release(lease.id, holder="a")
+    ledger.touch([key(number) for number in range(4, 8)])
+    large = ledger.reserve(info(9, pages=4))
+    assert large is not None
+    assert set(large.evicted) == {key(number) for number in range(4)}
+
+
 class CountingLru(Lru):
     """Counts how often it is asked."""
 
@@ -453,6 +479,7 @@ class Machine(RuleBasedStateMachine):
         assert figures.pinned_blocks == len(self.pinned())
         assert figures.leases == len(self.leases)
         assert figures.evictions == self.evictions
+        assert set(self.ledger._key_at) == {slot.offset for slot in self.places.values()}
         assert set(self.ledger._leases_of) == {lease.holder for lease in self.leases.values()}
 
     @invariant()

@@ -1,5 +1,9 @@
 """Control messages: what goes out comes back, and nothing that comes in can raise anything but `MalformedMessage`."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -15,6 +19,7 @@ from p2pkv.transport.wire import (
     AnyMessage,
     DatagramBody,
     LeaseRelease,
+    MemberRecord,
     Message,
     Packet,
     Ping,
@@ -26,7 +31,9 @@ from p2pkv.transport.wire import (
     encode,
 )
 
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden_wire.json").read_text(encoding="utf-8"))
 KINDS = structs_of(AnyMessage)
+DECLARED = structs_of(AnyMessage | DatagramBody)
 FILLED_BY_SIZE = (Packet, PushPull)
 """Their senders count bytes, not records: see tests/mesh/test_outbox.py and tests/mesh/test_push_pull.py."""
 by_name = pytest.mark.parametrize("kind", KINDS, ids=[kind.cls.__name__ for kind in KINDS])
@@ -99,8 +106,33 @@ def test_a_message_over_the_limit_is_refused_before_it_is_read() -> None:
         decode_untrusted(whole + bytes(MESSAGE_BYTES_MAX + 1 - len(whole)), peer="a")
 
 
+def test_a_message_of_exactly_the_limit_is_read() -> None:
+    """What fills it is a field of a later version."""
+    start = b"\x93\x0c\x07\xc6"
+    room = MESSAGE_BYTES_MAX - len(start) - 4
+    assert decode_untrusted(start + room.to_bytes(4, "big") + bytes(room), peer="a") == LeaseRelease(7)
+
+
 def test_a_field_added_by_a_later_version_is_skipped() -> None:
     assert decode_untrusted(b"\x93\x0c\x07\xa3new", peer="a") == LeaseRelease(7)
+
+
+@pytest.mark.parametrize("golden", GOLDEN["messages"], ids=lambda golden: golden["name"])
+def test_messages_only_grow_at_their_ends(golden: dict[str, Any]) -> None:
+    """A node of an earlier version reads what stands in front, by position and within the bounds it knows."""
+    (kind,) = (one for one in (*DECLARED, *structs_of(MemberRecord)) if one.tag == golden["tag"])
+    assert kind.cls.__name__ == golden["name"]
+    frozen = [tuple(field) for field in golden["fields"]]
+    assert [(field.name, described(field.type)) for field in kind.fields][: len(frozen)] == frozen
+    assert not any(field.required for field in kind.fields[len(frozen) :]), "what is new needs a default"
+
+
+@pytest.mark.parametrize("golden", GOLDEN["messages"], ids=lambda golden: golden["name"])
+def test_messages_of_earlier_versions_are_still_read(golden: dict[str, Any]) -> None:
+    (kind,) = (one for one in (*DECLARED, *structs_of(MemberRecord)) if one.tag == golden["tag"])
+    data = bytes.fromhex(golden["example"])
+    message = msgspec.msgpack.decode(data, type=kind.cls)
+    assert msgspec.msgpack.encode(message)[1:].startswith(data[1:]), "fields may have been added behind these"
 
 
 def test_bytes_on_the_wire_are_frozen() -> None:
@@ -110,7 +142,7 @@ def test_bytes_on_the_wire_are_frozen() -> None:
     assert encode(packet) == b"\x96\x05\xa1c\xa1n\xa91.2.3.4:5\x93\x01\x06\xa1t\x90"
 
 
-@pytest.mark.parametrize("kind", structs_of(AnyMessage | DatagramBody), ids=lambda kind: kind.cls.__name__)
+@pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.cls.__name__)
 def test_every_field_from_a_peer_is_bounded(kind: inspect.StructType) -> None:
     largest(kind)  # raises if anything has no upper bound
     for info in _parts(kind):
@@ -127,10 +159,10 @@ def test_the_largest_message_within_the_bounds_fits_a_frame(kind: inspect.Struct
 
 
 def test_every_message_class_can_be_sent_and_no_tag_is_used_twice() -> None:
-    reachable = {kind.cls for kind in structs_of(AnyMessage | DatagramBody)}
+    reachable = {kind.cls for kind in DECLARED}
     declared = {one for one in vars(wire).values() if isinstance(one, type) and issubclass(one, Message)} - {Message}
     assert declared == reachable
-    tags = [kind.tag for kind in structs_of(AnyMessage | DatagramBody)]
+    tags = [kind.tag for kind in DECLARED]
     assert len(set(tags)) == len(tags)
 
 
@@ -153,6 +185,27 @@ def test_a_full_member_list_of_ordinary_names_fits_one_push() -> None:
         "7f4bb6f0-3c3d-4cb8-9b0c-0f5cbb7a5b6e", "zone-a", 2**40,
     )  # fmt: skip
     assert len(encode(PushPull((record,) * wire.RECORDS_PER_PUSH_MAX, reply=True))) <= MESSAGE_BYTES_MAX // 2
+
+
+def described(info: inspect.Type) -> str:
+    """Return the type and bounds of a field as text."""
+    match info:
+        case inspect.BoolType():
+            return "bool"
+        case inspect.IntType(ge=least, le=most):
+            return f"int {least}..{most}"
+        case inspect.StrType(min_length=least, max_length=most):
+            return f"str {least or 0}..{most}"
+        case inspect.BytesType(min_length=least, max_length=most):
+            return f"bytes {least or 0}..{most}"
+        case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
+            return f"[{described(item)}] {least or 0}..{most}"
+        case inspect.UnionType(types=types):
+            return " | ".join(described(one) for one in types)
+        case inspect.StructType(cls=cls):
+            return cls.__name__
+        case _:
+            raise AssertionError(info)
 
 
 def _parts(info: inspect.Type) -> list[inspect.Type]:
