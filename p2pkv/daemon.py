@@ -1,7 +1,10 @@
 """The process around a node: signals, the metrics listener, the line that says it is ready."""
 
+import contextlib
+import os
 import signal
 from collections.abc import Callable
+from typing import Final
 
 import trio
 from prometheus_client import start_http_server
@@ -10,13 +13,18 @@ from p2pkv.agent import Agent
 from p2pkv.config import Config, parse_address
 from p2pkv.errors import CannotListen
 
+_STDIN: Final = 0
+_READ_BYTES: Final = 4096
 
-def serve(config: Config, *, ready: Callable[[Agent], None]) -> None:
+
+def serve(config: Config, *, ready: Callable[[Agent], None], stop_with_stdin: bool = False) -> None:
     """Run a node until SIGINT, SIGTERM or `p2pkv leave`; each of them leaves the mesh in good order.
 
     Args:
         config: all settings.
         ready: called once everything listens.
+        stop_with_stdin: leave, too, when standard input ends, as it does when the process that holds its other end
+            dies, however it dies: so a supervised daemon never outlives its supervisor.
 
     Raises:
         CannotListen, FabricError: it could not start; nothing stays behind.
@@ -27,10 +35,10 @@ def serve(config: Config, *, ready: Callable[[Agent], None]) -> None:
     except BaseException:
         agent.close()
         raise
-    trio.run(_main, agent, ready, strict_exception_groups=True)
+    trio.run(_main, agent, ready, stop_with_stdin, strict_exception_groups=True)
 
 
-async def _main(agent: Agent, ready: Callable[[Agent], None]) -> None:
+async def _main(agent: Agent, ready: Callable[[Agent], None], stop_with_stdin: bool) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -40,7 +48,18 @@ async def _main(agent: Agent, ready: Callable[[Agent], None]) -> None:
                     agent.leave()
 
             nursery.start_soon(leave_on_signal)
+            if stop_with_stdin:
+                nursery.start_soon(_leave_with_stdin, agent)
             nursery.start_soon(_announce, agent, ready, nursery.cancel_scope)
+
+
+async def _leave_with_stdin(agent: Agent) -> None:
+    stdin = trio.lowlevel.FdStream(os.dup(_STDIN))
+    with contextlib.suppress(trio.BrokenResourceError):
+        while await stdin.receive_some(_READ_BYTES):
+            pass
+    agent.log.info("leaving", reason="standard input ended")
+    agent.leave()
 
 
 async def _announce(agent: Agent, ready: Callable[[Agent], None], scope: trio.CancelScope) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--log-level", default=None, help="debug, info, warning or error.")
 @click.option("--log-format", default=None, help="text or json.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting.")
+@click.option("--stop-with-stdin", is_flag=True, help="Leave, too, when standard input ends, as with its other end.")
 @output_option
 def serve(
     output: str,
@@ -35,6 +36,8 @@ def serve(
     profile: str,
     join: tuple[str, ...],
     settings: tuple[str, ...],
+    *,
+    stop_with_stdin: bool,
     **flags: object,
 ) -> None:
     """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`."""
@@ -75,4 +78,4 @@ def serve(
             err=True,
         )
 
-    run(load(file=file, flags=dotted, profile=profile), ready=ready)
+    run(load(file=file, flags=dotted, profile=profile), ready=ready, stop_with_stdin=stop_with_stdin)

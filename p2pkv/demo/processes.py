@@ -123,7 +123,15 @@ class Node(Child):
     def __init__(self, name: str, folder: Path, logs: Path, *, host_bytes: str, join: str = "") -> None:
         self.socket: Final = folder / f"{name}.sock"
         command = [sys.executable, "-m", "p2pkv", "serve", "-o", "json", "--name", name, "--profile", "loopback"]
-        command += ["--bind", "127.0.0.1:0", "--socket", str(self.socket), "--host-bytes", host_bytes]
+        command += [
+            "--bind",
+            "127.0.0.1:0",
+            "--socket",
+            str(self.socket),
+            "--host-bytes",
+            host_bytes,
+            "--stop-with-stdin",
+        ]
         command += ["--join", join] if join else []
         super().__init__(f"node {name}", command, logs / f"node-{name}.log")
         self.node_name: Final = name

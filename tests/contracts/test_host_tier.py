@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -76,10 +77,19 @@ def test_what_others_mapped_stays_readable_after_closing() -> None:
         assert arena[start : start + 3] == b"abc"
 
 
-def test_closing_gives_the_descriptor_back() -> None:
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:p2pkv-host")
+
+
+def test_closing_gives_descriptor_and_memory_back() -> None:
+    before = mappings()
     host = HostTier(CAPACITY_BYTES)
     descriptor = host.fd
+    host.begin(Slot(0, PAGE_BYTES), 10)
+    host.seal(Slot(0, PAGE_BYTES))
+    assert mappings() == before + 1
     host.close()
+    assert mappings() == before
     with pytest.raises(OSError) as caught:
         os.fstat(descriptor)
     assert caught.value.errno == errno.EBADF
@@ -91,20 +101,23 @@ def test_the_table_has_eight_bytes_for_each_page_and_is_whole_pages_itself(pages
 
 
 def test_memory_that_the_machine_does_not_give_is_an_error_of_the_device_and_holds_nothing() -> None:
-    """The limit on file sizes stands in for a full machine."""
+    """The limit on file sizes stands in for a full machine, and guards this one."""
     program = """
 import os, resource
 from p2pkv.errors import FabricError
 from p2pkv.tiers.host import HostTier
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 before = len(os.listdir("/proc/self/fd"))
-try:
-    HostTier(2**22)
-except FabricError as exc:
-    print(exc, "|", exc.device, "|", exc.hint, "|", len(os.listdir("/proc/self/fd")) - before)
+for capacity in (2**22, 2**45):
+    try:
+        HostTier(capacity)
+    except FabricError as exc:
+        print(exc, "|", exc.device, "|", exc.hint, "|", len(os.listdir("/proc/self/fd")) - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    message, device, hint, leaked = done.stdout.strip().split(" | ")
-    assert message.startswith("cannot take 4194304 bytes of memory")
-    assert (device, leaked) == ("host memory", "0")
-    assert "host.capacity_bytes" in hint
+    refused, never_tried = (line.split(" | ") for line in done.stdout.splitlines())
+    assert refused[0].startswith("cannot take 4194304 bytes of memory")
+    assert never_tried[0].endswith(" are free: host memory")
+    for _, device, hint, leaked in (refused, never_tried):
+        assert (device, leaked) == ("host memory", "0")
+        assert "host.capacity_bytes" in hint

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,14 @@ def test_an_interrupted_daemon_leaves_no_file_behind(tmp_path):
     daemon.stop()
     assert daemon.process.returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log"]
+
+
+def test_a_supervised_daemon_ends_with_its_supervisor_however_that_ends(tmp_path):
+    serve = [sys.executable, "-m", "p2pkv", "serve", "--bind", "127.0.0.1:0", "--socket", str(tmp_path / "a.sock")]
+    parent = "import subprocess, sys; subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE).wait()"
+    command = [sys.executable, "-c", parent, *serve, "--host-bytes", "8MiB", "--stop-with-stdin"]
+    supervisor = subprocess.Popen(command)
+    wait_until((tmp_path / "a.sock").exists, "the daemon is up")
+    supervisor.kill()
+    supervisor.wait()
+    wait_until(lambda: not (tmp_path / "a.sock").exists(), "the daemon left and cleaned up")
