@@ -24,6 +24,9 @@ from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted
 
 T = TypeVar("T")
 
+_COMPLAINT_PERIOD_S: Final = 1.0
+"""Malformed datagrams are all counted and logged at most this often."""
+
 _LOOP_REST_S: Final = 0.001
 """Shortest time between two timer rounds, so that a deadline in the past cannot spin the loop."""
 
@@ -44,6 +47,7 @@ class Runner:
         self._metrics = metrics
         self._log = log
         self._timer: trio.CancelScope | None = None
+        self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
@@ -101,9 +105,16 @@ class Runner:
                 raise MalformedMessage(f"{type(message).__name__} in a datagram", peer=source)
         except MalformedMessage as exc:
             self._metrics.malformed.labels("datagram").inc()
-            self._log.warning("malformed datagram", reason=str(exc))
+            self._complain(exc)
             return
         self.tell(lambda node, now: node.on_message(message.sender, message, now))
+
+    def _complain(self, error: MalformedMessage) -> None:
+        """Log a malformed datagram, but not each of a flood: anybody who reaches the port could fill the disk."""
+        now = trio.current_time()
+        if now >= self._complain_at:
+            self._complain_at = now + _COMPLAINT_PERIOD_S
+            self._log.warning("malformed datagram", reason=str(error))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:

@@ -63,6 +63,9 @@ class Mesh:
         self.nodes: dict[str, Node] = {}
         self.acquired: dict[tuple[str, int], Acquired] = {}
         self.transfers: list[tuple[str, StartTransfer]] = []
+        self.changes: list[tuple[str, str, int]] = []
+        """(who noticed, about whom, which state)."""
+        self.notes: list[tuple[str, Note]] = []
         self.cut: set[str] = set()
         self.hold_transfers = False
         self.moves: Callable[[BlockKey], Outcome] = lambda _: "ok"
@@ -89,8 +92,10 @@ class Mesh:
                     self.transfers.append((name, effect))
                 case Acquired():
                     self.acquired[name, effect.acquire] = effect
-                case MemberChanged() | Note():
-                    pass
+                case MemberChanged(record=record):
+                    self.changes.append((name, record.id, record.state))
+                case Note():
+                    self.notes.append((name, effect))
                 case _:
                     raise AssertionError(effect)
 
@@ -123,19 +128,23 @@ class Mesh:
 
     def carry_out(self, name: str, start: StartTransfer) -> None:
         """Do what the shell of a transfer does: a place, the bytes, a report, for each block the lease still has."""
+        for position, wanted in start.blocks:
+            self.bring(name, start, position, wanted)
+        self.do(name, lambda node: node.on_transfer_ended(start.transfer, "ok", self.now))
+
+    def bring(self, name: str, start: StartTransfer, position: int, wanted: BlockInfo) -> None:
+        """Bring one block of a transfer, or report why not."""
         node, owner = self.nodes[name], self.nodes[start.peer]
         lease = owner.find_lease(start.lease, name) if start.peer not in self.cut else None
-        for position, wanted in start.blocks:
-            outcome: Outcome = "gone" if start.peer in self.cut else "absent"
-            if lease is not None:
-                assert lease.blocks[position].info == wanted
-                outcome = self.moves(wanted.key)
-            if outcome == "ok":
-                reservation = node.reserve(wanted, self.now)
-                if reservation is not None:
-                    node.commit(reservation, self.now)
-            self.do(name, lambda node, k=wanted.key, o=outcome: node.on_block(start.transfer, k, o, self.now))  # type: ignore[misc]
-        self.do(name, lambda node: node.on_transfer_ended(start.transfer, "ok", self.now))
+        outcome: Outcome = "gone" if start.peer in self.cut else "absent"
+        if lease is not None:
+            assert lease.blocks[position].info == wanted
+            outcome = self.moves(wanted.key)
+        if outcome == "ok":
+            reservation = node.reserve(wanted, self.now)
+            if reservation is not None:
+                node.commit(reservation, self.now)
+        self.do(name, lambda node: node.on_block(start.transfer, wanted.key, outcome, self.now))
 
     def hold(self, name: str, *blocks: BlockKey) -> None:
         """Have a node publish blocks."""
@@ -145,14 +154,27 @@ class Mesh:
             assert reservation is not None
             node.commit(reservation, self.now)
 
+    def flood(self, name: str) -> None:
+        """Have a node publish more than its tier holds: all goes that is not pinned."""
+        self.hold(name, *(key(1000 + i) for i in range(CAPACITY // PAGE_BYTES + 20)))
+
     def start(
-        self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None, holder: str = "e"
+        self,
+        name: str,
+        chain: list[BlockKey],
+        *,
+        timeout_s: float = 5.0,
+        cost: Cost | None = None,
+        holder: str = "e",
+        first: int = 0,
     ) -> int:
         """Begin an acquire; return its number."""
         numbers: list[int] = []
 
         def verb(node: Node) -> tuple[Effect, ...]:
-            number, effects = node.acquire(chain, holder=holder, deadline=self.now + timeout_s, now=self.now, cost=cost)
+            number, effects = node.acquire(
+                chain, holder=holder, deadline=self.now + timeout_s, now=self.now, cost=cost, first=first
+            )
             numbers.append(number)
             return effects
 
@@ -160,10 +182,10 @@ class Mesh:
         return numbers[0]
 
     def acquire(
-        self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None
+        self, name: str, chain: list[BlockKey], *, timeout_s: float = 5.0, cost: Cost | None = None, first: int = 0
     ) -> Acquired:
         """Acquire, and wait for the result."""
-        number = self.start(name, chain, timeout_s=timeout_s, cost=cost)
+        number = self.start(name, chain, timeout_s=timeout_s, cost=cost, first=first)
         began = self.now
         self.run(timeout_s, until=lambda: (name, number) in self.acquired)
         result = self.acquired[name, number]
@@ -222,8 +244,21 @@ def test_a_chain_is_put_together_from_several_holders() -> None:
     mesh.hold("b", *CHAIN)
     mesh.nodes["c"].links.on_transfer("b", 2**20, 10.0)  # a is faster
     mesh.run(2.0)
+    assert [(one.id, depth) for one, depth in mesh.nodes["c"].match(CHAIN).holders] == [("b", 6), ("a", 2)]
     acquired = mesh.acquire("c", CHAIN)
     assert acquired.sources == ("a", "a", "b", "b", "b", "b")
+    assert acquired.reason == "all here"
+    assert acquired.lease.deadline == mesh.now + mesh.nodes["c"].config.fetch.engine_lease_s
+
+
+def test_what_the_engine_has_itself_is_neither_brought_nor_pinned() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN[:4])
+    mesh.run(2.0)
+    acquired = mesh.acquire("b", CHAIN, first=2)
+    assert leased(acquired) == CHAIN[2:4]
+    assert mesh.nodes["b"].ledger.keys() == tuple(CHAIN[2:4])
+    assert leased(mesh.acquire("b", CHAIN[:5], first=4)) == []
 
 
 def test_a_fetch_that_does_not_pay_is_not_begun() -> None:
@@ -317,25 +352,79 @@ def test_a_dead_member_takes_its_leases_with_it() -> None:
     mesh.hold("a", *CHAIN)
     mesh.run(2.0)
     mesh.hold_transfers = True
-    mesh.start("b", CHAIN)
+    mesh.start("b", CHAIN, timeout_s=100.0)
     mesh.settle()
     assert mesh.nodes["a"].ledger.statistics().pinned_blocks == len(CHAIN)
     mesh.cut.add("b")
-    mesh.run(20.0)
-    b = mesh.nodes["a"].membership.member("b")
-    assert b is not None
-    assert b.state == MemberState.DEAD
+    began = mesh.now
+    mesh.run(25.0, until=lambda: ("a", "b", MemberState.DEAD) in mesh.changes)
+    assert mesh.now < began + 25.0, "well before the lease ends by itself"
     assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
     assert mesh.nodes["c"].match(CHAIN).holders[0][0].id == "a"
+
+
+def test_of_a_dead_member_nothing_is_asked_or_kept() -> None:
+    mesh = met("abc")
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by != ()
+    mesh.nodes["a"].links.on_failure("b", mesh.now + 1000)
+    mesh.cut.add("b")
+    mesh.run(25.0, until=lambda: ("a", "b", MemberState.SUSPECT) in mesh.changes)
+    assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "a suspect is innocent until it is dead"
+    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 3
+    mesh.run(25.0, until=lambda: ("a", "b", MemberState.DEAD) in mesh.changes)
+    assert mesh.nodes["a"].match(CHAIN).reachable == 0
+    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by == ()
+    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 2
+    assert mesh.nodes["a"].links.usable("b", mesh.now)
+
+
+def test_a_fetch_does_not_wait_for_a_peer_that_left() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    number = mesh.start("c", CHAIN)
+    mesh._queue.clear()  # the question is lost
+    mesh.do("a", lambda node: node.leave(mesh.now))
+    mesh.settle()
+    assert set(mesh.acquired["c", number].sources) == {"b"}
+
+
+def test_a_seed_that_is_not_there_is_told_to_people_once() -> None:
+    mesh = Mesh("ab")
+    mesh.cut.add("a")
+    for _ in range(3):
+        mesh.do("b", lambda node: node.on_link_lost("a:1", mesh.now, reason="no route"))
+        mesh.run(3.0)
+    (warning,) = [note for name, note in mesh.notes if name == "b" and note.warning]
+    assert dict(warning.facts) == {"seed": "a:1", "reason": "no route"}
+
+
+def test_after_a_lost_link_the_other_side_is_told_everything_again() -> None:
+    mesh = met()
+    mesh.cut.add("b")
+    mesh.hold("a", *CHAIN)
+    mesh.run(0.5)
+    mesh.cut.clear()
+    mesh.do("a", lambda node: node.on_link_lost("b:1", mesh.now))
+    mesh.run(1.0)
+    assert mesh.nodes["b"].match(CHAIN).reachable == len(CHAIN)
+    assert mesh.nodes["b"].summaries.statistics().requests_sent <= 1, "it need not have asked"
 
 
 def test_a_requester_that_vanishes_pins_nothing_beyond_its_lease() -> None:
     mesh = met()
     mesh.hold("a", *CHAIN)
     mesh.run(2.0)
-    mesh.do("a", lambda node: node.on_message("b", LeaseRequest(1, CHAIN[0], 1500), mesh.now))
+    (effect,) = mesh.nodes["a"].on_message("b", LeaseRequest(1, CHAIN[0], 1500), mesh.now)
+    assert isinstance(effect, SendStream)
+    assert isinstance(effect.message, LeaseGrant)
+    assert effect.message.lease_ms == 1500
+    mesh.run(1.4)
     assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 1
-    mesh.run(1.6)
+    mesh.run(0.2)
     assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
 
 
@@ -373,22 +462,48 @@ def test_an_engine_at_its_limit_of_leases_is_refused_and_nothing_stays_pinned() 
 
 
 def test_what_is_here_or_arrives_is_not_evicted_while_the_rest_is_on_its_way() -> None:
-    mesh = met(capacity_bytes=CAPACITY)
+    mesh = met()
     mesh.hold("a", *CHAIN)
     mesh.hold("b", CHAIN[0])
     mesh.run(2.0)
     mesh.hold_transfers = True
     number = mesh.start("b", CHAIN)
-    mesh.settle()
-    others = [key(1000 + i) for i in range(300)]
-    for one in others:  # more than the tier holds
-        reservation = mesh.nodes["b"].reserve(info(one), mesh.now)
-        assert reservation is not None
-        mesh.nodes["b"].commit(reservation, mesh.now)
-    assert mesh.nodes["b"].ledger.get(CHAIN[0]) is not None
-    mesh.hold_transfers = False
-    mesh.settle()
+    mesh.run(1.0)
+    ((_, start),) = mesh.transfers
+    mesh.bring("b", start, 0, start.blocks[0][1])
+    mesh.flood("b")
+    assert mesh.nodes["b"].ledger.prefix(CHAIN) == 2
+    for position, wanted in start.blocks[1:]:
+        mesh.bring("b", start, position, wanted)
+        mesh.flood("b")
     assert leased(mesh.acquired["b", number]) == CHAIN
+    assert mesh.nodes["b"].ledger.prefix(CHAIN) == len(CHAIN), "and then the engine's lease holds them"
+
+
+def test_what_two_engines_wait_for_is_kept_for_both() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.hold_transfers = True
+    short, long = mesh.start("b", CHAIN[:2], timeout_s=1.0), mesh.start("b", CHAIN, holder="f")
+    mesh.settle()
+    transfers = [start for _, start in mesh.transfers]
+    for position, wanted in transfers[0].blocks:
+        mesh.bring("b", transfers[0], position, wanted)
+    mesh.do("b", lambda node: (node.ledger.release_holder("e"), ())[1])
+    mesh.flood("b")
+    assert leased(mesh.acquired["b", short]) == CHAIN[:2]
+    for position, wanted in transfers[1].blocks:
+        mesh.bring("b", transfers[1], position, wanted)
+    assert leased(mesh.acquired["b", long]) == CHAIN
+
+
+def test_the_summary_is_laid_out_for_what_the_tier_holds() -> None:
+    sizes = []
+    for capacity in (2**24, 2**30):
+        config = Config(host=HostConfig(capacity_bytes=capacity))
+        sizes.append(Node(config, record("a"), Random(1)).summaries.statistics().bits_log2)
+    assert sizes[1] == sizes[0] + 6
 
 
 def test_what_was_evicted_is_no_longer_announced() -> None:
@@ -396,7 +511,7 @@ def test_what_was_evicted_is_no_longer_announced() -> None:
     mesh.hold("a", *CHAIN)
     mesh.run(2.0)
     assert mesh.nodes["b"].match(CHAIN).reachable == len(CHAIN)
-    mesh.hold("a", *(key(1000 + i) for i in range(CAPACITY // PAGE_BYTES)))
+    mesh.flood("a")
     mesh.run(2.0)
     assert mesh.nodes["a"].ledger.prefix(CHAIN) == 0
     assert mesh.nodes["b"].match(CHAIN).reachable == 0
