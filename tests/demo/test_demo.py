@@ -45,7 +45,9 @@ def test_every_claim_of_the_demo_holds(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path, number):
     converted_model("bf16")
-    demo = subprocess.Popen(DEMO, env=os.environ | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE)
+    # A test run that was started in the background ignores SIGINT, and what it starts would inherit that.
+    command = ["env", "--default-signal=INT", *DEMO]
+    demo = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE)
     try:
         wait_until(
             lambda: len(list(tmp_path.glob("*/logs/engine-b.log"))) == 1, "both engines are starting", seconds=60
