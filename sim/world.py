@@ -8,7 +8,7 @@ were the same one.
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil, inf
 from random import Random
@@ -93,6 +93,10 @@ class Traffic:
     datagram_bytes: int = 0
     stream_messages: int = 0
     stream_bytes: int = 0
+
+    def snapshot(self) -> "Traffic":
+        """Return what was sent until now."""
+        return replace(self)
 
 
 class World:
