@@ -5,7 +5,7 @@ IV-B (a suspicion that shortens with every independent confirmation); constants 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 TIMEOUT_MAX_MULT: Final = 6.0
@@ -58,12 +58,13 @@ class Suspicion:
     """Confirmations that bring it down to `min_s`; more are not counted."""
     accusers: frozenset[str]
     """Members that suspect it, each by itself. The first raises the suspicion, the others confirm it."""
+    until: float = field(init=False)
+    """When it is over, as confirmed as it is now; that may be past already. Asked at every message, hence kept."""
 
-    @property
-    def until(self) -> float:
-        """Return when it is over, as confirmed as it is now; that may be past already."""
+    def __post_init__(self) -> None:
         confirmations = max(0, len(self.accusers) - 1)
-        return self.since + timeout_s(confirmations, wanted=self.wanted, min_s=self.min_s, max_s=self.max_s)
+        lasts_s = timeout_s(confirmations, wanted=self.wanted, min_s=self.min_s, max_s=self.max_s)
+        object.__setattr__(self, "until", self.since + lasts_s)
 
 
 class Suspects:
