@@ -98,3 +98,41 @@ def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
         click.echo("problem: plain SWIM made no mistake, or a variant missed a crash: nothing is shown", err=True)
         click.echo(f"replay with: p2pkv sim lifeguard --nodes {nodes} --seed {seed}", err=True)
         sys.exit(FAILED)
+
+
+@sim.command()
+@click.option("--nodes", type=click.IntRange(3, 5000), default=32, show_default=True, help="Members of the mesh.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first run; each adds one.")
+@click.option("--runs", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Crashes, one in each.")
+@click.option(
+    "--loss",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of datagrams that vanish.",
+)
+@rows_output_option
+def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> None:
+    """Kill one member in each of many runs, and measure how soon the first and the last of the others notice.
+
+    Exit codes: 0 everybody noticed every crash, 1 otherwise; then standard error has the command that replays one.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.sim.detection import run_detection, sum_up
+
+    found = [run_detection(nodes=nodes, seed=seed + run, loss=loss) for run in range(runs)]
+    row = asdict(sum_up(found))
+    if output == "json":
+        options = {"nodes": nodes, "seed": seed, "runs": runs, "loss": loss}
+        print_json({"scenario": "detection", "options": options, **row})
+    elif output == "csv":
+        print_csv(list(row), [list(row.values())])
+    else:
+        print_table(f"detection: {nodes} nodes, {runs} crashes", ("measure", "value"), list(row.items()))
+    for run, one in enumerate(found):
+        if one.last_s is None:
+            click.echo("problem: somebody did not notice the crash", err=True)
+            again = f"--nodes {nodes} --seed {seed + run} --runs 1 --loss {loss:g}"
+            click.echo(f"replay with: p2pkv sim detection {again}", err=True)
+            sys.exit(FAILED)
