@@ -34,10 +34,14 @@ class GossipQueue:
         """Updates let go early because the queue was full."""
 
     def put(self, record: MemberRecord) -> None:
-        """Queue `record` in place of an older one of its member. One older than the queued one is ignored."""
+        """Queue `record` in place of an older one of its member. One older than the queued one is ignored.
+
+        Two suspicions by different members are equally old: the later one takes the place, and is told anew.
+        """
         sent = self._sent.get(record.id)
         if sent is not None:
-            if rank(self._by_sent[sent][record.id][0]) >= rank(record):
+            queued = self._by_sent[sent][record.id][0]
+            if queued == record or rank(queued) > rank(record):
                 return
             self._forget(record.id)
         elif len(self._sent) >= self._updates_max:

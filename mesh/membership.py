@@ -15,17 +15,27 @@ from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.mesh.chance import pick
 from p2pkv.mesh.gossip import GossipQueue, retransmit_limit
+from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.join import Joiner
-from p2pkv.mesh.members import RECORD_BYTES_MAX, Change, MemberState, MemberTable, is_usable, record_bytes
+from p2pkv.mesh.members import (
+    RECORD_BYTES_MAX,
+    Change,
+    MemberState,
+    MemberTable,
+    is_usable,
+    record_bytes,
+    with_accuser,
+    without_accuser,
+)
 from p2pkv.mesh.notes import Notes
 from p2pkv.mesh.outbox import Outbox
 from p2pkv.mesh.own import Answer, OwnRecord
 from p2pkv.mesh.probe import Direct, Indirect, Prober, Silent, Step
 from p2pkv.mesh.push_pull import doubt_death, push_pull_scale
-from p2pkv.mesh.relay import Relays
+from p2pkv.mesh.relay import Relays, nack_after_s
 from p2pkv.mesh.statistics import MembershipStatistics
-from p2pkv.mesh.suspicion import Suspects, timeout_min_s, timeout_s
-from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Packet, Ping, PingRequest, PushPull
+from p2pkv.mesh.suspicion import Suspects, confirmations_wanted, timeout_min_s
+from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Nack, Packet, Ping, PingRequest, PushPull
 
 Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note
 
@@ -55,15 +65,20 @@ class Membership:
         self._own = OwnRecord(me)
         self._table = MemberTable(reap_s=config.reap_s)
         self._queue = GossipQueue(mult=config.retransmit_mult)
-        self._outbox = Outbox(own=self._own, table=self._table, cluster=cluster, queue=self._queue)
+        self._outbox = Outbox(
+            own=self._own, table=self._table, cluster=cluster, queue=self._queue, warn_suspects=config.buddy
+        )
+        self._health = LocalHealth(enabled=config.local_health, health_max=config.health_max)
         self._prober = Prober(
             period_s=config.probe_period_s,
             timeout_s=config.probe_timeout_s,
             helpers=config.indirect_probes,
             sequence=sequence,
             random=random,
+            health=self._health,
         )
-        self._relays = Relays(keep_s=config.probe_period_s, sequence=sequence)
+        nack_s = nack_after_s(period_s=config.probe_period_s, timeout_s=config.probe_timeout_s)
+        self._relays = Relays(keep_s=config.probe_period_s, nack_s=nack_s, sequence=sequence)
         self._suspects = Suspects()
         self._joiner = Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s)
         self._notes = Notes()
@@ -107,6 +122,10 @@ class Membership:
             silent_probes=self._counts["silent_probes"],
             declared_dead=self._counts["declared_dead"],
             refutations=self._counts["refutations"],
+            confirmations=self._counts["confirmations"],
+            health_score=self._health.score,
+            nacks_sent=self._counts["nacks_sent"],
+            stream_probes=self._counts["stream_probes"],
             stalls=self._counts["stalls"],
             packets_foreign=self._counts["packets_foreign"],
             pings_misdirected=self._counts["pings_misdirected"],
@@ -124,6 +143,7 @@ class Membership:
         return min(
             self._prober.next_deadline(),
             self._suspects.next_deadline(),
+            self._relays.next_deadline(),
             self._gossip_at if self._outbox.has_news() else float("inf"),
             self._joiner.next_deadline(),
             self._push_pull_at,
@@ -141,6 +161,10 @@ class Membership:
         self._forgive_stall(now)
         for step in self._prober.on_time(now):
             self._probe(step, now, effects)
+        for relay in self._relays.due(now):
+            self._counts["nacks_sent"] += 1
+            nack = Nack(seq=relay.seq, target=relay.target)
+            effects.append(self._outbox.datagram(relay.requester, relay.requester_address, nack))
         for member in self._suspects.due(now):
             self._declare_dead(member, now, effects)
         if now >= self._gossip_at and self._outbox.has_news():
@@ -161,8 +185,11 @@ class Membership:
         self._seek_if_alone(now)
         return tuple(effects)
 
-    def on_message(self, sender: str, message: Packet | PushPull, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every core is told
-        """Take a message. Packets and lists name their sender themselves, with the address to answer to."""
+    def on_message(self, sender: str, message: Packet | PushPull | Ping, now: float) -> tuple[Effect, ...]:
+        """Take a message. Packets and lists name their sender themselves, with the address to answer to.
+
+        A bare ping came over the stream of the greeted `sender`.
+        """
         if self._own.left:
             return ()
         effects: list[Effect] = []
@@ -171,6 +198,8 @@ class Membership:
                 self._on_packet(message, now, effects)
             case PushPull():
                 self._on_push_pull(message, now, effects)
+            case Ping():
+                self._on_knock(sender, message, effects)
         self._seek_if_alone(now)
         return tuple(effects)
 
@@ -225,15 +254,24 @@ class Membership:
                 return True
             case Ping():
                 self._counts["pings_misdirected"] += 1
-            case PingRequest(seq=seq, target=target, target_address=address):
+            case PingRequest(seq=seq, target=target, target_address=address, nack=nack):
                 number = self._relays.open(
-                    requester=packet.sender, requester_address=packet.sender_address, seq=seq, target=target, now=now
+                    requester=packet.sender,
+                    requester_address=packet.sender_address,
+                    seq=seq,
+                    target=target,
+                    nack=nack,
+                    now=now,
                 )
                 if number is not None:
                     effects.append(self._outbox.datagram(target, address, Ping(seq=number, target=target)))
             case Ack(seq=seq, target=target):
-                if not self._prober.on_ack(seq, target):
+                if self._prober.on_ack(seq, target):
+                    self._health.on_answered()
+                else:
                     self._pass_on(seq, target, now, effects)
+            case Nack(seq=seq, target=target):
+                self._prober.on_nack(seq, target, packet.sender)
             case Gossip():
                 pass
         return False
@@ -243,6 +281,14 @@ class Membership:
         if relay is not None:
             body = Ack(seq=relay.seq, target=target)
             effects.append(self._outbox.datagram(relay.requester, relay.requester_address, body))
+
+    def _on_knock(self, sender: str, ping: Ping, effects: list[Effect]) -> None:
+        """Answer a ping that came over the stream. Who is no member has no address that we would answer to."""
+        known = self._table.get(sender)
+        if ping.target != self._own.record.id:
+            self._counts["pings_misdirected"] += 1
+        elif known is not None:
+            effects.append(self._outbox.answer_knock(known.address, ping.seq))
 
     def _on_push_pull(self, message: PushPull, now: float, effects: list[Effect]) -> None:
         if not message.records:
@@ -268,30 +314,35 @@ class Membership:
 
     def _hear(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
         """Merge one record, whoever it came from."""
+        record, by = without_accuser(record), record.suspected_by
         if record.id == self._own.record.id:
             self._hear_of_self(record, effects)
             return
-        if record == self._table.get(record.id):
-            return  # by far the most frequent case
+        if record == self._table.get(record.id):  # by far the most frequent case
+            if record.state == MemberState.SUSPECT and self._suspects.confirm(record.id, by):
+                self._counts["confirmations"] += 1
+                self._queue.put(with_accuser(record, by))
+            return
         if not record.address or record_bytes(record) > RECORD_BYTES_MAX:
             self._counts["records_refused"] += 1
             return
         change = self._table.take(record, now)
         if change is not None:
-            self._settle(change, now, effects)
+            self._settle(change, by, now, effects)
 
     def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
         match self._own.hear(record):
             case Answer.REFUTE:
                 self._counts["refutations"] += 1
+                self._health.on_refutation()
                 self._queue.put(self._own.record)
             case Answer.DUPLICATE:
                 self._warn_of_duplicate(record.boot, record.address, effects)
             case Answer.NOTHING:
                 pass
 
-    def _settle(self, change: Change, now: float, effects: list[Effect]) -> None:
-        """Tell the parts that care about a record that has entered the table."""
+    def _settle(self, change: Change, by: str, now: float, effects: list[Effect]) -> None:
+        """Tell the parts that care about a record that has entered the table; `by` is who suspects, if it says so."""
         record, before = change.after, change.before
         if is_usable(record):
             self._prober.insert(record.id)
@@ -301,11 +352,11 @@ class Membership:
             self._prober.remove(record.id)
             self._outbox.forget(record.id)
         if record.state == MemberState.SUSPECT:
-            self._suspects.suspect(record.id, until=now + self._suspicion_s())
+            self._start_suspicion(record.id, by, now)
         else:
             self._suspects.clear(record.id)
         if before is not None or is_usable(record):  # of a stranger's funeral nobody needs to hear
-            self._queue.put(record)
+            self._queue.put(with_accuser(record, by) if record.state == MemberState.SUSPECT else record)
         if before is None or record != msgspec.structs.replace(before, incarnation=record.incarnation):
             effects.append(MemberChanged(record, before.state if before is not None else None))
 
@@ -325,6 +376,7 @@ class Membership:
         late_s = now - self._prober.next_deadline()
         if late_s > self._config.probe_timeout_s:
             self._counts["stalls"] += 1
+            self._health.on_stall()
             self._suspects.postpone(late_s)
 
     def _probe(self, step: Step, now: float, effects: list[Effect]) -> None:
@@ -335,15 +387,20 @@ class Membership:
                 body = Ping(seq=seq, target=target.id)
                 effects.append(self._outbox.datagram(target.id, target.address, body))
             case Indirect(seq, _, helpers):
-                request = PingRequest(seq=seq, target=target.id, target_address=target.address)
+                nack = self._config.local_health
+                request = PingRequest(seq=seq, target=target.id, target_address=target.address, nack=nack)
                 for helper in helpers:
                     member = self._table.get(helper)
                     assert member is not None, "a helper is listed"
                     effects.append(self._outbox.datagram(member.id, member.address, request))
-            case Silent():
+                if self._config.stream_probe:
+                    self._counts["stream_probes"] += 1
+                    effects += self._outbox.knock(target, seq)
+            case Silent(asked=asked, nacks=nacks):
                 self._counts["silent_probes"] += 1
-                if target.state == MemberState.ALIVE:
-                    self._hear(msgspec.structs.replace(target, state=int(MemberState.SUSPECT)), now, effects)
+                self._health.on_silence(asked=asked, nacks=nacks)
+                suspect = msgspec.structs.replace(target, state=int(MemberState.SUSPECT))
+                self._hear(with_accuser(suspect, self._own.record.id), now, effects)
 
     def _declare_dead(self, member: str, now: float, effects: list[Effect]) -> None:
         record = self._table.get(member)
@@ -360,12 +417,16 @@ class Membership:
         if self._started and not self._table.usable():
             self._joiner.seek(now)
 
-    def _suspicion_s(self) -> float:
-        """Return how long a new suspect has. No confirmations are counted, so the shortest time is also the longest."""
-        shortest_s = timeout_min_s(
-            mult=self._config.suspicion_mult, members=self._table.mesh_size(), period_s=self._config.probe_period_s
-        )
-        return timeout_s(0, wanted=0, min_s=shortest_s, max_s=shortest_s)
+    def _start_suspicion(self, member: str, by: str, now: float) -> None:
+        """Give a new suspect its time: with Lifeguard long, and shorter with each further member that suspects it."""
+        config, members = self._config, self._table.mesh_size()
+        min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
+        if not config.dynamic_suspicion:
+            self._suspects.suspect(member, by=by, now=now, min_s=min_s)
+            return
+        wanted = confirmations_wanted(mult=config.suspicion_mult, members=members)
+        max_s = config.suspicion_max_mult * min_s
+        self._suspects.suspect(member, by=by, now=now, min_s=min_s, max_s=max_s, wanted=wanted)
 
     # -- small things -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from p2pkv.mesh.gossip import UPDATES_PER_PACKET_MAX, GossipQueue
 from p2pkv.mesh.members import RECORD_BYTES_MAX, MemberState, MemberTable, record_bytes
 from p2pkv.mesh.own import OwnRecord
 from p2pkv.mesh.push_pull import member_list
-from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, DatagramBody, Gossip, MemberRecord, Packet, encode
+from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, Ack, DatagramBody, Gossip, MemberRecord, Packet, Ping, encode
 
 INTRODUCTIONS: Final = 3
 """Packets to a new member that carry our own record. With 5 % loss, one in 8,000 members needs gossip to hear of us."""
@@ -29,8 +29,10 @@ _ARRAY_HEADER_BYTES: Final = 2
 class Outbox:
     """The only maker of packets. It reads the table and this node's record, and changes neither."""
 
-    def __init__(self, *, own: OwnRecord, table: MemberTable, cluster: str, queue: GossipQueue) -> None:
-        """Refuse what would not fit.
+    def __init__(
+        self, *, own: OwnRecord, table: MemberTable, cluster: str, queue: GossipQueue, warn_suspects: bool = True
+    ) -> None:
+        """Refuse what would not fit. `warn_suspects` is Lifeguard's buddy system, see `_must_know`.
 
         Raises:
             LocalUseError: names and addresses of this node, or its cluster's name, are too long for a datagram.
@@ -46,6 +48,7 @@ class Outbox:
         self._table = table
         self._cluster = cluster
         self._queue = queue
+        self._told = {MemberState.SUSPECT, MemberState.DEAD} if warn_suspects else {MemberState.DEAD}
         self._introductions: dict[str, int] = {}
 
     def introduce(self, member: str) -> None:
@@ -74,6 +77,20 @@ class Outbox:
         told = sample(self._table.usable(), copies, random)
         return [self.datagram(member.id, member.address, Gossip(), first=(self._own.record,)) for member in told]
 
+    def knock(self, member: MemberRecord, seq: int) -> list[SendStream]:
+        """Return a ping over the stream, behind what the member must know; datagrams got no answer.
+
+        Source: memberlist's fallback ping over TCP. Without it a member dies of lost datagrams alone.
+        """
+        must = self._must_know(member.id)
+        messages = [SendStream(member.address, self._packet(Gossip(), must))] if must else []
+        return [*messages, SendStream(member.address, Ping(seq=seq, target=member.id))]
+
+    def answer_knock(self, address: str, seq: int) -> SendStream:
+        """Return the answer over the stream, with our own record: what refutes must not depend on datagrams either."""
+        own = self._own.record
+        return SendStream(address, self._packet(Ack(seq=seq, target=own.id), (own,)))
+
     def list_to(self, address: str, *, reply: bool) -> list[SendStream]:
         """Return the messages that tell `address` the whole member list."""
         messages = member_list(self._own.record, self._table.records(), reply=reply)
@@ -83,8 +100,7 @@ class Outbox:
         self, member: str, address: str, body: DatagramBody, *, first: tuple[MemberRecord, ...] = ()
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
-        own = self._own.record
-        packet = Packet(cluster=self._cluster, sender=own.id, sender_address=own.address, body=body)
+        packet = self._packet(body)
         room = DATAGRAM_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
         updates: list[MemberRecord] = []
         for record in (*first, *self._must_know(member)):
@@ -102,11 +118,19 @@ class Outbox:
         assert len(encode(packet)) <= DATAGRAM_BYTES_MAX
         return SendDatagram(address, packet)
 
+    def _packet(self, body: DatagramBody, updates: tuple[MemberRecord, ...] = ()) -> Packet:
+        own = self._own.record
+        return Packet(cluster=self._cluster, sender=own.id, sender_address=own.address, body=body, updates=updates)
+
     def _must_know(self, member: str) -> tuple[MemberRecord, ...]:
-        """Return what `member` has to hear: that it is doubted, so that it can refute; who we are, if it is new."""
+        """Return what `member` has to hear: that it is doubted, so that it can refute; who we are, if it is new.
+
+        Telling a suspect with the next ping instead of hoping for gossip is Lifeguard's buddy system, section IV-C; here
+        every packet to a suspect tells.
+        """
         must: list[MemberRecord] = []
         known = self._table.get(member)
-        if known is not None and known.state in {MemberState.SUSPECT, MemberState.DEAD}:
+        if known is not None and known.state in self._told:
             must.append(known)
         left = self._introductions.get(member, 0)
         if left > 1:

@@ -1,17 +1,19 @@
 """Who answers, as far as this node can tell: direct probes, then indirect ones, then the verdict "silent".
 
 Source: SWIM section 3.1 (the protocol) and section 4.3 (round-robin over a shuffled list, newcomers at random places,
-which bounds the time until any member is probed to 2n - 1 periods).
+which bounds the time until any member is probed to 2n - 1 periods); Lifeguard section IV-A (period and timeout are
+multiplied by the local health, and helpers are counted that say nothing at all).
 
 The prober knows ids only. What a probe looks like on the wire, and what a verdict means, is `membership`'s business.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeAlias
 
 from p2pkv.mesh.chance import sample
+from p2pkv.mesh.health import LocalHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,13 @@ class Indirect:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """Neither `target` nor any helper answered within the period."""
+    """Neither `target` nor any helper for it answered within the period."""
 
     target: str
+    asked: int
+    """Helpers that were asked."""
+    nacks: int
+    """Those of them that said that they got no answer either."""
 
 
 Step: TypeAlias = Direct | Indirect | Silent
@@ -46,16 +52,26 @@ class _Probe:
     seq: int
     target: str
     until: float
-    indirect: bool = False
+    helpers: frozenset[str] | None = None
+    """Who was asked; None while the direct probe is waited for."""
+    nacks: frozenset[str] = frozenset()
 
 
 class Prober:
     """Probes one member per period, every member once per round."""
 
     def __init__(
-        self, *, period_s: float, timeout_s: float, helpers: int, sequence: Iterator[int], random: Random
+        self,
+        *,
+        period_s: float,
+        timeout_s: float,
+        helpers: int,
+        sequence: Iterator[int],
+        random: Random,
+        health: LocalHealth,
     ) -> None:
         assert 0 < timeout_s < period_s
+        self._health = health
         self._period_s = period_s
         self._timeout_s = timeout_s
         self._helpers = helpers
@@ -101,21 +117,28 @@ class Prober:
         self._probe = None
         return True
 
+    def on_nack(self, seq: int, target: str, helper: str) -> None:
+        """Take that `helper` is there and got no answer either."""
+        probe = self._probe
+        if probe is None or (probe.seq, probe.target) != (seq, target) or helper not in (probe.helpers or ()):
+            return
+        self._probe = replace(probe, nacks=probe.nacks | {helper})
+
     def on_time(self, now: float) -> tuple[Step, ...]:
         """Let time pass. Calling early, late or twice is harmless."""
         steps: list[Step] = []
         probe = self._probe
         if probe is not None and now >= probe.until:
-            if probe.indirect:
-                steps.append(Silent(probe.target))
+            if probe.helpers is not None:
+                steps.append(Silent(probe.target, len(probe.helpers), len(probe.nacks)))
                 self._probe = None
             else:
                 steps.append(self._ask_helpers(probe, now))
         if self._probe is None and now >= self._next_probe_at:
-            self._next_probe_at = now + self._period_s
+            self._next_probe_at = now + self._period_s * self._health.multiplier
             target = self._next_target()
             if target is not None:
-                self._probe = _Probe(next(self._sequence), target, now + self._timeout_s)
+                self._probe = _Probe(next(self._sequence), target, now + self._timeout_s * self._health.multiplier)
                 steps.append(Direct(self._probe.seq, target))
         return tuple(steps)
 
@@ -124,11 +147,13 @@ class Prober:
 
         Without "or later", a node that stalled for a period would condemn a member before it asked anybody else.
         """
-        until = max(self._next_probe_at, now + self._period_s - self._timeout_s)
+        wait_s = (self._period_s - self._timeout_s) * self._health.multiplier
+        until = max(self._next_probe_at, now + wait_s)
         self._next_probe_at = until
-        self._probe = _Probe(probe.seq, probe.target, until, indirect=True)
         others = [member for member in self._order if member != probe.target]
-        return Indirect(probe.seq, probe.target, tuple(sample(others, self._helpers, self._random)))
+        helpers = tuple(sample(others, self._helpers, self._random))
+        self._probe = _Probe(probe.seq, probe.target, until, helpers=frozenset(helpers))
+        return Indirect(probe.seq, probe.target, helpers)
 
     def _next_target(self) -> str | None:
         if self._position >= len(self._order):

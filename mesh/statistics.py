@@ -29,6 +29,14 @@ class MembershipStatistics:
     """Suspicions that ended in death here, not by hearsay."""
     refutations: int
     """Times this node had to say that it is alive."""
+    confirmations: int
+    """Suspicions of others that agreed with one that was known, and shortened it."""
+    health_score: int
+    """Local health now: 0 is well; this node's probes are `health_score + 1` times slower."""
+    nacks_sent: int
+    """Times this node said that a member did not answer it either."""
+    stream_probes: int
+    """Pings over the stream, where datagrams got no answer."""
     stalls: int
     """Times this node ran so late that it gave suspects more time."""
     packets_foreign: int

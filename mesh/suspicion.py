@@ -5,6 +5,7 @@ IV-B (a suspicion that shortens with every independent confirmation); constants 
 """
 
 import math
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 TIMEOUT_MAX_MULT: Final = 6.0
@@ -46,34 +47,71 @@ def remaining_s(confirmations: int, elapsed_s: float, *, wanted: int, min_s: flo
     return timeout_s(confirmations, wanted=wanted, min_s=min_s, max_s=max_s) - elapsed_s
 
 
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """One member under suspicion: who got no answer from it, and how its time depends on that."""
+
+    since: float
+    min_s: float
+    max_s: float
+    wanted: int
+    """Confirmations that bring it down to `min_s`; more are not counted."""
+    accusers: frozenset[str]
+    """Members that suspect it, each by itself. The first raises the suspicion, the others confirm it."""
+    until: float = field(init=False)
+    """When it is over, as confirmed as it is now; that may be past already. Asked at every message, hence kept."""
+
+    def __post_init__(self) -> None:
+        confirmations = max(0, len(self.accusers) - 1)
+        lasts_s = timeout_s(confirmations, wanted=self.wanted, min_s=self.min_s, max_s=self.max_s)
+        object.__setattr__(self, "until", self.since + lasts_s)
+
+
 class Suspects:
     """Who is suspected, and until when it may refute. At most one entry per listed member."""
 
     def __init__(self) -> None:
-        self._until: dict[str, float] = {}
+        self._suspicions: dict[str, Suspicion] = {}
 
-    def suspect(self, member: str, *, until: float) -> None:
-        """Start a suspicion, or start it anew because the member was suspected in a later incarnation."""
-        self._until[member] = until
+    def suspect(
+        self, member: str, *, by: str, now: float, min_s: float, max_s: float | None = None, wanted: int = 0
+    ) -> None:
+        """Start a suspicion, or start it anew because the member was suspected in a later incarnation.
+
+        `by` is the member that got no answer, or "" where that is not known: a list tells who is suspected, not by whom.
+        """
+        accusers = frozenset({by} - {""})
+        self._suspicions[member] = Suspicion(now, min_s, min_s if max_s is None else max_s, wanted, accusers)
+
+    def confirm(self, member: str, by: str) -> bool:
+        """Take that `by` suspects `member` too; say whether that was news worth telling others."""
+        suspicion = self._suspicions.get(member)
+        if suspicion is None or not suspicion.wanted or not by:
+            return False
+        if by in suspicion.accusers or len(suspicion.accusers) > suspicion.wanted:
+            return False
+        self._suspicions[member] = replace(suspicion, accusers=suspicion.accusers | {by})
+        return True
 
     def clear(self, member: str) -> None:
         """End a suspicion, if there is one: it was refuted, or has become certainty."""
-        self._until.pop(member, None)
+        self._suspicions.pop(member, None)
 
     def postpone(self, seconds: float) -> None:
         """Add time to all suspicions, for time in which this node could neither tell nor hear."""
-        self._until = {member: until + seconds for member, until in self._until.items()}
+        for member, suspicion in self._suspicions.items():
+            self._suspicions[member] = replace(suspicion, since=suspicion.since + seconds)
 
     def next_deadline(self) -> float:
         """When the next suspicion is over. O(suspects), which are few."""
-        return min(self._until.values(), default=float("inf"))
+        return min((suspicion.until for suspicion in self._suspicions.values()), default=float("inf"))
 
     def due(self, now: float) -> tuple[str, ...]:
         """Return the members whose time is over, without clearing them."""
-        return tuple(member for member, until in self._until.items() if until <= now)
+        return tuple(member for member, suspicion in self._suspicions.items() if suspicion.until <= now)
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._suspicions)
 
     def __repr__(self) -> str:
-        return f"<Suspects {self._until}>"
+        return f"<Suspects {self._suspicions}>"

@@ -148,6 +148,64 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = 4.0
+    local_health: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Probe up to `health_max` times slower while this node itself seems unwell, so that it does not blame others "
+                "(Lifeguard section IV-A, LHA-Probe)."
+            )
+        ),
+    ] = True
+    health_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description=(
+                "Period and timeout of probes grow up to this many times. Higher: fewer wrong suspicions by a slow node, "
+                "later right ones. memberlist's `AwarenessMaxMultiplier`."
+            ),
+        ),
+    ] = 8
+    dynamic_suspicion: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Give a suspect `suspicion_max_mult` times as long at first, and less with each further member that suspects "
+                "it, down to the plain time after `suspicion_mult - 2` of them (Lifeguard section IV-B, LHA-Suspicion)."
+            )
+        ),
+    ] = True
+    suspicion_max_mult: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100,
+            description=(
+                "How many times the plain time an unconfirmed suspicion lasts. Higher: a node that is cut off itself kills "
+                "fewer others. memberlist's `SuspicionMaxTimeoutMult`."
+            ),
+        ),
+    ] = 6.0
+    buddy: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Tell a suspect with every packet to it that it is suspected, so that it refutes sooner (Lifeguard section "
+                "IV-C, buddy system). Otherwise it hears of it by gossip."
+            )
+        ),
+    ] = True
+    stream_probe: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Also ping over the stream when datagrams get no answer, so that lost datagrams alone kill nobody; "
+                "memberlist's fallback ping over TCP."
+            )
+        ),
+    ] = True
     retransmit_mult: Annotated[
         int,
         Meta(
@@ -332,6 +390,8 @@ PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
             "probe_period_s": 5.0,
             "probe_timeout_s": 3.0,
             "suspicion_mult": 6.0,
+            "indirect_probes": 3,
+            "retransmit_mult": 4,
             "gossip_period_s": 0.5,
             "gossip_fanout": 4,
             "push_pull_period_s": 60.0,
@@ -345,12 +405,17 @@ PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
             "indirect_probes": 1,
             "retransmit_mult": 2,
             "gossip_period_s": 0.1,
+            "gossip_fanout": 3,
             "push_pull_period_s": 15.0,
         },
         "summary": {"period_s": 0.2},
     },
 }
-"""Sets of defaults by the kind of network. WAN and loopback times follow memberlist's; see docs/reference/config.md."""
+"""Sets of defaults by the kind of network: memberlist's `DefaultLANConfig`, `DefaultWANConfig`, `DefaultLocalConfig`.
+
+One value is ours: on loopback a probe is sent twice a second and not once, because a laptop shows its failures to
+somebody who is watching. What is not named is the same for all three: `health_max` 8, `suspicion_max_mult` 6.
+"""
 
 
 def load(

@@ -29,6 +29,7 @@ from p2pkv.transport.wire import (
     LeaseRequest,
     MemberRecord,
     Packet,
+    Ping,
     PushPull,
     SummaryDelta,
     SummaryPage,
@@ -146,7 +147,7 @@ class Node:
     def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
         """Take a message that the shell has decoded and whose sender's id it knows."""
         match message:
-            case Packet() | PushPull():
+            case Packet() | PushPull() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
             case SummaryPage() | SummaryDelta() | SummaryRequest():
                 record = self._known(sender)

@@ -7,7 +7,7 @@ from typing import Final
 from p2pkv.config import Config, HostConfig
 from p2pkv.errors import LocalUseError
 from p2pkv.sim.checkers import disagreements
-from p2pkv.sim.network import SECOND_US, Crash, Faults
+from p2pkv.sim.faults import SECOND_US, Crash, Faults
 from p2pkv.sim.world import FIRST, Change, World, id_of
 
 NODES_MIN: Final = 3

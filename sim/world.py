@@ -8,7 +8,7 @@ were the same one.
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil, inf
 from random import Random
@@ -19,11 +19,16 @@ import msgspec
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
 from p2pkv.node import Effect, Node
-from p2pkv.sim.network import SECOND_US, Faults, Network, to_us
+from p2pkv.sim.faults import SECOND_US, Faults, to_us
+from p2pkv.sim.network import Network
+from p2pkv.sim.stalls import Stalls
 from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, AnyMessage, MemberRecord, decode_untrusted, encode
 
 FIRST: Final = 0
 """The node that all others join through."""
+SOCKET_DATAGRAMS_MAX: Final = 256
+"""Datagrams that wait in the socket of a node that does not read; further ones are lost. Linux keeps 208 KiB by default,
+and counts 768 bytes for one of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,8 @@ class Change:
     observer: int
     subject: int
     state: int
+    own: bool
+    """Whether its own timers made it do so, and not a message: a verdict of its own."""
 
 
 @dataclass(slots=True)
@@ -86,6 +93,10 @@ class Traffic:
     datagram_bytes: int = 0
     stream_messages: int = 0
     stream_bytes: int = 0
+
+    def snapshot(self) -> "Traffic":
+        """Return what was sent until now."""
+        return replace(self)
 
 
 class World:
@@ -115,6 +126,8 @@ class World:
         self._heap: list[tuple[int, int, int, _Input]] = []
         self._sequence = 0
         self._trace = blake2b(digest_size=16)
+        self._stalls = Stalls(faults)
+        self._held = [0] * nodes
         for crash in faults.crashes:
             self._schedule(to_us(crash.at_s), crash.node, _Stop())
 
@@ -145,15 +158,16 @@ class World:
         return self._numbers_by_id[node_id]
 
     def reaches(self, a: int, b: int) -> bool:
-        """Whether the network lets two nodes talk now."""
-        return self._network.reaches(a, b, self.now_us)
+        """Whether the network lets two nodes talk now, both ways."""
+        return self._network.connects(a, b, self.now_us)
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due before or at `until_s`."""
         until_us = to_us(until_s)
         while self._heap and self._heap[0][0] <= until_us:
             self.now_us, _, number, event = heapq.heappop(self._heap)
-            self._happen(number, event)
+            if not self._hold(number, event):
+                self._happen(number, event)
         self.now_us = until_us
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -161,6 +175,32 @@ class World:
     def _schedule(self, at_us: int, number: int, event: _Input) -> None:
         self._sequence += 1
         heapq.heappush(self._heap, (at_us, self._sequence, number, event))
+
+    def _hold(self, number: int, event: _Input) -> bool:
+        """Keep an input from a node that cannot take it now, for later; say whether that was done.
+
+        When a node goes on, what has arrived comes before its timers, as in a shell that drains first.
+        """
+        match event:
+            case _Wake():
+                until_us = self._stalls.frozen_until(number, self.now_us)
+                if until_us > self.now_us and self._wakes_us[number] == self.now_us:
+                    self._wakes_us[number] = until_us + 1
+                    self._schedule(until_us + 1, number, event)
+                return until_us > self.now_us
+            case _Datagram() | _StreamMessage() | _LinkLost():
+                until_us = self._stalls.deaf_until(number, self.now_us)
+                if until_us <= self.now_us:
+                    self._held[number] = 0
+                    return False
+                if isinstance(event, _Datagram):
+                    self._held[number] += 1
+                    if self._held[number] > SOCKET_DATAGRAMS_MAX:
+                        return True
+                self._schedule(until_us, number, event)
+                return True
+            case _Start() | _Stop():
+                return False
 
     def _happen(self, number: int, event: _Input) -> None:
         node = self._nodes[number]
@@ -202,11 +242,12 @@ class World:
                 self._note(b"lost", number, address.encode())
                 effects = node.on_link_lost(address, now)
         assert node is not None
-        self._perform(number, effects)
+        self._perform(number, effects, own=isinstance(event, _Wake))
         self._arm(number, node)
 
-    def _perform(self, number: int, effects: tuple[Effect, ...]) -> None:
+    def _perform(self, number: int, effects: tuple[Effect, ...], *, own: bool) -> None:
         """Do what a shell would; what concerns blocks and logs has no part in this world yet."""
+        leaves_us = self._stalls.mute_until(number, self.now_us)
         for effect in effects:
             match effect:
                 case SendDatagram(address=address, packet=packet):
@@ -215,7 +256,7 @@ class World:
                     self.traffic.datagrams += 1
                     self.traffic.datagram_bytes += len(data)
                     to = self._numbers[address]
-                    arrives_us = self._network.datagram(number, to, self.now_us)
+                    arrives_us = self._network.datagram(number, to, leaves_us)
                     if arrives_us is not None:
                         self._schedule(arrives_us, to, _Datagram(number, data))
                 case SendStream(address=address, message=message):
@@ -223,11 +264,11 @@ class World:
                     self.traffic.stream_messages += 1
                     self.traffic.stream_bytes += len(data)
                     to = self._numbers[address]
-                    arrives_us, generation = self._network.stream(number, to, self.now_us)
+                    arrives_us, generation = self._network.stream(number, to, leaves_us)
                     self._schedule(arrives_us, to, _StreamMessage(number, generation, data))
                 case MemberChanged(record=record):
                     subject = self._numbers_by_id[record.id]
-                    self._watch(Change(self.now_us, number, subject, record.state))
+                    self._watch(Change(self.now_us, number, subject, record.state, own))
                 case _:
                     pass
 

@@ -33,6 +33,7 @@ BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+OptionalNodeId: TypeAlias = Annotated[str, Meta(max_length=64)]
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Address: TypeAlias = Annotated[str, Meta(max_length=270)]
 """`host:port`, or `[v6]:port`."""
@@ -66,13 +67,18 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     zone: Name = ""
     offered_bytes: Count = 0
     """Memory the node offers to the mesh over all tiers; its weight on the ring."""
+    suspected_by: OptionalNodeId = ""
+    """Of a suspect: a member that got no answer from it. Suspicions by different members confirm each other."""
 
 
 Updates: TypeAlias = Annotated[tuple[MemberRecord, ...], Meta(max_length=64)]
 
 
 class Ping(Message, tag=1, frozen=True):
-    """Is `target` alive? The receiver answers with `Ack` carrying the same `seq`."""
+    """Is `target` alive? The receiver answers with `Ack` carrying the same `seq`.
+
+    Alone on a stream, where datagrams brought no answer, it is answered over the stream.
+    """
 
     seq: Count
     target: NodeId
@@ -84,6 +90,8 @@ class PingRequest(Message, tag=2, frozen=True):
     seq: Count
     target: NodeId
     target_address: Address
+    nack: bool = False
+    """Answer with `Nack` if the target has not answered in good time."""
 
 
 class Ack(Message, tag=3, frozen=True):
@@ -97,7 +105,14 @@ class Gossip(Message, tag=4, frozen=True):
     """Nothing but the updates of the packet it travels in."""
 
 
-DatagramBody: TypeAlias = Ping | PingRequest | Ack | Gossip
+class Nack(Message, tag=16, frozen=True):
+    """Answer to `PingRequest`: `target` has not answered me either, but I am here and you are heard."""
+
+    seq: Count
+    target: NodeId
+
+
+DatagramBody: TypeAlias = Ping | PingRequest | Ack | Gossip | Nack
 
 
 class Packet(Message, tag=5, frozen=True):
@@ -229,6 +244,7 @@ AnyMessage: TypeAlias = (
     | Hello
     | HelloAck
     | Pull
+    | Ping
 )
 """Whatever may stand alone in a datagram or a stream frame."""
 

@@ -1,5 +1,6 @@
 """How commands answer: data on standard output, as a table for people or one JSON document; all else on standard error."""
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,17 @@ output_option = click.option(
     help="A table for people, or one JSON document on standard output and nothing else.",
 )
 
+rows_output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    callback=_remember,
+    is_eager=True,
+    help="A table for people, one JSON document, or CSV with a head line, on standard output and nothing else.",
+)
+
 socket_option = click.option(
     "--socket",
     type=click.Path(path_type=Path),
@@ -44,6 +56,13 @@ socket_option = click.option(
 def print_json(document: object) -> None:
     """Print the one JSON document of a command."""
     click.echo(json.dumps(document, indent=2))
+
+
+def print_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows below a head line; what is missing is an empty cell."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

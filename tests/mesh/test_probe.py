@@ -4,11 +4,19 @@ from random import Random
 
 import pytest
 
+from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.probe import Direct, Indirect, Prober, Silent
 
 
-def make_prober(members: str = "", *, seed: int = 0, helpers: int = 2) -> Prober:
-    prober = Prober(period_s=1.0, timeout_s=0.25, helpers=helpers, sequence=itertools.count(1), random=Random(seed))
+def make_prober(members: str = "", *, seed: int = 0, helpers: int = 2, health: LocalHealth | None = None) -> Prober:
+    prober = Prober(
+        period_s=1.0,
+        timeout_s=0.25,
+        helpers=helpers,
+        sequence=itertools.count(1),
+        random=Random(seed),
+        health=health or LocalHealth(enabled=True),
+    )
     prober.start(0.0)
     for member in members:
         prober.insert(member)
@@ -39,7 +47,7 @@ def test_a_silent_member_is_probed_directly_then_indirectly_then_judged() -> Non
     assert sorted((*step.helpers, step.target)) == ["b", "c", "d"]
     assert prober.next_deadline() == pytest.approx(at + 1.0)
     verdict, following = prober.on_time(prober.next_deadline())
-    assert verdict == Silent(probe.target)
+    assert verdict == Silent(probe.target, asked=2, nacks=0)
     assert isinstance(following, Direct)
 
 
@@ -75,7 +83,7 @@ def test_the_only_other_member_is_judged_without_helpers() -> None:
     prober = make_prober("b")
     _, at = begin(prober)
     assert prober.on_time(at + 0.25) == (Indirect(1, "b", ()),)
-    assert prober.on_time(prober.next_deadline())[0] == Silent("b")
+    assert prober.on_time(prober.next_deadline())[0] == Silent("b", asked=0, nacks=0)
 
 
 def test_every_member_is_probed_once_per_round() -> None:
@@ -155,3 +163,36 @@ def test_early_and_repeated_calls_do_nothing() -> None:
     _, at = begin(prober)
     assert prober.on_time(at) == ()
     assert prober.on_time(at + 0.1) == ()
+
+
+def test_a_nack_counts_once_and_only_of_a_helper_that_was_asked_for_this_probe() -> None:
+    prober = make_prober("bcd")
+    probe, at = begin(prober)
+    prober.on_nack(probe.seq, probe.target, "c")
+    (asked,) = prober.on_time(at + 0.25)
+    assert isinstance(asked, Indirect)
+    prober.on_nack(probe.seq, probe.target, asked.helpers[0])
+    prober.on_nack(probe.seq, probe.target, asked.helpers[0])
+    prober.on_nack(probe.seq, probe.target, "mallory")
+    prober.on_nack(probe.seq + 1, probe.target, asked.helpers[1])
+    assert prober.on_time(at + 1.0)[0] == Silent(probe.target, asked=2, nacks=1)
+
+
+def test_a_node_that_is_unwell_waits_longer_in_each_phase_and_between_probes() -> None:
+    health = LocalHealth(enabled=True)
+    for _ in range(3):
+        health.on_refutation()
+    prober = make_prober("bcd", health=health)
+    _, at = begin(prober)
+    assert prober.next_deadline() == pytest.approx(at + 4 * 0.25)
+    prober.on_time(prober.next_deadline())
+    assert prober.next_deadline() == pytest.approx(at + 4 * 1.0)
+
+
+def test_an_answer_does_not_bring_the_next_probe_forward_for_a_node_that_is_unwell() -> None:
+    health = LocalHealth(enabled=True)
+    health.on_refutation()
+    prober = make_prober("bcd", health=health)
+    probe, at = begin(prober)
+    prober.on_ack(probe.seq, probe.target)
+    assert prober.next_deadline() == pytest.approx(at + 2.0)

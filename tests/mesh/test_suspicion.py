@@ -33,8 +33,8 @@ def test_confirmations_that_cannot_come_are_not_waited_for() -> None:
 def test_a_suspect_is_due_at_its_deadline_and_not_before() -> None:
     suspects = Suspects()
     assert suspects.next_deadline() == float("inf")
-    suspects.suspect("a", until=5.0)
-    suspects.suspect("b", until=4.0)
+    suspects.suspect("a", by="x", now=0.0, min_s=5.0)
+    suspects.suspect("b", by="x", now=0.0, min_s=4.0)
     assert suspects.next_deadline() == 4.0
     assert suspects.due(3.9) == ()
     assert suspects.due(4.0) == ("b",)
@@ -42,7 +42,7 @@ def test_a_suspect_is_due_at_its_deadline_and_not_before() -> None:
 
 def test_a_cleared_suspect_is_never_due() -> None:
     suspects = Suspects()
-    suspects.suspect("a", until=5.0)
+    suspects.suspect("a", by="x", now=0.0, min_s=5.0)
     suspects.clear("a")
     suspects.clear("a")
     assert len(suspects) == 0
@@ -51,7 +51,47 @@ def test_a_cleared_suspect_is_never_due() -> None:
 
 def test_postponing_moves_every_deadline() -> None:
     suspects = Suspects()
-    suspects.suspect("a", until=5.0)
+    suspects.suspect("a", by="x", now=0.0, min_s=5.0)
     suspects.postpone(2.5)
     assert suspects.due(7.0) == ()
     assert suspects.due(7.5) == ("a",)
+
+
+def confirmed(*accusers: str, by: str = "x", wanted: int = 3) -> tuple[Suspects, list[bool]]:
+    suspects = Suspects()
+    suspects.suspect("a", by=by, now=0.0, min_s=2.0, max_s=30.0, wanted=wanted)
+    return suspects, [suspects.confirm("a", accuser) for accuser in accusers]
+
+
+def test_each_confirmation_by_another_member_brings_the_end_nearer() -> None:
+    deadlines = [confirmed(*accusers)[0].next_deadline() for accusers in ("", "b", "bc", "bcd")]
+    assert deadlines == pytest.approx([30.0, 16.0, 7.810, 2.0], abs=1e-3)
+
+
+def test_the_same_member_twice_confirms_nothing() -> None:
+    suspects, news = confirmed("b", "b", "x", "")
+    assert news == [True, False, False, False]
+    assert suspects.next_deadline() == pytest.approx(16.0)
+
+
+def test_more_confirmations_than_wanted_are_no_news() -> None:
+    assert confirmed("b", "c", "d", "e")[1] == [True, True, True, False]
+    assert confirmed("b", wanted=0)[1] == [False]
+
+
+def test_a_suspicion_from_nobody_in_particular_is_confirmed_by_the_second_who_is_known() -> None:
+    suspects, news = confirmed("b", by="")
+    assert (news, suspects.next_deadline()) == ([True], 30.0)
+    suspects.confirm("a", "c")
+    assert suspects.next_deadline() == pytest.approx(16.0)
+
+
+def test_a_late_confirmation_may_end_a_suspicion_at_once() -> None:
+    suspects, _ = confirmed("b", "c")
+    assert suspects.due(7.0) == ()
+    suspects.confirm("a", "d")
+    assert suspects.due(7.0) == ("a",)
+
+
+def test_who_is_not_suspected_cannot_be_confirmed() -> None:
+    assert not Suspects().confirm("a", "b")

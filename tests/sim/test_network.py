@@ -5,7 +5,8 @@ from random import Random
 import pytest
 
 from p2pkv.errors import LocalUseError
-from p2pkv.sim.network import SECOND_US, TIMEOUT_US, Crash, Faults, Network, Partition, to_us
+from p2pkv.sim.faults import SECOND_US, Crash, Egress, Faults, Freeze, Partition, Slow, to_us
+from p2pkv.sim.network import TIMEOUT_US, Network
 
 
 def network(faults: Faults, *, seed: int = 1, running: bool = True) -> Network:
@@ -79,3 +80,46 @@ def test_impossible_loss_is_refused(loss: float) -> None:
 def test_delays_out_of_order_are_refused() -> None:
     with pytest.raises(LocalUseError, match="must be positive and ordered"):
         Faults(delay_min_s=0.2, delay_max_s=0.1)
+
+
+def test_egress_loss_is_one_way_and_only_in_its_time_and_to_its_targets() -> None:
+    lossy = network(Faults(egress=(Egress(1.0, 2.0, frozenset({0}), 0.8, frozenset({1})),)))
+    arrived = [
+        sum(lossy.datagram(a, b, now_us) is not None for _ in range(500))
+        for a, b, now_us in ((0, 1, SECOND_US), (1, 0, SECOND_US), (0, 2, SECOND_US), (0, 1, 0), (0, 1, 2 * SECOND_US))
+    ]
+    assert 60 < arrived[0] < 140
+    assert arrived[1:] == [500] * 4
+    assert lossy.connects(0, 1, SECOND_US), "streams send again"
+
+
+def test_a_cut_one_way_keeps_datagrams_from_passing_that_way_and_streams_from_living_at_all() -> None:
+    cut = network(Faults(egress=(Egress(1.0, 2.0, frozenset({0})),)))
+    assert cut.datagram(0, 1, SECOND_US) is None
+    assert cut.datagram(1, 0, SECOND_US) is not None
+    assert not cut.connects(1, 0, SECOND_US)
+
+
+def test_blocks_come_in_every_period_and_end_with_the_fault() -> None:
+    slow = Slow(10.0, 21.0, frozenset({0}), blocked_s=4.0, period_s=5.0)
+    assert [slow.until_us(to_us(at)) / SECOND_US for at in (9.9, 10.0, 13.5, 14.0, 15.0, 20.5, 21.0)] == [
+        *(9.9, 14.0, 14.0, 14.0, 19.0),
+        *(21.0, 21.0),
+    ]
+
+
+@pytest.mark.parametrize("loss", [0.0, 1.1])
+def test_impossible_egress_loss_is_refused(loss: float) -> None:
+    with pytest.raises(LocalUseError, match="egress loss is"):
+        Egress(0.0, 1.0, frozenset(), loss)
+
+
+def test_a_block_longer_than_its_period_is_refused() -> None:
+    with pytest.raises(LocalUseError, match="must be positive and fit"):
+        Slow(0.0, 1.0, frozenset(), blocked_s=3.0, period_s=2.0)
+
+
+def test_every_kind_of_fault_has_an_end() -> None:
+    faults = Faults(slow=(Slow(0, 5, frozenset(), 1, 2),), freezes=(Freeze(0, 6, frozenset()),))
+    assert faults.last_s == 6
+    assert Faults(egress=(Egress(0, 7, frozenset()),)).last_s == 7

@@ -1,8 +1,8 @@
 """The world: the clock, the nodes in it, and what partitions and crashes do to them."""
 
-from p2pkv.config import Config, HostConfig
+from p2pkv.config import Config, HostConfig, MeshConfig
 from p2pkv.sim.checkers import disagreements
-from p2pkv.sim.network import SECOND_US, Crash, Faults, Partition
+from p2pkv.sim.faults import SECOND_US, Crash, Egress, Faults, Freeze, Partition, Slow
 from p2pkv.sim.world import Change, World, address_of, id_of
 
 DEAD = 2
@@ -13,9 +13,10 @@ def world(
     *,
     nodes: int = 8,
     seed: int = 1,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
 ) -> tuple[World, list[Change]]:
     changes: list[Change] = []
-    config = Config(host=HostConfig(capacity_bytes=2**20))
+    config = Config(host=HostConfig(capacity_bytes=2**20), mesh=mesh)
     made = World(nodes=nodes, seed=seed, config=config, faults=faults, watch=changes.append)
     for number in range(nodes):
         made.start(number, 0.1 * number)
@@ -101,3 +102,64 @@ def test_names_are_told_apart() -> None:
     some, _ = world()
     assert [some.number_of(id_of(number)) for number in range(8)] == list(range(8))
     assert address_of(7) == "node-0007:7710"
+
+
+PLAIN = MeshConfig(local_health=False, dynamic_suspicion=False, buddy=False)
+
+
+def test_a_frozen_process_holds_nobody_for_dead_and_comes_back() -> None:
+    for mesh in (MeshConfig(), PLAIN):
+        frozen, changes = world(Faults(freezes=(Freeze(10.0, 40.0, frozenset({3})),)), mesh=mesh)
+        frozen.run(60.0)
+        assert {change.subject for change in changes if change.state == DEAD} == {3}
+        assert disagreements(frozen) == []
+
+
+def test_a_frozen_process_does_nothing_at_all() -> None:
+    frozen, changes = world(Faults(freezes=(Freeze(10.0, 40.0, frozenset({3})),)))
+    frozen.run(39.0)
+    assert not [change for change in changes if change.observer == 3 and change.at_us > 10 * SECOND_US]
+
+
+def test_a_node_whose_messages_wait_while_its_timers_run_kills_others_in_plain_swim_and_not_with_lifeguard() -> None:
+    faults = Faults(slow=(Slow(20.0, 80.0, frozenset({3}), blocked_s=12.0, period_s=14.0),))
+    killed = []
+    for mesh in (PLAIN, MeshConfig()):
+        slow, changes = world(faults, mesh=mesh, nodes=16)
+        slow.run(140.0)
+        killed.append(sum(change.state == DEAD and change.own and change.subject != 3 for change in changes))
+        assert disagreements(slow) == []
+    assert killed[0] > 10
+    assert killed[1] == 0
+
+
+def test_what_a_slow_node_is_sent_and_sends_waits_and_is_not_lost() -> None:
+    slow, changes = world(Faults(slow=(Slow(20.0, 30.0, frozenset({3}), blocked_s=3.0, period_s=10.0),)))
+    slow.run(22.9)
+    sent = slow.traffic.datagrams
+    heard = [change for change in changes if change.observer == 3 and change.at_us > 20 * SECOND_US and not change.own]
+    slow.run(40.0)
+    assert (heard, sent < slow.traffic.datagrams) == ([], True)
+    assert not [change for change in changes if change.state == DEAD]
+
+
+def test_a_node_that_is_not_heard_by_one_other_stays() -> None:
+    cut, changes = world(Faults(egress=(Egress(10.0, 60.0, frozenset({2}), targets=frozenset({5})),)))
+    cut.run(80.0)
+    assert not [change for change in changes if change.state == DEAD]
+
+
+def test_one_run_with_every_fault_is_the_same_run_twice() -> None:
+    def story() -> str:
+        faults = Faults(
+            loss=0.1,
+            egress=(Egress(5.0, 20.0, frozenset({1}), 0.5),),
+            slow=(Slow(10.0, 30.0, frozenset({2, 3}), 3.0, 5.0),),
+            freezes=(Freeze(15.0, 20.0, frozenset({4})),),
+            crashes=(Crash(25.0, 5),),
+        )
+        stormy, _ = world(faults)
+        stormy.run(40.0)
+        return stormy.trace_hash
+
+    assert story() == story()

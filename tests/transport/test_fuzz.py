@@ -25,6 +25,8 @@ RECORD = wire.MemberRecord("a" * 16, 1, 2, 0, "node a", "127.0.0.1:7710", "host"
 MESSAGES = [
     wire.Packet("default", "a", "127.0.0.1:1", wire.Ping(7, "b"), (RECORD, RECORD)),
     wire.Packet("default", "a", "127.0.0.1:1", wire.PingRequest(7, "b", "127.0.0.1:2")),
+    wire.Packet("default", "a", "127.0.0.1:1", wire.Nack(7, "b")),
+    wire.Ping(7, "b"),
     wire.PushPull((RECORD,), reply=True),
     wire.SummaryPage(1, 2, 10, 4, 0, b"\x55" * 128),
     wire.SummaryDelta(1, 3, b"\x01\x00\x00\x00" * 5),

@@ -87,7 +87,7 @@ def only_malformed(data: bytes) -> None:
         pytest.param(b"\x92\x0c\xcb" + bytes(8), id="float for an integer"),
         pytest.param(b"\x91\x0c", id="field missing"),
         pytest.param(b"\x92\x0c\x01\x01", id="bytes behind the message"),
-        pytest.param(b"\x93\x01\x01\xa1b", id="message that never stands alone"),
+        pytest.param(b"\x93\x03\x01\xa1b", id="message that never stands alone"),
         pytest.param(b"\x93\x0d\xa1\xff\x01", id="string that is not UTF-8"),
         pytest.param(b"\x93\x0c\x01" + b"\x91" * 60_000, id="unknown field nested 60,000 deep"),
         pytest.param(b"\xdd\xff\xff\xff\xff\x0c", id="array claiming 4 billion items"),

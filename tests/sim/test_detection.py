@@ -1,0 +1,50 @@
+"""Crashes: how soon they are noticed, against what the formulas promise, and what the command prints."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from p2pkv.cli.main import cli
+from p2pkv.sim import detection as scenario
+from p2pkv.sim.detection import Detection, run_detection, sum_up
+
+
+def test_the_first_member_notices_after_a_failed_probe_and_the_shortest_suspicion_and_all_soon_after() -> None:
+    result = sum_up([run_detection(nodes=32, seed=seed, loss=0.0) for seed in range(6)])
+    assert (result.missed, result.false_deaths) == (0, 0)
+    assert result.first_mean_s is not None
+    assert result.spread_max_s is not None
+    # A probe fails after 1 s, the suspicion lasts 4 * log10 32 = 6.02 s, and somebody probes the victim within a second
+    # or two; confirmations come meanwhile.
+    assert 7.02 < result.first_mean_s < 9.0
+    assert result.spread_max_s <= 0.6
+
+
+def test_one_seed_is_one_crash() -> None:
+    assert run_detection(nodes=8, seed=3, loss=0.1) == run_detection(nodes=8, seed=3, loss=0.1)
+
+
+def test_the_figures_are_over_all_runs() -> None:
+    result = sum_up([Detection(7.0, 7.1, 0), Detection(8.0, 8.4, 2), Detection(9.0, None, 0)])
+    assert (result.runs, result.missed, result.false_deaths) == (3, 1, 2)
+    assert (result.first_mean_s, result.first_p50_s, result.first_p99_s) == (8.0, 8.0, 9.0)
+    assert result.spread_max_s == pytest.approx(0.4)
+
+
+def test_the_command_prints_one_document() -> None:
+    done = CliRunner().invoke(cli, ["sim", "detection", "--nodes", "5", "--runs", "2", "-o", "json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["options"] == {"nodes": 5, "seed": 1, "runs": 2, "loss": 0.0}
+    assert (document["runs"], document["missed"]) == (2, 0)
+
+
+def test_a_crash_that_was_missed_fails_and_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missed(*, nodes: int, seed: int, loss: float) -> Detection:
+        return Detection(7.0, None if seed == 8 else 7.1, 0)
+
+    monkeypatch.setattr(scenario, "run_detection", missed)
+    done = CliRunner().invoke(cli, ["sim", "detection", "--seed", "7", "--runs", "3"])
+    assert done.exit_code == 1
+    assert done.stderr.endswith("replay with: p2pkv sim detection --nodes 32 --seed 8 --runs 1 --loss 0\n")
