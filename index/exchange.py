@@ -47,7 +47,8 @@ class Summaries:
             config: periods and ratios. Its `blocks_expected` wins over the argument unless it is 0.
             blocks_expected: how many blocks the tiers can hold.
             bits_log2_max: the largest filter taken from one peer.
-            filter_bytes_max: memory for all of them; a snapshot that would exceed it is not taken.
+            filter_bytes_max: for all of them, at the sizes they have when sent; a snapshot that would exceed it is
+                not taken. What they take in memory is in slab.py.
         """
         self._node_id = node_id
         size = size_for(config.blocks_expected or blocks_expected, config.false_positive_ratio)
