@@ -109,15 +109,16 @@ class Slab:
 
     def claims(self, rows: Rows) -> Words:
         """Return `[keys, words]`, for each key the columns that claim it; those of no peer say anything."""
+        claimed: Words
         if self._capacity < 8:  # noqa: PLR2004 - several rows share a byte
             per_byte = 8 // self._capacity
             shift = ((rows & per_byte - 1) * self._capacity).astype(np.uint8)
             claimed = np.bitwise_and.reduce(self._bits[rows // per_byte] >> shift, axis=0)
-            return np.asarray(claimed[:, np.newaxis])
+            return claimed[:, np.newaxis]
         table = self._bits.view(self._word()).reshape(1 << self._bits_log2, -1)
-        claimed: Words = table.take(rows[0], axis=0)
+        claimed = table.take(rows[0], axis=0)
         for further in rows[1:]:
-            claimed &= table.take(further, axis=0)
+            np.bitwise_and(claimed, table.take(further, axis=0), out=claimed)
         return claimed
 
     def _word(self) -> np.dtype[np.unsignedinteger]:
