@@ -5,14 +5,14 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from p2pkv.cli.main import cli
 from p2pkv.sim import members as scenario
-from p2pkv.sim.cli import sim
 
-SMALL = ["members", "--nodes", "5", "--seed", "9", "--duration", "30"]
+SMALL = ["sim", "members", "--nodes", "5", "--seed", "9", "--duration", "30"]
 
 
 def test_json_is_one_document_with_the_seed_the_trace_and_the_measures() -> None:
-    done = CliRunner().invoke(sim, [*SMALL, "-o", "json"])
+    done = CliRunner().invoke(cli, [*SMALL, "-o", "json"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["scenario"] == "members"
@@ -23,7 +23,7 @@ def test_json_is_one_document_with_the_seed_the_trace_and_the_measures() -> None
 
 
 def test_a_table_is_for_people() -> None:
-    done = CliRunner().invoke(sim, SMALL)
+    done = CliRunner().invoke(cli, SMALL)
     assert done.exit_code == 0, done.output
     assert "first_detection_s" in done.stdout
     assert "problems" not in done.stdout
@@ -31,7 +31,7 @@ def test_a_table_is_for_people() -> None:
 
 def test_a_bad_run_fails_and_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario, "disagreements", lambda _: ["node-0001 does not believe in node-0002"])
-    done = CliRunner().invoke(sim, SMALL)
+    done = CliRunner().invoke(cli, SMALL)
     assert done.exit_code == 1
     assert "problem: node-0001 does not believe in node-0002" in done.stderr
     assert done.stderr.endswith("replay with: p2pkv sim members --nodes 5 --seed 9 --loss 0 --duration 30\n")
@@ -42,11 +42,11 @@ def test_a_broken_invariant_says_how_to_get_there_again(monkeypatch: pytest.Monk
         raise AssertionError("two winners")
 
     monkeypatch.setattr(scenario, "disagreements", broken)
-    done = CliRunner().invoke(sim, SMALL)
+    done = CliRunner().invoke(cli, SMALL)
     assert isinstance(done.exception, AssertionError)
     assert "replay with: p2pkv sim members" in done.stderr
 
 
 def test_options_out_of_range_are_wrong_usage() -> None:
-    assert CliRunner().invoke(sim, ["members", "--nodes", "2"]).exit_code == 2
-    assert CliRunner().invoke(sim, ["members", "--loss", "1"]).exit_code == 2
+    assert CliRunner().invoke(cli, ["sim", "members", "--nodes", "2"]).exit_code == 2
+    assert CliRunner().invoke(cli, ["sim", "members", "--loss", "1"]).exit_code == 2
