@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pkv.index.bloom import BloomFilter, HashedKeys
-from p2pkv.index.runs import Runs
+from p2pkv.index.runs import Runs, last_claims
 from p2pkv.index.slab import Rows, Slab
 
 _WINDOW_KEYS: Final = 32
@@ -27,7 +27,8 @@ _WINDOW_GROWTH: Final = 8
 
 _Shape: TypeAlias = tuple[int, int]
 """Of a filter: bits_log2, hashes."""
-_Known: TypeAlias = tuple[list[tuple[_Shape, Slab]], npt.NDArray[np.intp], tuple[str, ...]]
+Lengths: TypeAlias = npt.NDArray[np.intp]
+_Known: TypeAlias = tuple[list[tuple[_Shape, Slab]], npt.NDArray[np.intp]]
 _NOTHING: Final = np.empty(0, np.intp)
 
 
@@ -76,10 +77,16 @@ class Matcher:
     def longest(self, keys: Sequence[bytes]) -> dict[str, int]:
         """Return for each peer that seems to hold a prefix of `keys` its length in blocks; nobody has 0.
 
-        O(longest run) to hash, and for each shape of filter O(longest run in it * hashes) rows to AND. The order of
-        peers is the order they became known in.
+        The order of peers is the order they became known in.
         """
-        slabs, order, peers = self._known()
+        return {peer: run for peer, run in zip(self._places, self.runs(keys).tolist(), strict=True) if run}
+
+    def runs(self, keys: Sequence[bytes]) -> Lengths:
+        """Return `[peers]`, how many of `keys` from the first on without a gap each of `peers()` claims.
+
+        O(longest run) to hash, and for each shape of filter O(longest run in it * hashes) rows to AND.
+        """
+        slabs, order = self._known()
         runs = [(shape, Runs(slab)) for shape, slab in slabs]
         start, size = 0, _WINDOW_KEYS
         while start < len(keys):
@@ -92,8 +99,13 @@ class Matcher:
                 run.go_on(rows[shape])
             start += size
             size *= _WINDOW_GROWTH
-        depths = np.concatenate([_NOTHING, *(run.depths() for _, run in runs)])[order].tolist()
-        return {peer: depth for peer, depth in zip(peers, depths, strict=True) if depth}
+        return np.concatenate([_NOTHING, *(run.depths() for _, run in runs)])[order]
+
+    def last_claimed(self, keys: Sequence[bytes]) -> Lengths:
+        """Return `[peers]`, the place, counted from 1, of the last of a few keys that each of `peers()` claims; or 0."""
+        slabs, order = self._known()
+        hashed = HashedKeys(keys)
+        return np.concatenate([_NOTHING, *(last_claims(slab, _rows(hashed, shape)) for shape, slab in slabs)])[order]
 
     def holders(self, key: bytes) -> tuple[str, ...]:
         """Return the peers that seem to hold `key`, in the order they became known in."""
@@ -106,7 +118,7 @@ class Matcher:
             widths = [max(8, slab.capacity) for _, slab in slabs]
             starts = dict(zip((slab for _, slab in slabs), itertools.accumulate(widths, initial=0), strict=False))
             order = [starts[slab] + slab.columns[peer] for peer, (_, slab) in self._places.items()]
-            self._order = slabs, np.array(order, np.intp), tuple(self._places)
+            self._order = slabs, np.array(order, np.intp)
         return self._order
 
     def _withdraw(self, peer: str) -> None:

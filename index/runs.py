@@ -43,6 +43,13 @@ class Runs:
         return self._depths
 
 
+def last_claims(slab: Slab, rows: Rows) -> npt.NDArray[np.intp]:
+    """Return `[columns]`, the place of the last of a few keys that each column claims, counted from 1; or 0."""
+    claimed = np.unpackbits((slab.claims(rows) & slab.occupied()).view(np.uint8), axis=1, bitorder="little")
+    places = np.arange(1, rows.shape[1] + 1)
+    return np.asarray((claimed * places[:, np.newaxis]).max(axis=0, initial=0))
+
+
 def _set_bits(words: Words) -> npt.NDArray[np.intp]:
     """Return the numbers of the bits that are set."""
     return np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_).nonzero()[0]

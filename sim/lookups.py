@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from p2pkv.config import SummaryConfig
+from p2pkv.index.announce import announced, landmarks
 from p2pkv.index.bloom import BloomFilter, HashedKeys, size_for
 from p2pkv.index.exchange import Summaries
 from p2pkv.transport.wire import PAGE_BYTES_MAX, MemberRecord, SummaryPage
@@ -53,7 +54,7 @@ class LookupResult:
     deepest: int
     """Blocks of the first chain that the best of them was found to hold."""
     announced_depths: int
-    """Depths of the chain that are looked at."""
+    """Depths of the chain that are announced whatever follows them, and looked at; the tip comes on top."""
     dict_ratio: float
     """`p50_us` in units of the median time of the dict."""
     dict_us: float
@@ -86,7 +87,7 @@ def run_lookups(options: LookupOptions) -> LookupResult:
         p99_us=sorted(lookup_us)[ROUNDS * 99 // 100 - 1],
         matches=len(found),
         deepest=max(found.values()),
-        announced_depths=options.blocks,
+        announced_depths=len(landmarks(options.blocks)),
         dict_ratio=median(lookup_us) / median(dict_us),
         dict_us=median(dict_us),
         rounds=ROUNDS,
@@ -103,11 +104,11 @@ def _filled(options: LookupOptions, chains: Sequence[Sequence[bytes]], random: R
         peer = f"peer-{number:05d}"
         prefixes = [options.blocks if number == 0 else random.randint(0, options.blocks) for _ in chains]
         bits = np.zeros(1 << bits_log2, np.uint8)
-        others = max(0, options.keys - sum(prefixes))
+        others = max(0, options.keys - sum(len(announced(prefix)) for prefix in prefixes))
         drawn = np.frombuffer(random.randbytes(4 * others * hashes), np.uint32)
         bits[drawn & np.uint32((1 << bits_log2) - 1)] = 1
         for of_chain, prefix in zip(positions, prefixes, strict=True):
-            bits[of_chain[:prefix]] = 1
+            bits[of_chain[announced(prefix)]] = 1
         record = MemberRecord(
             id=peer, boot=1, incarnation=0, state=0, name=peer, address=f"{peer}:1", offered_bytes=2**30
         )
