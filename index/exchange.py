@@ -1,7 +1,8 @@
 """Who is sent what of this node's summary, and what is made of the others': a core like any other.
 
-It joins three parts: the writer of our own filter with the publisher that sends it (publish.py), the follower that
-reads those of others (follow.py), and the matcher that answers from them (matcher.py). What may go wrong without
+It joins three parts: the writer of our own filter, told what to announce (announce.py), with the publisher that sends
+it (publish.py); the follower that reads those of others (follow.py); and the matcher that answers from them
+(matcher.py, lookup.py). What may go wrong without
 harm is in ALGORITHM.md.
 """
 
@@ -10,8 +11,10 @@ from typing import Final
 
 from p2pkv.config import SummaryConfig
 from p2pkv.effects import SendStream
+from p2pkv.index.announce import Announcer
 from p2pkv.index.bloom import BITS_LOG2_MAX, size_for
 from p2pkv.index.follow import Follower
+from p2pkv.index.lookup import lengths
 from p2pkv.index.matcher import Matcher
 from p2pkv.index.publish import Publisher
 from p2pkv.index.statistics import SummaryStatistics
@@ -47,11 +50,13 @@ class Summaries:
             config: periods and ratios. Its `blocks_expected` wins over the argument unless it is 0.
             blocks_expected: how many blocks the tiers can hold.
             bits_log2_max: the largest filter taken from one peer.
-            filter_bytes_max: memory for all of them; a snapshot that would exceed it is not taken.
+            filter_bytes_max: for all of them, at the sizes they have when sent; a snapshot that would exceed it is
+                not taken. What they take in memory is in slab.py.
         """
         self._node_id = node_id
         size = size_for(config.blocks_expected or blocks_expected, config.false_positive_ratio)
         self._writer = SummaryWriter(epoch, *size)
+        self._announcer = Announcer(self._writer.add, self._writer.remove)
         self._matcher = Matcher()
         self._publisher = Publisher(self._writer, period_s=config.period_s)
         self._follower = Follower(
@@ -63,22 +68,34 @@ class Summaries:
     def __repr__(self) -> str:
         return f"<Summaries of {self._node_id}: {self._writer!r}, {len(self._members)} peers>"
 
-    def add(self, key: bytes, now: float) -> None:
-        """Note that a block is held; peers hear of it from the next `on_time` that is due."""
-        self._writer.add(key)
+    def add(self, key: bytes, now: float, depth: int | None = None, parent: bytes = b"") -> None:
+        """Note that a block is held; peers hear of it from the next `on_time` that is due.
+
+        Args:
+            key: of the block.
+            now: on the scale of `on_time`, seconds.
+            depth: how many blocks are before it in its chain. If that is known, the block is announced only where
+                announce.py says; peers find it as part of its chain, and not by its key alone.
+            parent: the key before it, if it is known.
+        """
+        self._announcer.add(key, depth, parent)
         self._publisher.changed(now)
 
     def remove(self, key: bytes, now: float) -> None:
         """Note that a block that was added is held no longer."""
-        self._writer.remove(key)
+        self._announcer.remove(key)
         self._publisher.changed(now)
 
     def longest(self, keys: Sequence[bytes]) -> dict[str, int]:
-        """Return for each peer that seems to hold a prefix of `keys` its length in blocks. A guess, not a promise."""
-        return self._matcher.longest(keys)
+        """Return for each peer that seems to hold a prefix of `keys` its length in blocks. A guess, not a promise.
+
+        `keys` begin at the root of their chain. Lengths below the greatest few are rounded down to an announced depth;
+        see lookup.py.
+        """
+        return lengths(self._matcher, keys)
 
     def holders(self, key: bytes) -> tuple[str, ...]:
-        """Return the peers that seem to hold `key`."""
+        """Return the peers that seem to hold `key`, of those that announce it: not every depth of a chain is."""
         return self._matcher.holders(key)
 
     def on_member(self, record: MemberRecord, now: float) -> tuple[SendStream, ...]:

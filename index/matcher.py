@@ -6,81 +6,133 @@ lie with probability p, the best-looking peer is a liar with probability about 1
 the wrong peer won 22, 69 and 98 % of the time at N = 10, 100 and 1,000. A leading run is wrong beyond its true end by
 d blocks with probability p^d only.
 
-Callers know four things of the matcher: `replace`, `flip`, `forget`, and what it answers. How the filters are laid
-out in memory is its own business.
+Callers know four things of the matcher: `replace`, `flip`, `forget`, and what it answers. The filters lie bit-sliced
+in slabs (slab.py), one shape of filter to a slab, and the runs of all peers in a slab are found together (runs.py).
 """
 
+import itertools
 from collections.abc import KeysView, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from p2pkv.index.bloom import BloomFilter, HashedKeys, Positions
+from p2pkv.index.bloom import BloomFilter, HashedKeys
+from p2pkv.index.runs import Runs, last_claims
+from p2pkv.index.slab import Rows, Slab
 
-_WINDOW_KEYS: Final = 8
-"""Keys tested first; most peers hold nothing of a chain and are done after them."""
-_WINDOW_GROWTH: Final = 4
+_WINDOW_KEYS: Final = 32
+"""Keys tested first; if nobody holds them, that was all."""
+_WINDOW_GROWTH: Final = 8
+
+_Shape: TypeAlias = tuple[int, int]
+"""Of a filter: bits_log2, hashes."""
+Lengths: TypeAlias = npt.NDArray[np.intp]
+_Known: TypeAlias = tuple[list[tuple[_Shape, Slab]], npt.NDArray[np.intp]]
+_NOTHING: Final = np.empty(0, np.intp)
 
 
 class Matcher:
     """All peers' filters, and the questions asked of all of them at once."""
 
     def __init__(self) -> None:
-        self._filters: dict[str, BloomFilter] = {}
+        self._places: dict[str, tuple[_Shape, Slab]] = {}
+        self._slabs: dict[_Shape, list[Slab]] = {}
+        self._order: _Known | None = None
 
     def __repr__(self) -> str:
-        return f"<Matcher {len(self._filters)} peers, {self.filter_bytes()} bytes>"
+        return f"<Matcher {len(self._places)} peers, {self.filter_bytes()} bytes>"
 
     def replace(self, peer: str, bloom: BloomFilter) -> None:
-        """Take `bloom`, which the matcher owns from now on, for what `peer` holds."""
-        self._filters[peer] = bloom
+        """Take `bloom` for what `peer` holds. O(bits), as a column of the slab is written."""
+        shape = (bloom.bits_log2, bloom.hashes)
+        if peer not in self._places or self._places[peer][0] != shape:
+            self._withdraw(peer)
+            slabs = self._slabs.setdefault(shape, [])
+            slab = next((slab for slab in slabs if slab.has_room), None)
+            if slab is None:
+                slab = Slab(bloom.bits_log2)
+                slabs.append(slab)
+            self._places[peer] = (shape, slab)
+            self._order = None
+        self._places[peer][1].put(peer, bloom)
 
     def flip(self, peer: str, positions: npt.NDArray[np.uint32]) -> None:
         """Turn over bits of the filter of `peer`, which has one."""
-        self._filters[peer].flip(positions)
+        self._places[peer][1].flip(peer, positions)
 
     def forget(self, peer: str) -> None:
         """Drop what is known of `peer`; harmless if that is nothing."""
-        self._filters.pop(peer, None)
+        self._withdraw(peer)
+        self._places.pop(peer, None)
 
     def peers(self) -> KeysView[str]:
         """Return the peers that have a filter, longest known first."""
-        return self._filters.keys()
+        return self._places.keys()
 
     def filter_bytes(self) -> int:
-        """Return the bytes of all filters together."""
-        return sum(bloom.bits.nbytes for bloom in self._filters.values())
+        """Return the bytes that hold all filters together."""
+        return sum(slab.nbytes for slabs in self._slabs.values() for slab in slabs)
 
     def longest(self, keys: Sequence[bytes]) -> dict[str, int]:
         """Return for each peer that seems to hold a prefix of `keys` its length in blocks; nobody has 0.
 
-        O(keys) to hash, then for each peer O(its run). The order of peers is the order they became known in.
+        The order of peers is the order they became known in.
         """
+        return {peer: run for peer, run in zip(self._places, self.runs(keys).tolist(), strict=True) if run}
+
+    def runs(self, keys: Sequence[bytes]) -> Lengths:
+        """Return `[peers]`, how many of `keys` from the first on without a gap each of `peers()` claims.
+
+        O(longest run) to hash, and for each shape of filter O(longest run in it * hashes) rows to AND.
+        """
+        slabs, order = self._known()
+        runs = [(shape, Runs(slab)) for shape, slab in slabs]
+        start, size = 0, _WINDOW_KEYS
+        while start < len(keys):
+            going = [(shape, run) for shape, run in runs if not run.is_over]
+            if not going:
+                break
+            hashed = HashedKeys(keys[start : start + size])
+            rows = {shape: _rows(hashed, shape) for shape in dict(going)}
+            for shape, run in going:
+                run.go_on(rows[shape])
+            start += size
+            size *= _WINDOW_GROWTH
+        return np.concatenate([_NOTHING, *(run.depths() for _, run in runs)])[order]
+
+    def last_claimed(self, keys: Sequence[bytes]) -> Lengths:
+        """Return `[peers]`, the place, counted from 1, of the last of a few keys that each of `peers()` claims; or 0."""
+        slabs, order = self._known()
         hashed = HashedKeys(keys)
-        by_shape: dict[tuple[int, int], Positions] = {}
-        depths: dict[str, int] = {}
-        for peer, bloom in self._filters.items():
-            shape = (bloom.bits_log2, bloom.hashes)
-            if shape not in by_shape:
-                by_shape[shape] = hashed.positions(*shape)
-            depth = _leading_run(bloom, by_shape[shape])
-            if depth:
-                depths[peer] = depth
-        return depths
+        return np.concatenate([_NOTHING, *(last_claims(slab, _rows(hashed, shape)) for shape, slab in slabs)])[order]
 
     def holders(self, key: bytes) -> tuple[str, ...]:
         """Return the peers that seem to hold `key`, in the order they became known in."""
-        return tuple(peer for peer, bloom in self._filters.items() if key in bloom)
+        return tuple(self.longest([key]))
+
+    def _known(self) -> _Known:
+        """Return the slabs, and where each peer is in the depths of all of them one after another."""
+        if self._order is None:
+            slabs = [(shape, slab) for shape, of_shape in self._slabs.items() for slab in of_shape]
+            widths = [max(8, slab.capacity) for _, slab in slabs]
+            starts = dict(zip((slab for _, slab in slabs), itertools.accumulate(widths, initial=0), strict=False))
+            order = [starts[slab] + slab.columns[peer] for peer, (_, slab) in self._places.items()]
+            self._order = slabs, np.array(order, np.intp)
+        return self._order
+
+    def _withdraw(self, peer: str) -> None:
+        """Take a peer's filter out, but let it keep its turn in the order of peers."""
+        if peer not in self._places:
+            return
+        self._order = None
+        shape, slab = self._places[peer]
+        slab.drop(peer)
+        if not slab.columns:
+            self._slabs[shape].remove(slab)
+            if not self._slabs[shape]:
+                del self._slabs[shape]
 
 
-def _leading_run(bloom: BloomFilter, positions: Positions) -> int:
-    """Return how many keys from the start `bloom` claims, in windows that grow: O(run), few calls."""
-    start, size = 0, _WINDOW_KEYS
-    while start < len(positions):
-        claimed = bloom.test(positions[start : start + size])
-        if not claimed.all():
-            return start + int(claimed.argmin())
-        start += len(claimed)
-        size *= _WINDOW_GROWTH
-    return start
+def _rows(hashed: HashedKeys, shape: _Shape) -> Rows:
+    return np.ascontiguousarray(hashed.positions(*shape).T).astype(np.intp)

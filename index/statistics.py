@@ -22,7 +22,7 @@ class SummaryStatistics:
     peers_unsettled: int
     """Usable members whose filter is missing, incomplete or known to be behind."""
     filter_bytes: int
-    """Memory of the peers' filters."""
+    """Memory that the peers' filters take, bit-sliced; up to four times their own sizes while peers leave."""
     deltas_sent: int
     """Messages, one for each peer."""
     snapshots_sent: int

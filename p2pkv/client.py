@@ -284,7 +284,9 @@ class Client:
             assert self._arena is not None
             return Lease(self, reply, self._arena)
 
-    def publish(self, namespace: Namespace, keys: Sequence[bytes], fill: Fill) -> Published:
+    def publish(
+        self, namespace: Namespace, keys: Sequence[bytes], fill: Fill, *, first_depth: int | None = None
+    ) -> Published:
         """Offer blocks to the mesh.
 
         Args:
@@ -292,6 +294,9 @@ class Client:
             keys: their keys, in chain order.
             fill: `fill(i, destination)` writes the bytes of block `i` into `destination`, a uint8 array of
                 `block_bytes`. Called in order, at most once each, and not for blocks that are here already.
+            first_depth: how many blocks are before the first of `keys` in its chain, 0 at its root. Then peers are told
+                of about every eighth block only, and find the others as part of the chain. None: not known, or `keys`
+                are no chain; peers are told of every block.
 
         Returns:
             How many were stored; a full tier refuses some and loses nothing.
@@ -299,7 +304,8 @@ class Client:
         layout = namespace.layout
         here = self.match(keys).local_blocks
         infos = ((BlockKey(key), layout.block_bytes, layout.segment_bytes) for key in keys[here:])
-        done = self._publish(namespace.digest, infos, lambda i, place: fill(here + i, place), layout.block_bytes)
+        chain = None if first_depth is None else (first_depth + here, keys[here - 1] if here else b"")
+        done = self._publish(namespace.digest, infos, lambda i, place: fill(here + i, place), layout.block_bytes, chain)
         return replace(done, present=done.present + here)
 
     def store(self, info: BlockInfo, body: bytes) -> Published:
@@ -311,8 +317,14 @@ class Client:
         return self._publish(info.namespace, iter([(info.key, info.length, info.segment_bytes)]), fill, info.length)
 
     def _publish(
-        self, namespace: bytes, blocks: Iterator[tuple[BlockKey, int, int]], fill: Fill, block_bytes: int
+        self,
+        namespace: bytes,
+        blocks: Iterator[tuple[BlockKey, int, int]],
+        fill: Fill,
+        block_bytes: int,
+        chain: tuple[int, bytes] | None = None,
     ) -> Published:
+        """Stage and send `blocks`; `chain` is the depth of the first one and the key before it, if they are a chain."""
         stride = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
         total = Published(0, 0, 0, "")
         with self._lock:
@@ -331,12 +343,16 @@ class Client:
                 digest = block_digest(place.data, segment_bytes)
                 staged.append(StagedBlock(key, offset, length, segment_bytes, digest))
                 if (len(staged) + 1) * stride > self._staging_bytes:
-                    total = self._send_staged(namespace, staged, total)
+                    total = self._send_staged(namespace, staged, total, chain)
+                    chain = None if chain is None else (chain[0] + len(staged), key)
                     staged = []
-            return self._send_staged(namespace, staged, total) if staged else total
+            return self._send_staged(namespace, staged, total, chain) if staged else total
 
-    def _send_staged(self, namespace: bytes, staged: list[StagedBlock], total: Published) -> Published:
-        reply = self._call(PublishRequest(namespace, tuple(staged)), PublishReply, wait_s=self._timeout_s + 30)
+    def _send_staged(
+        self, namespace: bytes, staged: list[StagedBlock], total: Published, chain: tuple[int, bytes] | None
+    ) -> Published:
+        request = PublishRequest(namespace, tuple(staged), *(chain or ()))
+        reply = self._call(request, PublishReply, wait_s=self._timeout_s + 30)
         return Published(
             total.stored + reply.stored,
             total.present + reply.present,

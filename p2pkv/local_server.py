@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -270,6 +270,7 @@ class _Session:
         for block in request.blocks:
             if block.offset + block.length > self._staging.size or block.length % block.segment_bytes:
                 raise LocalUseError(f"staged block of {block.length} bytes at {block.offset} is out of bounds")
+        depths = _depths(request)
         for start in range(0, len(request.blocks), _STAGED_AT_ONCE):
             places: list[tuple[StagedBlock, Reservation]] = []
             for block in request.blocks[start : start + _STAGED_AT_ONCE]:
@@ -282,7 +283,7 @@ class _Session:
                     present += 1
                 else:
                     places.append((block, reservation))
-            good = await self._store(self._staging, places)
+            good = await self._store(self._staging, places, depths)
             stored += good
             if good < len(places):
                 refused, reason = refused + len(places) - good, "bytes do not have the digest they were announced with"
@@ -297,7 +298,12 @@ class _Session:
         info = BlockInfo(BlockKey(block.key), namespace, block.length, block.segment_bytes, block.digest)
         return self._served.runner.call(lambda node, now: (node.reserve(info, now), ()))
 
-    async def _store(self, staging: StagingReader, places: list[tuple[StagedBlock, Reservation]]) -> int:
+    async def _store(
+        self,
+        staging: StagingReader,
+        places: list[tuple[StagedBlock, Reservation]],
+        depths: Mapping[bytes, tuple[int, BlockKey | None]],
+    ) -> int:
         """Copy, verify and commit; return how many were good. What is not good, or cancelled, is given back."""
         tier, runner = self._served.tier, self._served.runner
         views = [tier.begin(reservation.slot, block.length) for block, reservation in places]
@@ -312,7 +318,8 @@ class _Session:
             for (_, reservation), good in zip(places, results, strict=True):
                 tier.seal(reservation.slot)
                 if good:
-                    runner.tell(partial(_committed, reservation))
+                    depth, parent = depths.get(reservation.info.key, (None, None))
+                    runner.tell(partial(_committed, reservation, depth, parent))
                 else:
                     runner.tell(partial(_aborted, reservation))
                     self._served.metrics.integrity_failures.labels("staging").inc()
@@ -406,8 +413,19 @@ class _Session:
             data = data[await self._connection.send(data) :]
 
 
-def _committed(reservation: Reservation, node: Node, now: float) -> tuple[Effect, ...]:
-    node.commit(reservation, now)
+def _depths(request: PublishRequest) -> dict[bytes, tuple[int, BlockKey | None]]:
+    """Return depth and parent of each block, if the request says that they are a chain."""
+    if request.first_depth < 0:
+        return {}
+    keys = [BlockKey(block.key) for block in request.blocks]
+    parents = [BlockKey(request.parent) if request.parent else None, *keys]
+    return {key: (request.first_depth + i, parents[i]) for i, key in enumerate(keys)}
+
+
+def _committed(
+    reservation: Reservation, depth: int | None, parent: BlockKey | None, node: Node, now: float
+) -> tuple[Effect, ...]:
+    node.commit(reservation, now, depth, parent)
     return ()
 
 

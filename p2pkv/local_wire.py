@@ -78,10 +78,16 @@ class StagedBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PublishRequest(LocalMessage, tag=5, frozen=True):
-    """Take these staged blocks. Answered by `PublishReply`; the staging memory is free again then."""
+    """Take these staged blocks. Answered by `PublishReply`; the staging memory is free again then.
+
+    With a `first_depth` that is not negative the blocks follow one another in one chain, the first of them behind that
+    many others, of which `parent` is the last, empty if unknown. Otherwise nothing is known of their order.
+    """
 
     namespace: Key
     blocks: Annotated[tuple[StagedBlock, ...], Meta(max_length=KEYS_PER_CHAIN_MAX)]
+    first_depth: Annotated[int, Meta(ge=-1, lt=2**32)] = -1
+    parent: Annotated[bytes, Meta(max_length=KEY_BYTES)] = b""
 
 
 class StatusRequest(LocalMessage, tag=6, frozen=True):

@@ -6,7 +6,7 @@ the outside shall do; peer input never raises out of `on_message`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final, TypeAlias
 
@@ -15,13 +15,14 @@ from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import PinLimit
 from p2pkv.fetch import FetchEnded, Fetches, FetchStatistics, Outcome, StartTransfer
+from p2pkv.index.announce import reach
 from p2pkv.index.exchange import Summaries
 from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
 from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
-from p2pkv.planner import Cost, plan
+from p2pkv.planner import Cost, Plan, plan
 from p2pkv.transport.wire import (
     AnyMessage,
     LeaseGrant,
@@ -95,7 +96,8 @@ Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTran
 class _Acquire:
     id: int
     keys: tuple[BlockKey, ...]
-    key_set: frozenset[BlockKey]
+    places: Mapping[BlockKey, tuple[int, BlockKey | None]]
+    """Depth and parent of the blocks that may come."""
     holder: str
     guard: int
     """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
@@ -199,7 +201,7 @@ class Node:
         """Take the end of one block's way; after "ok" it was committed."""
         if outcome == "ok":
             for acquire in self._acquires.values():
-                if key in acquire.key_set:
+                if key in acquire.places:
                     self.ledger.extend(acquire.guard, key)
         return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
 
@@ -221,10 +223,20 @@ class Node:
                 self.summaries.remove(key, now)
         return reservation
 
-    def commit(self, reservation: Reservation, now: float) -> None:
-        """Make a block that is in place and verified findable, here and soon on other nodes."""
+    def commit(
+        self, reservation: Reservation, now: float, depth: int | None = None, parent: BlockKey | None = None
+    ) -> None:
+        """Make a block that is in place and verified findable, here and soon on other nodes.
+
+        `depth`, the number of blocks before it in its chain, and `parent`, the last of them, decide how it is announced;
+        for a block that an acquire asked for they are known here.
+        """
+        key = reservation.info.key
         self.ledger.commit(reservation)
-        self.summaries.add(reservation.info.key, now)
+        if depth is None:
+            asked = (acquire.places[key] for acquire in self._acquires.values() if key in acquire.places)
+            depth, parent = next(asked, (None, None))
+        self.summaries.add(key, now, depth, parent or b"")
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
@@ -264,7 +276,7 @@ class Node:
         guard = self.ledger.lease(chain, holder=f"{holder}/guard", deadline=deadline + self.config.fetch.lease_s)
         local = self.ledger.prefix(chain)
         if local == len(chain):
-            return number, (self._finish(_Acquire(number, chain, frozenset(), holder, guard.id, "all here"), {}, now),)
+            return number, (self._finish(_Acquire(number, chain, {}, holder, guard.id, "all here"), {}, now),)
         claims = {
             peer: depth - first
             for peer, depth in self.summaries.longest(keys).items()
@@ -272,12 +284,12 @@ class Node:
         }
         decided = plan(start=local, stop=len(chain), claims=claims, link=self.links.estimate, cost=cost)
         if not decided.runs:
-            acquire = _Acquire(number, chain, frozenset(), holder, guard.id, decided.reason)
+            acquire = _Acquire(number, chain, {}, holder, guard.id, decided.reason)
             return number, (self._finish(acquire, {}, now),)
         addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
         fetch_id, effects = self._fetches.start(
             chain,
-            decided,
+            _with_hope(decided, first, len(chain)),
             claims=claims,
             addresses=addresses,
             deadline=deadline,
@@ -285,7 +297,7 @@ class Node:
             here=lambda key: self.ledger.get(key) is not None,
         )
         self._acquires[fetch_id] = _Acquire(
-            number, chain, frozenset(chain), holder, guard.id, decided.reason, decided.stop
+            number, chain, _places(keys), holder, guard.id, decided.reason, decided.stop
         )
         return number, self._route(effects, now)
 
@@ -403,6 +415,18 @@ class Node:
             reason=reason,
         )
         return (SendStream(record.address, grant),)
+
+
+def _with_hope(decided: Plan, first: int, blocks: int) -> Plan:
+    """Return the plan with the blocks that the last peer may have without announcing them; asking costs nothing more."""
+    last = decided.runs[-1]
+    stop = min(reach(first + last.stop) - first, blocks)
+    return replace(decided, runs=(*decided.runs[:-1], replace(last, stop=stop)))
+
+
+def _places(keys: Sequence[BlockKey]) -> dict[BlockKey, tuple[int, BlockKey | None]]:
+    """Return depth and parent of each block of a chain."""
+    return {key: (depth, keys[depth - 1] if depth else None) for depth, key in enumerate(keys)}
 
 
 def _peer(node_id: str) -> str:

@@ -5,6 +5,7 @@ import sys
 import click
 
 from p2pkv import __version__
+from p2pkv.cli.bench import bench
 from p2pkv.cli.blocks import get, locate, match, put
 from p2pkv.cli.demo import demo
 from p2pkv.cli.mesh import leave, members, status
@@ -37,7 +38,7 @@ def version(output: str) -> None:
         click.echo(f"p2pkv {__version__}, protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, local protocol {LOCAL_PROTOCOL}")
 
 
-for command in (serve, demo, status, members, locate, put, get, match, leave, sim):
+for command in (serve, demo, status, members, locate, put, get, match, leave, sim, bench):
     cli.add_command(command)
 
 

@@ -182,7 +182,7 @@ class TransformersConnector:
             keys = self._keys(_token_list(input_ids)[: layers[0][0].shape[-2]], cache_salt, lora)
             if not keys:
                 return Published(0, 0, 0, "")
-            return self._client.publish(self.namespace, keys, self._filler(layers, len(keys)))
+            return self._client.publish(self.namespace, keys, self._filler(layers, len(keys)), first_depth=0)
         except P2pkvError as exc:
             return Published(0, 0, 0, self._failed("publish", exc))
 

@@ -1,5 +1,7 @@
 """The matcher against an oracle that does the obvious thing."""
 
+from random import Random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,3 +109,42 @@ def test_no_keys_and_no_peers_are_no_matches() -> None:
     assert matcher.longest(KEYS) == {}
     matcher.replace("a", build((10, 2), 200, set()))
     assert matcher.longest([]) == {}
+
+
+def test_more_peers_than_one_slab_takes_come_and_go_without_a_trace() -> None:
+    random, matcher = Random(3), Matcher()
+    plain: dict[str, BloomFilter] = {}
+    for step in range(1500):
+        peer = f"peer-{random.randrange(700)}"
+        if step < 1100 or random.random() < 0.2:
+            plain[peer] = build(random.choice([(6, 1), (8, 2)]), random.randrange(20), set())
+            matcher.replace(peer, BloomFilter(plain[peer].bits_log2, plain[peer].hashes, plain[peer].bits.copy()))
+        else:
+            plain.pop(peer, None)
+            matcher.forget(peer)
+        if step % 250 == 249:
+            depths = {peer: leading_run(bloom, KEYS) for peer, bloom in plain.items()}
+            assert matcher.longest(KEYS) == {peer: depth for peer, depth in depths.items() if depth}
+            assert matcher.filter_bytes() <= 4 * sum(bloom.bits.nbytes for bloom in plain.values())
+    for peer in plain:
+        matcher.forget(peer)
+    assert matcher.filter_bytes() == 0
+    assert matcher.longest(KEYS) == {}
+
+
+def test_one_peer_that_changes_its_size_again_and_again_leaves_nothing_behind() -> None:
+    matcher = Matcher()
+    for round_ in range(200):
+        matcher.replace("a", build((10 + round_ % 3, 3), 50, set()))
+        matcher.replace("b", build((10, 3), 7, set()))
+        assert matcher.longest(KEYS[:60])["b"] >= 7
+    assert matcher.filter_bytes() <= 2**12 // 8 + 2 * 2**10 // 8
+
+
+def test_a_steady_churn_of_one_shape_keeps_one_slab() -> None:
+    matcher = Matcher()
+    for i in range(1000):
+        matcher.replace(str(i), build((10, 3), i % 5, set()))
+        if i >= 20:
+            matcher.forget(str(i - 20))
+    assert matcher.filter_bytes() == 32 * 2**10 // 8

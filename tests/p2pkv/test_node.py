@@ -158,6 +158,14 @@ class Mesh:
         """Have a node publish more than its tier holds: all goes that is not pinned."""
         self.hold(name, *(key(1000 + i) for i in range(CAPACITY // PAGE_BYTES + 20)))
 
+    def hold_chain(self, name: str, chain: list[BlockKey]) -> None:
+        """Have a node publish blocks of which it knows how deep in their chain they are."""
+        node = self.nodes[name]
+        for depth, one in enumerate(chain):
+            reservation = node.reserve(info(one), self.now)
+            assert reservation is not None
+            node.commit(reservation, self.now, depth, chain[depth - 1] if depth else None)
+
     def start(
         self,
         name: str,
@@ -524,6 +532,42 @@ def test_a_full_tier_refuses_and_loses_nothing() -> None:
     with pytest.raises(TierFull):
         mesh.nodes["b"].reserve(info(CHAIN[0]), mesh.now)
     assert len(mesh.nodes["b"].ledger) == CAPACITY // PAGE_BYTES
+
+
+def test_a_chain_is_found_and_brought_though_most_of_it_is_not_announced() -> None:
+    mesh, chain = met("abc"), [key(i) for i in range(30)]
+    mesh.hold_chain("a", chain)
+    mesh.run(2.0)
+    assert mesh.nodes["b"].match(chain).reachable == 30
+    assert leased(mesh.acquire("b", chain)) == chain
+    mesh.run(2.0)
+    assert mesh.nodes["c"].match(chain).reachable == 30
+    assert {record.id for record in mesh.nodes["c"].locate(chain[15]).claimed_by} == {"a", "b"}
+    assert mesh.nodes["c"].locate(chain[12]).claimed_by == (), "fetched blocks are announced as sparsely"
+
+
+def test_where_chains_part_between_landmarks_all_of_the_common_part_is_brought() -> None:
+    mesh, chain = met(), [key(i) for i in range(31)]
+    mesh.hold_chain("a", chain)
+    mesh.run(2.0)
+    ours = chain[:28] + [key(100 + i) for i in range(9)]
+    assert mesh.nodes["b"].match(ours).reachable == 24, "what is announced"
+    acquired = mesh.acquire("b", ours)
+    assert leased(acquired) == chain[:28]
+    assert acquired.reason == "no peer claims more"
+
+
+def test_a_block_missing_within_an_announced_step_is_a_shorter_prefix() -> None:
+    mesh, chain = met(), [key(i) for i in range(30)]
+    mesh.hold_chain("a", chain)
+    for missing in (chain[19], chain[20]):
+        assert mesh.nodes["a"].ledger.drop(missing)
+        mesh.nodes["a"].summaries.remove(missing, mesh.now)
+    mesh.run(2.0)
+    assert mesh.nodes["b"].match(chain).reachable == 30
+    acquired = mesh.acquire("b", chain)
+    assert leased(acquired) == chain[:19]
+    assert acquired.reason.startswith("absent")
 
 
 # -- strangers and nonsense ------------------------------------------------------------------------------------------

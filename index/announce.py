@@ -1,0 +1,94 @@
+"""Which keys of a chain are announced: the first 8 depths, every 8th after them, and the tip.
+
+A peer that holds block 23 of a chain holds the 23 before it, or nearly so: a chain is published from its root and evicted
+from its tail. So most keys need not be said. *Landmarks* are the depths that always are: 0 to 7, because short prefixes
+are the most common ones, then 15, 23, 31, ... The *tip*, the held block that no held block follows, is said too, or up to
+seven blocks behind the last landmark could not be found; when it goes, the block before it is the tip.
+
+Keys of unknown depth are all announced. Where parents are unknown a block may stay announced as a tip that is none:
+that costs a key in the filter, never an answer.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+STEP: Final = 8
+"""Announcing every 8th depth cuts the traffic up to eightfold, and lengths are known to within 8 blocks."""
+
+
+def is_landmark(depth: int) -> bool:
+    """Say whether the key at `depth`, counted from 0, is announced whatever follows it."""
+    return depth < STEP or depth % STEP == STEP - 1
+
+
+def landmarks(blocks: int) -> list[int]:
+    """Return the landmarks of a chain of `blocks` blocks, ascending."""
+    return [*range(min(STEP, blocks)), *range(2 * STEP - 1, blocks, STEP)]
+
+
+def announced(blocks: int) -> list[int]:
+    """Return the depths that a peer which holds `blocks` blocks of a chain announces: landmarks and tip."""
+    marks = landmarks(blocks)
+    return [*marks, *(() if not blocks or marks[-1] == blocks - 1 else (blocks - 1,))]
+
+
+def reach(length: int) -> int:
+    """Return how many blocks a peer may hold that claims `length` of a chain: up to the next landmark, if to one.
+
+    Where chains part between landmarks, a holder of the other branch has blocks of ours that neither its landmarks nor
+    its tip name. They are worth asking for together with those before them.
+    """
+    return length + STEP - 1 if length >= STEP and length % STEP == 0 else length
+
+
+class Announcer:
+    """Decides which of the held keys are in the summary, and tells `say` and `unsay` of each.
+
+    Memory: an entry per held key of known depth. Like its summary, it takes a key added twice to be there twice.
+    """
+
+    def __init__(self, say: Callable[[bytes], None], unsay: Callable[[bytes], None]) -> None:
+        self._say = say
+        self._unsay = unsay
+        self._held: dict[bytes, tuple[int, bytes]] = {}
+        """Depth and parent, b"" if unknown, of each key whose depth is known."""
+        self._children: dict[bytes, int] = {}
+        """How many held keys follow a key, which itself may not be held."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, key: bytes, depth: int | None, parent: bytes) -> None:
+        """Take that a key is held, at `depth` if that is known, behind `parent` unless that is empty."""
+        if depth is None or key in self._held:
+            self._say(key)
+            return
+        self._held[key] = depth, parent
+        if self._is_said(key):
+            self._say(key)
+        if parent:
+            was_said = self._is_said(parent)
+            self._children[parent] = self._children.get(parent, 0) + 1
+            if was_said and not self._is_said(parent):
+                self._unsay(parent)
+
+    def remove(self, key: bytes) -> None:
+        """Take that a key is held no longer."""
+        if key not in self._held:
+            self._unsay(key)
+            return
+        if self._is_said(key):
+            self._unsay(key)
+        _, parent = self._held.pop(key)
+        if parent:
+            was_said = self._is_said(parent)
+            left = self._children.pop(parent) - 1
+            if left:
+                self._children[parent] = left
+            if not was_said and self._is_said(parent):
+                self._say(parent)
+
+    def _is_said(self, key: bytes) -> bool:
+        """Say whether a key of known depth is held and announced."""
+        known = self._held.get(key)
+        return known is not None and (is_landmark(known[0]) or key not in self._children)
