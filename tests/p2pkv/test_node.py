@@ -266,6 +266,7 @@ def test_what_the_engine_has_itself_is_neither_brought_nor_pinned() -> None:
     acquired = mesh.acquire("b", CHAIN, first=2)
     assert leased(acquired) == CHAIN[2:4]
     assert mesh.nodes["b"].ledger.keys() == tuple(CHAIN[2:4])
+    assert mesh.nodes["b"].statistics().fetch.outcomes == {"ok": 2}, "nothing was asked for that is not claimed"
     assert leased(mesh.acquire("b", CHAIN[:5], first=4)) == []
 
 
@@ -284,6 +285,7 @@ def test_two_acquires_of_one_chain_move_it_once() -> None:
     mesh.hold_transfers = True
     first, second = mesh.start("b", CHAIN), mesh.start("b", CHAIN, holder="f")
     mesh.settle()
+    assert first != second
     assert len(mesh.transfers) == 1
     mesh.hold_transfers = False
     mesh.settle()
@@ -340,6 +342,17 @@ def test_an_acquire_with_no_patience_answers_with_what_is_here() -> None:
     mesh.run(2.0)
     assert leased(mesh.acquire("b", CHAIN, timeout_s=0.0)) == CHAIN[:1]
     assert mesh.nodes["b"].links.cold(mesh.now) == (), "that was our haste"
+
+
+def test_a_peer_that_failed_is_not_asked_again_until_its_cooldown_is_over() -> None:
+    mesh = met()
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.nodes["b"].links.on_failure("a", mesh.now)
+    assert leased(mesh.acquire("b", CHAIN)) == []
+    assert mesh.nodes["b"].statistics().fetch.fetches == 0
+    mesh.run(mesh.nodes["b"].config.fetch.cooldown_s)
+    assert leased(mesh.acquire("b", CHAIN)) == CHAIN
 
 
 def test_the_next_holder_is_asked_when_the_first_is_gone() -> None:
