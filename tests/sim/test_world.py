@@ -163,3 +163,10 @@ def test_one_run_with_every_fault_is_the_same_run_twice() -> None:
         return stormy.trace_hash
 
     assert story() == story()
+
+
+def test_a_whole_node_answers_the_ping_over_the_stream_so_that_half_the_datagrams_may_be_lost() -> None:
+    lossy, changes = world(Faults(loss=0.5))
+    lossy.run(60.0)
+    assert not [change for change in changes if change.state == DEAD]
+    assert sum(node.membership.statistics().stream_probes for _, node in lossy.running()) > 50
