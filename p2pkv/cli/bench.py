@@ -1,5 +1,7 @@
 """`p2pkv bench`: measure this program on this machine."""
 
+from typing import Any
+
 import click
 
 from p2pkv.cli.output import output_option, print_json, print_table
@@ -30,8 +32,47 @@ def lookup(peers: int, blocks: int, keys: int, seed: int, output: str) -> None:
 
     options = LookupOptions(peers=peers, blocks=blocks, keys=keys, seed=seed)
     result = asdict(run_lookups(options))
+    _report("lookup", f"{blocks} blocks among {peers} peers", asdict(options), result, output)
+
+
+@bench.command()
+@click.option("--peers", type=click.IntRange(2, 10_000), default=1000, show_default=True, help="Peers with a summary.")
+@click.option("--keys", type=click.IntRange(500, 2**20), default=6650, show_default=True, help="Keys in each summary.")
+@click.option(
+    "--chains", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Chains asked for at each depth."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance.")
+@output_option
+def filters(peers: int, keys: int, chains: int, seed: int, output: str) -> None:
+    """Count the false positives of summaries, and how often they make a lookup prefer the wrong peer."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.filters import FilterOptions, run_filters
+
+    options = FilterOptions(peers=peers, keys=keys, chains=chains, seed=seed)
+    _report("filters", f"{peers} peers, {keys} keys each", asdict(options), asdict(run_filters(options)), output)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Members of the ring.")
+@click.option(
+    "--changes", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Joins and leaves, in turn."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance.")
+@output_option
+def ring(nodes: int, changes: int, seed: int, output: str) -> None:
+    """Measure how evenly the ring shares keys, what a change moves, and what lookups and rebuilding cost."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.rings import RingOptions, run_rings
+
+    options = RingOptions(nodes=nodes, changes=changes, seed=seed)
+    _report("ring", f"{nodes} nodes, {changes} changes", asdict(options), asdict(run_rings(options)), output)
+
+
+def _report(name: str, title: str, options: dict[str, Any], result: dict[str, Any], output: str) -> None:
     if output == "json":
-        print_json({"benchmark": "lookup", "options": asdict(options), **result})
-    else:
-        rows = [(name, f"{value:.2f}" if isinstance(value, float) else value) for name, value in result.items()]
-        print_table(f"lookup: {blocks} blocks among {peers} peers", ("measure", "value"), rows)
+        print_json({"benchmark": name, "options": options, **result})
+        return
+    rows = [(measure, f"{value:.4g}" if isinstance(value, float) else value) for measure, value in result.items()]
+    print_table(f"{name}: {title}", ("measure", "value"), rows)

@@ -27,6 +27,7 @@ from p2pkv.demo.processes import Child, EngineProcess, Node, all_stopped
 from p2pkv.demo.progress import Steps
 from p2pkv.demo.report import AfterKill, Claims, Facts, Round, claims_of, medians, rows
 from p2pkv.errors import P2pkvError
+from p2pkv.index.announce import STEP
 
 WEIGHTS: Final[Dtype] = "bf16"
 COMPUTE: Final[Dtype] = "fp32"
@@ -235,14 +236,19 @@ class _Story:
         return self._engines["a"].call(Publish(cache_salt=salt), Shared)
 
     def _shared_salt(self, salt: str, *, question: str = QUESTION_B, published: bool = False) -> str:
-        """Have A publish the document under `salt`, and wait until B's node sees all of it that fits `question`."""
+        """Have A publish the document under `salt`, and wait until B's node sees all of it that fits `question`.
+
+        All to within an announced step: the prompt parts from A's between two blocks that A announces.
+        """
         if not published:
             self._publish(salt)
         reach = Reach(question=question, cache_salt=salt)
+        assert self._ready is not None
+        step_tokens = STEP * self._ready.block_tokens
         wanted = self._engines["a"].call(reach, Reachable).tokens
 
         def seen() -> bool:
-            return self._engines["b"].call(reach, Reachable).tokens >= wanted > 0
+            return self._engines["b"].call(reach, Reachable).tokens > max(0, wanted - step_tokens)
 
         _until(seen, f"node b sees the {wanted} tokens that node a holds", _SEEN_S)
         return salt

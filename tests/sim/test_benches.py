@@ -1,0 +1,56 @@
+"""`p2pkv bench filters` and `ring`: what they measure, on small cases that are still telling."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from p2pkv.cli.main import cli
+from p2pkv.sim.filters import FilterOptions, FilterResult, run_filters
+from p2pkv.sim.rings import RingOptions, run_rings
+
+
+@pytest.fixture(scope="module")
+def filters() -> FilterResult:
+    return run_filters(FilterOptions(peers=200, chains=60, probes=500_000, seed=3))
+
+
+def test_false_positives_are_as_many_as_the_formula_says(filters: FilterResult) -> None:
+    # 500,000 probes leave 1.4 % of error, the fill of one filter 1.1 %; both are one standard deviation.
+    assert filters.ratio_expected == pytest.approx(0.01, rel=0.01)
+    assert abs(filters.ratio_error) <= 0.05
+
+
+def test_nobody_is_wrongly_preferred_from_three_announcements_on(filters: FilterResult) -> None:
+    assert [share for depth, share in filters.wrong_share.items() if depth >= 3] == [0.0] * 5
+    # Below that as often as the formula says; 60 chains leave three standard deviations of 0.05.
+    assert filters.wrong_share[1] <= filters.wrong_share_formula[1] + 0.05
+
+
+def test_lengths_are_too_great_by_less_than_half_a_block(filters: FilterResult) -> None:
+    assert filters.excess_single <= 0.5
+    assert filters.excess_uniform <= 0.5
+    assert filters.excess_common <= 0.5
+
+
+def test_a_change_moves_what_it_must_and_nothing_else() -> None:
+    result = run_rings(RingOptions(changes=20, keys=2000, build_nodes=20))
+    assert result.moved_elsewhere == 0
+    assert result.moved_over_ideal == pytest.approx(1.0, abs=0.15)
+    assert result.max_over_mean <= 1.25
+    assert result.fingerprint == "640ea54321a217e0a06ce52ec775d272"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "measure"),
+    [
+        (["filters", "--peers", "10", "--chains", "3"], "wrong_share"),
+        (["ring", "--nodes", "5", "--changes", "2"], "max_over_mean"),
+    ],
+)
+def test_json_is_one_document_with_the_measures(arguments: list[str], measure: str) -> None:
+    done = CliRunner().invoke(cli, ["bench", *arguments, "-o", "json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["benchmark"] == arguments[0]
+    assert measure in document
