@@ -168,7 +168,12 @@ class Agent:
             if hello.purpose == BULK:
                 sent = self.metrics.transfer_bytes.labels("sent", self._bulk.name).inc
                 await serve_bulk(
-                    stream, peer=hello.node, open_lease=self._open_lease, idle_s=_BULK_IDLE_S, on_sent=sent
+                    stream,
+                    peer=hello.node,
+                    open_lease=self._open_lease,
+                    idle_s=_BULK_IDLE_S,
+                    block_s=self.config.fetch.lease_s,
+                    on_sent=sent,
                 )
             else:
                 await serve_control(stream, peer=hello.node, deliver=self.runner.deliver)

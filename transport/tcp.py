@@ -154,6 +154,7 @@ async def serve_bulk(
     peer: str,
     open_lease: OpenLease,
     idle_s: float,
+    block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
@@ -180,8 +181,12 @@ async def serve_bulk(
             offered = open_lease(peer, message.lease)
             one = offered[position] if offered is not None and position < len(offered) else None
             try:
-                await _send_block(stream, message.lease, position, one)
+                with trio.move_on_after(block_s) as patience:
+                    await _send_block(stream, message.lease, position, one)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            # Whoever asks and does not read would hold this task, and the slot it reads from, for ever.
+            if patience.cancelled_caught:
                 return
             on_sent(len(one.body) if one is not None else 0)
 
