@@ -14,6 +14,7 @@ import msgspec
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.mesh.chance import pick
+from p2pkv.mesh.duplicates import Duplicate, Duplicates
 from p2pkv.mesh.gossip import GossipQueue, retransmit_limit
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.join import Joiner
@@ -82,6 +83,7 @@ class Membership:
         self._suspects = Suspects()
         self._joiner = Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s)
         self._notes = Notes()
+        self._duplicates = Duplicates()
         self._counts: Counter[str] = Counter()
         self._started = False
         self._gossip_at = 0.0
@@ -106,6 +108,10 @@ class Membership:
     def seeds(self) -> tuple[tuple[str, str], ...]:
         """Return each seed's address with its state, as `Joiner.states` explains them."""
         return self._joiner.states(reached=self._usable_addresses())
+
+    def duplicates(self) -> tuple[Duplicate, ...]:
+        """Return the other processes that were seen with this node's id, the one heard of last first."""
+        return self._duplicates.found()
 
     def statistics(self) -> MembershipStatistics:
         """Return counters and sizes."""
@@ -235,8 +241,8 @@ class Membership:
             effects += self._notes.warn_once("packet of another cluster", facts, about=(packet.sender,))
             return
         if packet.sender == own.id:
-            if packet.sender_address != own.address:
-                self._warn_of_duplicate(own.boot, packet.sender_address, effects)
+            if packet.sender_address != own.address:  # packets do not say their sender's boot
+                self._meet_duplicate(0, packet.sender_address, MemberState.ALIVE, now, effects)
             return
         for record in packet.updates:
             self._hear(record, now, effects)
@@ -295,8 +301,10 @@ class Membership:
             self._counts["records_refused"] += 1
             return
         theirs = message.records[0]
-        if theirs.id == self._own.record.id:  # we reached ourselves by another of our names, or there is a duplicate
-            self._hear(theirs, now, effects)
+        if theirs.id == self._own.record.id:
+            own = self._own.record
+            if (theirs.boot, theirs.address) != (own.boot, own.address):  # or we reached ourselves by another name
+                self._meet_duplicate(theirs.boot, theirs.address, theirs.state, now, effects)
             return
         for record in message.records:
             self._hear(doubt_death(record, self._table.get(record.id)), now, effects)
@@ -316,7 +324,7 @@ class Membership:
         """Merge one record, whoever it came from."""
         record, by = without_accuser(record), record.suspected_by
         if record.id == self._own.record.id:
-            self._hear_of_self(record, effects)
+            self._hear_of_self(record, now, effects)
             return
         if record == self._table.get(record.id):  # by far the most frequent case
             if record.state == MemberState.SUSPECT and self._suspects.confirm(record.id, by):
@@ -330,14 +338,14 @@ class Membership:
         if change is not None:
             self._settle(change, by, now, effects)
 
-    def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
+    def _hear_of_self(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
         match self._own.hear(record):
             case Answer.REFUTE:
                 self._counts["refutations"] += 1
                 self._health.on_refutation()
                 self._queue.put(self._own.record)
             case Answer.DUPLICATE:
-                self._warn_of_duplicate(record.boot, record.address, effects)
+                self._meet_duplicate(record.boot, record.address, record.state, now, effects)
             case Answer.NOTHING:
                 pass
 
@@ -435,9 +443,13 @@ class Membership:
         known = self._table.get(member)
         return known is not None and known.state == MemberState.DEAD
 
-    def _warn_of_duplicate(self, boot: int, address: str, effects: list[Effect]) -> None:
-        facts = (("id", self._own.record.id), ("boot", boot), ("address", address))
-        effects += self._notes.warn_once("duplicate node id", facts, about=(boot, address))
+    def _meet_duplicate(self, boot: int, address: str, state: int, now: float, effects: list[Effect]) -> None:
+        """Report another process with our id, once; and tell it of us, so that it can report us."""
+        own = self._own.record
+        facts = (("id", own.id), ("boot", boot), ("address", address), ("own_boot", own.boot))
+        effects += self._notes.warn_once("duplicate node id", facts, about=(address,))
+        if self._duplicates.heard(boot=boot, address=address, state=state, now=now):
+            effects.append(SendStream(address, PushPull(records=(own,), reply=False)))
 
     def _usable_addresses(self) -> frozenset[str]:
         return frozenset(record.address for record in self._table.usable())

@@ -1,5 +1,6 @@
 """One node: its core, its memory, its sockets, wired together in one nursery. Constructs; decides nothing."""
 
+import contextlib
 import secrets
 import socket
 import time
@@ -12,6 +13,7 @@ import trio
 
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError
+from p2pkv.identity import Identity
 from p2pkv.ledger import Held
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
@@ -47,27 +49,27 @@ class Agent:
         Raises:
             ConfigError: an address is wrong, or a bind needs `insecure`.
             CannotListen: a port or socket is taken.
-            FabricError: there is not enough memory. In all cases nothing stays bound or held.
+            FabricError: there is not enough memory.
+            LocalUseError: the folder of `node.state_dir` is damaged, or another daemon's. In all cases nothing stays
+                bound or held.
         """
         host, port = parse_address(config.node.bind, what="node.bind")
         for seed in config.node.join:
             parse_address(seed, what="node.join")
         _refuse_exposed(host, config)
         self.config: Final = config
-        self.local: Final = LocalSocket(config.node.socket)
-        try:
+        with contextlib.ExitStack() as made:
+            self.local: Final = LocalSocket(config.node.socket)
+            made.callback(self.local.close)
             udp, self._tcp = bind_both(host, port)
+            made.callback(self._tcp.close)
             self._datagrams = Datagrams(udp)
-            try:
-                self.tier: Final = HostTier(_whole_chunks(config))
-            except BaseException:
-                udp.close()
-                self._tcp.close()
-                raise
-        except BaseException:
-            self.local.close()
-            raise
-        self.me: Final = _own_record(config, self._tcp)
+            made.callback(self._datagrams.close)
+            self.identity: Final = Identity.of(config.node.state_dir, port=port)
+            made.callback(self.identity.close)
+            self.me: Final = _own_record(config, self._tcp, self.identity)
+            self.tier: Final = HostTier(_whole_chunks(config))
+            made.pop_all()
         self.metrics: Final = Metrics()
         self.log: Final = logger(config.log).bind(node=self.me.name)
         node = Node(config, self.me, Random(secrets.randbits(64)))
@@ -131,6 +133,7 @@ class Agent:
         self._tcp.close()
         self._datagrams.close()
         self.tier.close()
+        self.identity.close()
 
     def _link_lost(self, address: str, error: PeerError) -> None:
         self.runner.link_lost(address, error)  # the runner is made after the streams that report to it
@@ -238,7 +241,7 @@ def _refuse_exposed(host: str, config: Config) -> None:
         )
 
 
-def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
+def _own_record(config: Config, listener: socket.socket, identity: Identity) -> MemberRecord:
     """Return what this node says of itself at start."""
     host, port = listener.getsockname()[:2]
     address = format_address(host, port)
@@ -250,8 +253,8 @@ def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
             raise ConfigError(f"node.advertise is {config.node.advertise!r} ({exc})", hint="give an address") from exc
         address = format_address(str(numeric[0]), advertised_port or port)
     return MemberRecord(
-        id=secrets.token_hex(8),
-        boot=time.time_ns() // 1_000_000,
+        id=identity.id,
+        boot=identity.boot,
         incarnation=0,
         state=MemberState.ALIVE,
         name=config.node.name or f"{socket.gethostname()[:48]}:{port}",

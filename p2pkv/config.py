@@ -104,6 +104,17 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     metrics: Annotated[str, Meta(description="`host:port` for Prometheus to scrape. Empty: no listener.")] = ""
+    state_dir: Annotated[
+        str,
+        Meta(
+            description=(
+                "Folder, mode 0700, in which this node's id and its last boot number are kept, so that it is the same member "
+                "after a restart. `auto`: `p2pkv/PORT` in `$XDG_STATE_HOME` or `~/.local/state`, PORT that of `bind`; with "
+                "port 0 nothing is kept. Empty: nothing is kept, and every start is a new member. Never copy it to a "
+                "second node."
+            )
+        ),
+    ] = "auto"
 
 
 class MeshConfig(Section, frozen=True, kw_only=True):
@@ -515,6 +526,18 @@ def default_socket(environment: Mapping[str, str] | None = None) -> Path:
         return Path(named)
     runtime = variables.get("XDG_RUNTIME_DIR")
     return Path(runtime, "p2pkv", "p2pkv.sock") if runtime else Path(f"/tmp/p2pkv-{os.getuid()}/p2pkv.sock")  # noqa: S108 - the folder is made 0700 and its owner is checked
+
+
+def default_state_dir(port: int, environment: Mapping[str, str] | None = None) -> Path:
+    """Return where a node that binds `port` keeps its identity unless a setting says otherwise.
+
+    The port tells two nodes of one machine apart; it is also what stays when a node is renamed.
+    """
+    variables = os.environ if environment is None else environment
+    state = variables.get("XDG_STATE_HOME", "")
+    if not state.startswith("/"):  # the XDG specification has a relative one ignored
+        state = str(Path(variables.get("HOME", "") or "/", ".local", "state"))
+    return Path(state, "p2pkv", str(port))
 
 
 def _from_file(file: Path) -> dict[str, Any]:

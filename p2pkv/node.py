@@ -141,6 +141,7 @@ class Node:
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0
         self._ring: Ring | None = None
+        self._boots: dict[str, int] = {}  # of the usable members
         self._unknown_senders = 0
         self._refused_leases = 0
 
@@ -353,7 +354,7 @@ class Node:
                     out.append(effect)
                     self._ring = None
                     out += self._route(self.summaries.on_member(record, now), now)
-                    if record.state >= MemberState.DEAD:
+                    if self._has_ended(record):
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
                         self.ledger.release_holder(_peer(record.id))
@@ -366,6 +367,15 @@ class Node:
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
         return tuple(out)
+
+    def _has_ended(self, record: MemberRecord) -> bool:
+        """Whether a member's process is gone: it died, it left, or another start of it has taken its place."""
+        if record.state >= MemberState.DEAD:
+            self._boots.pop(record.id, None)
+            return True
+        before = self._boots.get(record.id, record.boot)
+        self._boots[record.id] = record.boot
+        return record.boot != before
 
     def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:
         """Return why a fetch brought no more: the way of the first block that is missing, or the plan's own reason."""

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"effects"}),
     frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
     frozenset({"node"}),
-    frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket"}),
+    frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket", "identity"}),
     frozenset({"staging", "runner"}),
     frozenset({"client", "transfer", "local_server"}),
     frozenset({"connectors", "agent"}),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--join", multiple=True, metavar="HOST:PORT", help="Any member of the mesh; may be given several times.")
 @click.option("--socket", default=None, help="Where engines and the command line reach it.")
 @click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
+@click.option("--state-dir", default=None, help="Where its id is kept over restarts; '' keeps none. [default: auto]")
 @click.option("--zone", default=None, help="Rack or zone.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
 @click.option("--insecure", is_flag=True, default=None, help="Allow a --bind that other machines reach, unencrypted.")
@@ -50,7 +51,7 @@ def serve(
         "log_format": "log.format",
         **{
             name: f"node.{name}"
-            for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure")
+            for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure", "state_dir")
         },
     }
     dotted: dict[str, object] = {names[name]: value for name, value in flags.items() if value is not None}

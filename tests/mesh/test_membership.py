@@ -38,8 +38,9 @@ def packet(*updates: MemberRecord, sender: str = "b", body: DatagramBody | None 
 class Node:
     """A membership that has started at 0 and knows the members named."""
 
-    def __init__(self, known: str = "", *, join: tuple[str, ...] = ()) -> None:
-        self.core = Membership(me=record("me"), cluster="c", config=MeshConfig(), join=join, random=Random(0))
+    def __init__(self, known: str = "", *, join: tuple[str, ...] = (), me: MemberRecord | None = None) -> None:
+        me = me or record("me")
+        self.core = Membership(me=me, cluster="c", config=MeshConfig(), join=join, random=Random(0))
         self.core.on_time(0.0)
         for member in known:
             self.hear(packet(record(member), sender=member))
@@ -231,6 +232,31 @@ def test_a_packet_from_a_second_process_with_our_id_is_warned_of_and_ignored() -
     assert warnings(node.hear(twin)) == ["duplicate node id"]
     assert node.hear(packet(record("d"), sender="me")) == ()
     assert node.state("d") is None
+
+
+def test_a_second_process_with_our_id_that_we_only_hear_of_is_told_of_us_and_reports_us_in_its_turn() -> None:
+    lesser, greater = record("me"), msgspec.structs.replace(record("me", boot=2), address="other:1")
+    effects = Node("b").hear(packet(greater), 1.0)
+    (telling,) = [effect for effect in effects if isinstance(effect, SendStream)]
+    assert (telling.address, telling.message) == ("other:1", PushPull(records=(lesser,), reply=False))
+    other = Node(me=greater)
+    assert isinstance(telling.message, PushPull)
+    assert warnings(other.hear(telling.message, 1.0)) == ["duplicate node id"]
+    assert [(one.address, one.boot) for one in other.core.duplicates()] == [("me:1", 1)]
+    assert other.core.member("me") == greater
+
+
+def test_of_an_earlier_life_of_ours_there_is_nothing_to_report_but_if_it_speaks_it_is_no_earlier_life() -> None:
+    node, earlier = Node(me=record("me", boot=2)), msgspec.structs.replace(record("me"), address="other:1")
+    assert warnings(node.hear(packet(earlier))) == []
+    assert node.core.duplicates() == ()
+    assert warnings(node.hear(PushPull(records=(earlier,), reply=True))) == ["duplicate node id"]
+
+
+def test_a_list_that_we_sent_to_ourselves_by_another_name_is_no_second_process() -> None:
+    node = Node("b")
+    assert warnings(node.hear(PushPull(records=(record("me"), record("b")), reply=True))) == []
+    assert node.core.duplicates() == ()
 
 
 def test_records_that_could_not_travel_on_are_refused() -> None:
