@@ -21,7 +21,9 @@ MEMBERS_MAX: Final = 8192
 RECORD_BYTES_MAX: Final = 512
 """Larger records are refused. With it a packet's own fields and one update always fit a datagram (`gossip`)."""
 
-Rank: TypeAlias = tuple[int, int, int, str, str, str, str, int]
+Rank: TypeAlias = tuple[
+    int, int, int, str, str, str, str, int, str, tuple[str, ...], tuple[int, ...], int, int, tuple[str, ...]
+]
 
 
 class MemberState(IntEnum):
@@ -54,6 +56,12 @@ def rank(record: MemberRecord) -> Rank:
         record.host_id,
         record.zone,
         record.offered_bytes,
+        record.rack,
+        record.also_at,
+        record.tier_bytes,
+        record.protocol_min,
+        record.protocol_max,
+        record.weights,
     )
 
 

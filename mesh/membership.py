@@ -6,6 +6,7 @@ Everything that leaves goes through the `Outbox`. What is left to do here is to 
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from random import Random
 from typing import Final, TypeAlias
 
@@ -13,11 +14,14 @@ import msgspec
 
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.errors import LocalUseError
+from p2pkv.mesh.announcements import Announcements, Described
 from p2pkv.mesh.chance import pick
 from p2pkv.mesh.duplicates import Duplicate, Duplicates
 from p2pkv.mesh.gossip import GossipQueue, retransmit_limit
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.join import Joiner
+from p2pkv.mesh.loads import Load, Loads
 from p2pkv.mesh.members import (
     RECORD_BYTES_MAX,
     Change,
@@ -28,6 +32,7 @@ from p2pkv.mesh.members import (
     with_accuser,
     without_accuser,
 )
+from p2pkv.mesh.metadata import addresses, further_tiers, weights_texts
 from p2pkv.mesh.notes import Notes
 from p2pkv.mesh.outbox import Outbox
 from p2pkv.mesh.own import Answer, OwnRecord
@@ -84,6 +89,8 @@ class Membership:
         self._joiner = Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s)
         self._notes = Notes()
         self._duplicates = Duplicates()
+        self._announcements = Announcements()
+        self._loads = Loads()
         self._counts: Counter[str] = Counter()
         self._started = False
         self._gossip_at = 0.0
@@ -108,6 +115,15 @@ class Membership:
     def seeds(self) -> tuple[tuple[str, str], ...]:
         """Return each seed's address with its state, as `Joiner.states` explains them."""
         return self._joiner.states(reached=self._usable_addresses())
+
+    def load_of(self, member: str) -> Load | None:
+        """Return what another member last said of its load; None if it was not heard from."""
+        return self._loads.of(member)
+
+    @property
+    def own_load(self) -> int:
+        """What this node says of its load, percent."""
+        return self._own.load
 
     def duplicates(self) -> tuple[Duplicate, ...]:
         """Return the other processes that were seen with this node's id, the one heard of last first."""
@@ -155,6 +171,7 @@ class Membership:
             self._push_pull_at,
             self._dead_contact_at,
             self._table.next_deadline(),
+            self._announcements.next_deadline(),
         )
 
     def on_time(self, now: float) -> tuple[Effect, ...]:
@@ -165,6 +182,7 @@ class Membership:
             self._start(now)
         effects: list[Effect] = []
         self._forgive_stall(now)
+        effects += self._announce(now)
         for step in self._prober.on_time(now):
             self._probe(step, now, effects)
         for relay in self._relays.due(now):
@@ -214,11 +232,42 @@ class Membership:
         self._joiner.on_link_lost(address)
         return ()
 
-    def update_self(self, now: float, *, offered_bytes: int) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
-        """Tell the others how much memory this node offers. It rides along from the next packet on."""
-        if not self._own.left and self._own.offer(offered_bytes):
-            self._queue.put(self._own.record)
-        return ()
+    def update_self(
+        self,
+        now: float,
+        *,
+        offered: Mapping[str, int] | None = None,
+        weights: Mapping[str, str] | None = None,
+        load: int | None = None,
+    ) -> tuple[Effect, ...]:
+        """Say something new of this node. What is not given stays; it may be called at every turn of a loop.
+
+        Args:
+            now: on the scale of `on_time`, seconds.
+            offered: tier -> bytes. Told if it changed by more than `OFFER_SHARE`, at most once per `UPDATE_PERIOD_S`.
+            weights: weights id -> epoch, at most `WEIGHTS_MAX` of them; told at the same rate.
+            load: percent. It goes with every packet from now on.
+
+        Raises:
+            LocalUseError: the record would be too large to travel; nothing was changed.
+        """
+        if self._own.left:
+            return ()
+        if load is not None:
+            self._own.load = min(100, max(0, load))
+        if offered is not None or weights is not None:
+            said = Described.of(self._own.record)
+            before = self._announcements.pending or said
+            wanted = Described(
+                before.offered_bytes if offered is None else sum(offered.values()),
+                before.tier_bytes if offered is None else further_tiers(offered),
+                before.weights if weights is None else weights_texts(weights),
+            )
+            size = record_bytes(wanted.on(self._own.record))
+            if size > RECORD_BYTES_MAX:
+                raise LocalUseError(f"this node's record would take {size} bytes, limit {RECORD_BYTES_MAX}")
+            self._announcements.want(said, wanted)
+        return self._announce(now)
 
     def leave(self, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
         """Say goodbye and fall silent for good. The shell sends the effects and may stop.
@@ -246,6 +295,9 @@ class Membership:
             return
         for record in packet.updates:
             self._hear(record, now, effects)
+        sender = self._table.get(packet.sender)
+        if sender is not None and is_usable(sender):
+            self._loads.heard(packet.sender, packet.load, now)
         answered = self._answer(packet, now, effects)
         if not answered and self._is_dead(packet.sender):
             effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip()))
@@ -359,6 +411,7 @@ class Membership:
         else:
             self._prober.remove(record.id)
             self._outbox.forget(record.id)
+            self._loads.forget(record.id)
         if record.state == MemberState.SUSPECT:
             self._start_suspicion(record.id, by, now)
         else:
@@ -451,8 +504,16 @@ class Membership:
         if self._duplicates.heard(boot=boot, address=address, state=state, now=now):
             effects.append(SendStream(address, PushPull(records=(own,), reply=False)))
 
+    def _announce(self, now: float) -> tuple[Effect, ...]:
+        """Have what is new of this node ride along, if it is time."""
+        described = self._announcements.due(now)
+        if described is None or not self._own.describe(described):
+            return ()
+        self._queue.put(self._own.record)
+        return (MemberChanged(self._own.record, MemberState.ALIVE),)
+
     def _usable_addresses(self) -> frozenset[str]:
-        return frozenset(record.address for record in self._table.usable())
+        return frozenset(address for record in self._table.usable() for address in addresses(record))
 
     def __repr__(self) -> str:
         own = self._own.record

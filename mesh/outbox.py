@@ -120,7 +120,14 @@ class Outbox:
 
     def _packet(self, body: DatagramBody, updates: tuple[MemberRecord, ...] = ()) -> Packet:
         own = self._own.record
-        return Packet(cluster=self._cluster, sender=own.id, sender_address=own.address, body=body, updates=updates)
+        return Packet(
+            cluster=self._cluster,
+            sender=own.id,
+            sender_address=own.address,
+            body=body,
+            updates=updates,
+            load=self._own.load,
+        )
 
     def _must_know(self, member: str) -> tuple[MemberRecord, ...]:
         """Return what `member` has to hear: that it is doubted, so that it can refute; who we are, if it is new.

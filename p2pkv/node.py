@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final, TypeAlias
 
+import msgspec
+
 from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
@@ -21,6 +23,7 @@ from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
 from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
+from p2pkv.mesh.metadata import speaks_with_us
 from p2pkv.mesh.ring import Ring
 from p2pkv.planner import Cost, Plan, plan
 from p2pkv.transport.wire import (
@@ -319,6 +322,12 @@ class Node:
             self._ring = Ring({record.id: max(1, record.offered_bytes) for record in usable})
         return self._ring
 
+    def update_self(
+        self, now: float, *, offered: Mapping[str, int] | None = None, load: int | None = None
+    ) -> tuple[Effect, ...]:
+        """Say what this node offers by tier, bytes, and how busy it is, percent; see `Membership.update_self`."""
+        return self._route(self.membership.update_self(now, offered=offered, load=load), now)
+
     def leave(self, now: float) -> tuple[Effect, ...]:
         """Say goodbye, so that nobody has to find out."""
         return self._route(self.membership.leave(now), now)
@@ -343,7 +352,9 @@ class Node:
 
     def _usable(self, peer: str) -> MemberRecord | None:
         record = self.membership.member(peer)
-        return record if record is not None and record.state <= MemberState.SUSPECT and peer != self.id else None
+        if record is None or record.state > MemberState.SUSPECT or peer == self.id:
+            return None
+        return record if speaks_with_us(record) else None
 
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
@@ -353,7 +364,13 @@ class Node:
                 case MemberChanged(record=record):
                     out.append(effect)
                     self._ring = None
-                    out += self._route(self.summaries.on_member(record, now), now)
+                    # Whoever speaks no version of ours would refuse our streams: it is no reader, and nothing is read.
+                    exchanged = (
+                        record
+                        if speaks_with_us(record)
+                        else msgspec.structs.replace(record, state=int(MemberState.DEAD))
+                    )
+                    out += self._route(self.summaries.on_member(exchanged, now), now)
                     if self._has_ended(record):
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)

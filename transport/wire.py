@@ -23,6 +23,13 @@ DATAGRAM_BYTES_MAX: Final = 1400
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
+ALSO_AT_MAX: Final = 3
+"""Further addresses of one member."""
+TIERS_MAX: Final = 8
+"""Tiers besides host memory that one member offers."""
+WEIGHTS_MAX: Final = 4
+"""Weights that one member's engines compute with."""
+WEIGHTS_CHARACTERS_MAX: Final = 96
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
@@ -32,11 +39,14 @@ BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Percent: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
 NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 OptionalNodeId: TypeAlias = Annotated[str, Meta(max_length=64)]
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Address: TypeAlias = Annotated[str, Meta(max_length=270)]
 """`host:port`, or `[v6]:port`."""
+WeightsEpoch: TypeAlias = Annotated[str, Meta(min_length=1, max_length=WEIGHTS_CHARACTERS_MAX)]
+"""`weights_id=weights_epoch`, as in `p2pkv.blocks.Namespace`."""
 Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
 """Many keys as one field."""
 Bitmap: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX // 8)]
@@ -69,6 +79,17 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Memory the node offers to the mesh over all tiers; its weight on the ring."""
     suspected_by: OptionalNodeId = ""
     """Of a suspect: a member that got no answer from it. Suspicions by different members confirm each other."""
+    rack: Name = ""
+    """Where in its zone the node stands; empty when unknown."""
+    also_at: Annotated[tuple[Address, ...], Meta(max_length=ALSO_AT_MAX)] = ()
+    """Further addresses that lead to the node, the best first."""
+    tier_bytes: Annotated[tuple[Count, ...], Meta(max_length=TIERS_MAX)] = ()
+    """Of `offered_bytes`, what is not in host memory: by tier, in the order of `p2pkv.mesh.metadata.FURTHER_TIERS`."""
+    protocol_min: Small = 1
+    """With `protocol_max`, the versions the node speaks."""
+    protocol_max: Small = 1
+    weights: Annotated[tuple[WeightsEpoch, ...], Meta(max_length=WEIGHTS_MAX)] = ()
+    """What the node's engines compute with, as far as it was told."""
 
 
 Updates: TypeAlias = Annotated[tuple[MemberRecord, ...], Meta(max_length=64)]
@@ -123,6 +144,9 @@ class Packet(Message, tag=5, frozen=True):
     sender_address: Address
     body: DatagramBody
     updates: Updates = ()
+    load: Percent = 0
+    """How busy the sender is with serving blocks. It rides here and not in the sender's record because it changes all the
+    time: news of a record travels to everybody, and this byte to whoever is written to anyway."""
 
 
 class PushPull(Message, tag=6, frozen=True):

@@ -288,7 +288,7 @@ def test_two_halves_find_each_other_again() -> None:
 
 def test_what_a_node_offers_reaches_everybody() -> None:
     mesh = grown(10)
-    mesh.nodes["n6"].update_self(mesh.now, offered_bytes=2**30)
+    mesh.nodes["n6"].update_self(mesh.now, offered={"host": 2**30})
 
     def told() -> bool:
         records = [node.member("n6") for node in mesh.nodes.values()]

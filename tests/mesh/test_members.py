@@ -20,6 +20,12 @@ records = st.builds(
     host_id=text,
     zone=text,
     offered_bytes=few,
+    rack=text,
+    also_at=st.sampled_from([(), ("a",), ("b",)]),
+    tier_bytes=st.sampled_from([(), (1,), (0, 1)]),
+    protocol_min=few,
+    protocol_max=few,
+    weights=st.sampled_from([(), ("w=1",), ("w=2",)]),
 )
 
 

@@ -3,11 +3,14 @@
 from random import Random
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.errors import LocalUseError
+from p2pkv.mesh.loads import Load
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Effect, Membership
 from p2pkv.transport.wire import (
@@ -273,14 +276,72 @@ def test_a_later_life_of_a_member_is_a_change_and_a_mere_incarnation_is_none() -
     assert changes(node.hear(packet(record("b", boot=2)))) == [("b", ALIVE, ALIVE)]
 
 
+def own(node: Node) -> MemberRecord:
+    return node.core.members()[0]
+
+
 def test_a_new_offer_is_told_and_an_old_one_is_not() -> None:
     node = Node("b")
     node.run(0.0, 2.0)
-    node.core.update_self(2.0, offered_bytes=5)
-    (member, *_) = node.core.members()
-    assert (member.offered_bytes, member.incarnation) == (5, 1)
-    node.core.update_self(2.0, offered_bytes=5)
-    assert node.core.members()[0] == member
+    assert changes(node.core.update_self(2.0, offered={"host": 5})) == [("me", ALIVE, ALIVE)]
+    assert (own(node).offered_bytes, own(node).incarnation) == (5, 1)
+    assert node.core.update_self(2.0, offered={"host": 5}) == ()
+    assert own(node).incarnation == 1
+
+
+def test_what_changes_all_the_time_is_told_once_a_minute() -> None:
+    node = Node("b")
+    for second in range(150):
+        node.core.update_self(float(second), offered={"host": 2**30 * (1 + second % 2), "disk": second})
+        node.run(float(second), second + 0.9, answering=True)
+    assert own(node).incarnation == 3
+
+
+def test_what_was_said_last_is_told_when_its_time_has_come_though_nobody_says_it_again() -> None:
+    node = Node("b")
+    node.core.update_self(0.0, offered={"host": 100})
+    node.core.update_self(1.0, offered={"host": 200})
+    node.core.update_self(2.0, weights={"llama": "7"})
+    assert own(node).offered_bytes == 100
+    node.run(2.0, 61.0, answering=True)
+    assert (own(node).offered_bytes, own(node).weights, own(node).incarnation) == (200, ("llama=7",), 2)
+
+
+def test_a_small_change_of_the_offer_is_kept_to_ourselves() -> None:
+    node = Node("b")
+    node.core.update_self(0.0, offered={"host": 1600})
+    node.core.update_self(100.0, offered={"host": 1500})
+    assert own(node).offered_bytes == 1600
+    node.core.update_self(100.0, offered={"host": 1499})
+    assert own(node).offered_bytes == 1499
+
+
+def test_a_load_goes_with_every_packet_and_is_no_news() -> None:
+    node = Node("b")
+    node.core.update_self(1.0, load=130)
+    assert own(node).incarnation == 0
+    (reply,) = node.hear(packet(body=Ping(seq=1, target="me")), 1.0)
+    assert isinstance(reply, SendDatagram)
+    assert reply.packet.load == 100
+
+
+def test_the_load_of_a_member_is_what_it_said_last_and_is_forgotten_with_it() -> None:
+    node = Node("b")
+    assert node.core.load_of("d") is None
+    node.hear(msgspec.structs.replace(packet(), load=40), 3.0)
+    node.hear(msgspec.structs.replace(packet(sender="stranger"), load=50), 3.0)
+    assert node.core.load_of("b") == Load(40, 3.0)
+    assert node.core.load_of("stranger") is None
+    node.hear(packet(record("b", incarnation=1, state=LEFT)), 4.0)
+    assert node.core.load_of("b") is None
+
+
+def test_more_than_a_record_holds_is_refused_and_changes_nothing() -> None:
+    node = Node("b")
+    for weights in ({str(i): "1" for i in range(5)}, {"w" * 96: "1"}, {"é" * 94: "1", "ü" * 94: "2", "ö" * 94: "3"}):
+        with pytest.raises(LocalUseError):
+            node.core.update_self(1.0, weights=weights)
+    assert own(node) == record("me")
 
 
 def test_the_first_packets_to_a_new_member_introduce_us_though_our_record_is_old_news() -> None:

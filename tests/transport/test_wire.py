@@ -133,14 +133,19 @@ def test_messages_of_earlier_versions_are_still_read(golden: dict[str, Any]) -> 
     data = bytes.fromhex(golden["example"])
     message = msgspec.msgpack.decode(data, type=kind.cls)
     if "MemberRecord" not in str(golden["fields"]):  # which may have grown in the middle of what holds it
-        assert msgspec.msgpack.encode(message)[1:].startswith(data[1:])
+        assert fields_of(msgspec.msgpack.encode(message)).startswith(fields_of(data))
+
+
+def fields_of(array: bytes) -> bytes:
+    """Return an array without its head, which says how many they are: one byte for up to 15 of them, or three."""
+    return array[3:] if array[0] == 0xDC else array[1:]
 
 
 def test_bytes_on_the_wire_are_frozen() -> None:
     assert encode(LeaseRelease(7)) == b"\x92\x0c\x07"
     assert encode(SummaryRequest()) == b"\x91\x09"
     packet = Packet("c", "n", "1.2.3.4:5", Ping(6, "t"))
-    assert encode(packet) == b"\x96\x05\xa1c\xa1n\xa91.2.3.4:5\x93\x01\x06\xa1t\x90"
+    assert encode(packet) == b"\x97\x05\xa1c\xa1n\xa91.2.3.4:5\x93\x01\x06\xa1t\x90\x00"
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.cls.__name__)
