@@ -1,32 +1,63 @@
 """Whom to ask to be let in, and when to ask again.
 
 Seeds are asked until any member has answered, and again whenever this node is alone: a node that outlives all others
-must find them when they come back. They are never trusted for more than that; who is a member is decided by merging.
+must find them when they come back. A seed that is found later, by a source, is asked when it is found; one that could
+not be reached, or at whose address a member died, is asked from time to time, because another part of the mesh may be
+behind it. They are never trusted for more than that; who is a member is decided by merging.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from math import inf
 from typing import Final
 
 BACKOFF_MAX: Final = 16
 """The wait between two rounds doubles up to this many times the first."""
+SEEDS_MAX: Final = 256
+"""Seeds at a time, those of the configuration first; more are not taken and counted."""
+RETRY_MIN_S: Final = 5.0
+"""First wait before a lost seed is asked again by a node that is not alone. Longer than a connection may take to open,
+so that a failure is known by then."""
+RETRY_MAX_S: Final = 16.0
+"""It doubles up to this. Two parts of a mesh whose network is whole again meet within this time at a seed."""
+_LOST: Final = ("unreachable", "gone")
 
 
 class Joiner:
     """The seeds, what became of asking them, and the time of the next round."""
 
-    def __init__(self, *, seeds: tuple[str, ...], own_address: str, retry_s: float) -> None:
-        self._seeds = tuple(dict.fromkeys(seeds))
-        self._own_address = own_address
+    def __init__(self, *, seeds: tuple[str, ...], own_addresses: tuple[str, ...], retry_s: float) -> None:
+        """`own_addresses` are those that lead to this node itself."""
+        self._named = tuple(dict.fromkeys(seeds))
+        self._seeds = self._named
+        self._own_addresses = own_addresses
         self._retry_s = retry_s
         self._wait_s = retry_s
         self._seeking = bool(self._seeds)
         self._next_round_at = 0.0
+        self._new_at = inf
+        self._retry_at = inf
+        self._retry_wait_s = RETRY_MIN_S
         self._states: dict[str, str] = dict.fromkeys(self._seeds, "waiting")
-        self._asked_again: set[str] = set()  # of those shown as unreachable
+        self._asked_again: set[str] = set()  # of those shown as lost
+        self.refused = 0
+        """Addresses that were found and not taken, because there were `SEEDS_MAX`."""
 
     def start(self, now: float) -> None:
         """Make the first round due at once."""
         self._next_round_at = now
+
+    def find(self, addresses: Iterable[str], now: float) -> None:
+        """Have `addresses` be the seeds besides the configured ones, in place of those that were found before."""
+        seeds = tuple(dict.fromkeys((*self._named, *addresses)))
+        self.refused += max(0, len(seeds) - SEEDS_MAX)
+        self._seeds = seeds[:SEEDS_MAX]
+        new = [seed for seed in self._seeds if seed not in self._states]
+        self._states = {seed: self._states.get(seed, "waiting") for seed in self._seeds}
+        self._asked_again &= self._states.keys()
+        if new and self._seeking:
+            self._next_round_at, self._wait_s = now, self._retry_s
+        elif new:
+            self._new_at = now
 
     def seek(self, now: float) -> None:
         """Start asking again, because this node is alone. Harmless while it is asking anyway."""
@@ -36,53 +67,91 @@ class Joiner:
         self._wait_s = self._retry_s
         self._next_round_at = now + self._wait_s
 
-    def on_answer(self) -> None:
+    def on_answer(self, now: float) -> None:
         """Stop asking: a member has answered, be it a seed or somebody a seed sent.
 
         Which seed it was cannot be told, as a seed may be written by another name than its member's address; but those
         asked again without a new failure are no longer known to be unreachable.
         """
+        if not self._seeking:
+            return
         self._seeking = False
         self._states.update(dict.fromkeys(self._asked_again, "asked"))
         self._asked_again.clear()
+        self._plan_retry(now)
 
-    def on_link_lost(self, address: str) -> None:
-        """Note that a seed could not be reached; it is asked again in the next round."""
+    def on_link_lost(self, address: str, now: float) -> None:
+        """Note that a seed could not be reached; it is asked again."""
         if address in self._states:
             self._states[address] = "unreachable"
             self._asked_again.discard(address)
+            self._plan_retry(now)
+
+    def on_gone(self, addresses: Iterable[str], now: float) -> None:
+        """Note that a member with these addresses died or left; if one of them is a seed, it is asked again."""
+        for address in addresses:
+            if address in self._states:
+                self._states[address] = "gone"
+                self._asked_again.discard(address)
+                self._plan_retry(now)
 
     def next_deadline(self) -> float:
-        """When the next round is due; infinite while nobody has to be asked."""
-        return self._next_round_at if self._seeking else float("inf")
+        """When `on_time` or `retries` has something to say; infinite while nobody has to be asked."""
+        return self._next_round_at if self._seeking else min(self._new_at, self._retry_at)
 
     def on_time(self, now: float, *, reached: Container[str]) -> tuple[str, ...]:
         """Return the seeds to ask now: those not among the `reached` addresses of usable members, nor ourselves."""
-        if now < self.next_deadline():
-            return ()
-        self._next_round_at = now + self._wait_s
-        self._wait_s = min(2 * self._wait_s, BACKOFF_MAX * self._retry_s)
-        asked = tuple(seed for seed in self._seeds if seed != self._own_address and seed not in reached)
+        if self._seeking:
+            if now < self._next_round_at:
+                return ()
+            self._next_round_at = now + self._wait_s
+            self._wait_s = min(2 * self._wait_s, BACKOFF_MAX * self._retry_s)
+            asked = self._unreached(reached)
+        else:
+            if now < self._new_at:
+                return ()
+            asked = tuple(seed for seed in self._unreached(reached) if self._states[seed] == "waiting")
+        self._new_at = inf
         for seed in asked:
             # "unreachable" stays until something better is known: it is what a person at a lonely node has to read.
-            if self._states[seed] == "unreachable":
+            if self._states[seed] in _LOST:
                 self._asked_again.add(seed)
             else:
                 self._states[seed] = "asked"
         return asked
 
+    def retries(self, now: float, *, reached: Container[str]) -> tuple[str, ...]:
+        """Return the lost seeds to ask now by a node that is not alone. They need to hear of this node only."""
+        if self._seeking or now < self._retry_at:
+            return ()
+        for seed in self._asked_again:  # and no failure was reported since
+            self._states[seed] = "asked"
+        lost = tuple(seed for seed in self._unreached(reached) if self._states[seed] in _LOST)
+        self._asked_again = set(lost)
+        self._retry_wait_s = min(2 * self._retry_wait_s, RETRY_MAX_S) if lost else RETRY_MIN_S
+        self._retry_at = now + self._retry_wait_s if lost else inf
+        return lost
+
     def states(self, *, reached: Container[str]) -> tuple[tuple[str, str], ...]:
         """Return each seed with what became of it.
 
         "self"; "reached", a usable member has this address; "asked", and no failure was reported; "unreachable";
-        "waiting", not asked yet.
+        "gone", a member that had this address died or left; "waiting", not asked yet.
         """
 
         def state(seed: str) -> str:
-            if seed == self._own_address:
+            if seed in self._own_addresses:
                 return "self"
             if seed in reached:
                 return "reached"
             return self._states[seed]
 
         return tuple((seed, state(seed)) for seed in self._seeds)
+
+    def _unreached(self, reached: Container[str]) -> tuple[str, ...]:
+        return tuple(seed for seed in self._seeds if seed not in self._own_addresses and seed not in reached)
+
+    def _plan_retry(self, now: float) -> None:
+        if self._retry_at == inf and any(state in _LOST for state in self._states.values()):
+            self._retry_wait_s = RETRY_MIN_S
+            self._retry_at = now + RETRY_MIN_S

@@ -6,14 +6,14 @@ Everything that leaves goes through the `Outbox`. What is left to do here is to 
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Final, TypeAlias
 
 import msgspec
 
 from p2pkv.config import MeshConfig
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import LocalUseError
 from p2pkv.mesh.announcements import Announcements, Described
 from p2pkv.mesh.chance import pick
@@ -39,11 +39,12 @@ from p2pkv.mesh.own import Answer, OwnRecord
 from p2pkv.mesh.probe import Direct, Indirect, Prober, Silent, Step
 from p2pkv.mesh.push_pull import doubt_death, push_pull_scale
 from p2pkv.mesh.relay import Relays, nack_after_s
+from p2pkv.mesh.sources import Sources, SourceState, scheme_of
 from p2pkv.mesh.statistics import MembershipStatistics
 from p2pkv.mesh.suspicion import Suspects, confirmations_wanted, timeout_min_s
 from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Nack, Packet, Ping, PingRequest, PushPull
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note
+Effect: TypeAlias = SendDatagram | SendStream | Resolve | MemberChanged | Note
 
 DEAD_CONTACT_PERIOD_S: Final = 60.0
 """How often a dead member is tried, in case it was only cut off. foca announces itself to the dead every 65 s."""
@@ -86,7 +87,13 @@ class Membership:
         nack_s = nack_after_s(period_s=config.probe_period_s, timeout_s=config.probe_timeout_s)
         self._relays = Relays(keep_s=config.probe_period_s, nack_s=nack_s, sequence=sequence)
         self._suspects = Suspects()
-        self._joiner = Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s)
+        self._joiner = Joiner(
+            seeds=tuple(entry for entry in join if not scheme_of(entry)),
+            own_addresses=addresses(me),
+            retry_s=config.join_retry_s,
+        )
+        sources = tuple(entry for entry in join if scheme_of(entry))
+        self._sources = Sources(sources, retry_s=config.join_retry_s)
         self._notes = Notes()
         self._duplicates = Duplicates()
         self._announcements = Announcements()
@@ -115,6 +122,10 @@ class Membership:
     def seeds(self) -> tuple[tuple[str, str], ...]:
         """Return each seed's address with its state, as `Joiner.states` explains them."""
         return self._joiner.states(reached=self._usable_addresses())
+
+    def sources(self) -> tuple[SourceState, ...]:
+        """Return each source of seeds with what it gave and when it failed."""
+        return self._sources.states()
 
     def load_of(self, member: str) -> Load | None:
         """Return what another member last said of its load; None if it was not heard from."""
@@ -168,6 +179,7 @@ class Membership:
             self._relays.next_deadline(),
             self._gossip_at if self._outbox.has_news() else float("inf"),
             self._joiner.next_deadline(),
+            self._sources.next_deadline(alone=not self._table.usable()),
             self._push_pull_at,
             self._dead_contact_at,
             self._table.next_deadline(),
@@ -202,9 +214,15 @@ class Membership:
             # is dead, refutes, and answers with what its side believes; one pair that meets is enough for gossip.
             self._dead_contact_at = now + DEAD_CONTACT_PERIOD_S
             self._compare_lists_with_one_of(self._table.dead(), effects)
+        alone = not self._table.usable()
+        if now >= self._sources.next_deadline(alone=alone):
+            effects += [Resolve(source) for source in self._sources.due(now, alone=alone)]
         if now >= self._joiner.next_deadline():
-            for address in self._joiner.on_time(now, reached=self._usable_addresses()):
+            reached = self._usable_addresses()
+            for address in self._joiner.on_time(now, reached=reached):
                 effects += self._outbox.list_to(address, reply=True)
+            for address in self._joiner.retries(now, reached=reached):
+                effects.append(SendStream(address, PushPull(records=(self._own.record,), reply=True)))
         self._table.reap(now)
         self._seek_if_alone(now)
         return tuple(effects)
@@ -227,9 +245,37 @@ class Membership:
         self._seek_if_alone(now)
         return tuple(effects)
 
-    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+    def on_resolved(
+        self, source: str, addresses: tuple[str, ...], now: float, *, complaint: str = ""
+    ) -> tuple[Effect, ...]:
+        """Take the addresses that a source gave; `complaint` says what else it said that was no use."""
+        return self._heard_of_source(
+            source, now, lambda: self._sources.on_resolved(source, addresses, now, complaint=complaint)
+        )
+
+    def on_resolve_failed(self, source: str, reason: str, now: float) -> tuple[Effect, ...]:
+        """Take that a source could not be looked up. What it gave before stays."""
+        return self._heard_of_source(source, now, lambda: self._sources.on_failed(source, reason, now))
+
+    def _heard_of_source(self, source: str, now: float, take: Callable[[], None]) -> tuple[Effect, ...]:
+        """Have the seeds be those of now, and say so where a source begins or ceases to fail."""
+        before = self._sources.state(source)
+        take()
+        after = self._sources.state(source)
+        if before is None or after is None or self._own.left:
+            return ()
+        self._joiner.find(self._sources.addresses(), now)
+        began_to_fail = after.failures > 0 and before.failures == 0
+        if after.failed_at == now and (began_to_fail or after.reason != before.reason):
+            facts = (("source", source), ("reason", after.reason))
+            return (Note("source of seeds failed, it is tried again", facts, warning=True),)
+        if before.failures and not after.failures:
+            return (Note("source of seeds answers again", (("source", source), ("addresses", len(after.addresses)))),)
+        return ()
+
+    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
         """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
-        self._joiner.on_link_lost(address)
+        self._joiner.on_link_lost(address, now)
         return ()
 
     def update_self(
@@ -364,7 +410,7 @@ class Membership:
         if known is None:  # it was refused, and so is the answer
             return
         if is_usable(known):
-            self._joiner.on_answer()
+            self._joiner.on_answer(now)
         if message.reply:
             effects += self._outbox.list_to(theirs.address, reply=False)
         elif self._is_dead(theirs.id):
@@ -412,6 +458,7 @@ class Membership:
             self._prober.remove(record.id)
             self._outbox.forget(record.id)
             self._loads.forget(record.id)
+            self._joiner.on_gone(addresses(record), now)
         if record.state == MemberState.SUSPECT:
             self._start_suspicion(record.id, by, now)
         else:

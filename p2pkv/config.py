@@ -28,6 +28,8 @@ _SIZE_UNITS: Final = {
     "MB": 10**6,
     "GB": 10**9,
 }
+_LISTS: Final = ("join", "also_at", "weights")
+"""Fields that are lists, for which `a,b` may be written."""
 _PORT: Final = re.compile("[0-9]{1,5}")
 _SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*")
 
@@ -93,7 +95,37 @@ class NodeConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = ()
-    zone: Annotated[str, Meta(max_length=64, description="Rack or zone, told to the other members.")] = ""
+    zone: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description=(
+                "The part of the network this node stands in: a data centre, a row. Told to the other members, so that copies "
+                "can be kept apart and blocks fetched from near."
+            ),
+        ),
+    ] = ""
+    rack: Annotated[str, Meta(max_length=64, description="The rack in the zone. Told to the other members.")] = ""
+    also_at: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=3,
+            description=(
+                "Further `host:port` under which others reach this node: a second network, IPv6. Told to the other members. A "
+                "seed written so counts as reached while this node is a member."
+            ),
+        ),
+    ] = ()
+    weights: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=4,
+            description=(
+                "`weights_id=weights_epoch` of what this node's engines compute with. Told to the other members and shown; keys "
+                "differ by it anyway, so nothing depends on it."
+            ),
+        ),
+    ] = ()
     socket: Annotated[
         str,
         Meta(
@@ -590,7 +622,7 @@ def _readable(name: str, value: object) -> object:
     """Turn what people write, `4GiB` or `a,b`, into what the field holds."""
     if isinstance(value, str) and name.endswith("_bytes"):
         return parse_size(value)
-    if isinstance(value, str) and name == "join":
+    if isinstance(value, str) and name in _LISTS:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 

@@ -19,6 +19,7 @@ from p2pkv import __version__
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
 from p2pkv.ledger import Reservation
+from p2pkv.local_views import duplicate_views, member_views, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
@@ -36,7 +37,6 @@ from p2pkv.local_wire import (
     MatchRequest,
     MembersReply,
     MembersRequest,
-    MemberView,
     PublishReply,
     PublishRequest,
     ReleaseRequest,
@@ -81,6 +81,8 @@ class Served:
     """Name of the bulk transport, for the sources of fetched blocks."""
     started_at: float
     leave: Callable[[], None]
+    state_dir: str = ""
+    """Where id and boot number are kept, or nothing."""
 
 
 class LocalServer:
@@ -197,7 +199,7 @@ class _Session:
             case StatusRequest():
                 return self._served.runner.ask(self._status)
             case MembersRequest():
-                return MembersReply(self._served.runner.ask(self._members))
+                return MembersReply(self._served.runner.ask(lambda node: member_views(node, trio.current_time())))
             case LocateRequest(key=key):
                 return self._served.runner.ask(lambda node: _located(node, BlockKey(key)))
             case LeaveRequest():
@@ -325,23 +327,6 @@ class _Session:
                     self._served.metrics.integrity_failures.labels("staging").inc()
         return sum(results)
 
-    def _members(self, node: Node) -> tuple[MemberView, ...]:
-        views = [
-            MemberView(
-                id=record.id,
-                name=record.name,
-                address=record.address,
-                state=MemberState(record.state).name.lower(),
-                incarnation=record.incarnation,
-                zone=record.zone,
-                host_id=record.host_id,
-                offered_bytes=record.offered_bytes,
-                self=record.id == node.id,
-            )
-            for record in node.membership.members()
-        ]
-        return tuple(sorted(views, key=lambda view: (not view.self, view.name, view.id)))
-
     def _status(self, node: Node) -> StatusReply:
         served, figures = self._served, node.statistics()
         states: dict[str, int] = {}
@@ -376,6 +361,10 @@ class _Session:
                 **{f"blocks_{outcome}": number for outcome, number in sorted(figures.fetch.outcomes.items())},
             },
             counters=served.metrics.snapshot(),
+            boot=served.me.boot,
+            state_dir=served.state_dir,
+            duplicates=duplicate_views(node, trio.current_time()),
+            sources=source_views(node, trio.current_time()),
         )
 
     # -- bytes ---------------------------------------------------------------------------------------------------

@@ -191,12 +191,50 @@ class MemberView(msgspec.Struct, frozen=True, gc=False):
     host_id: str
     offered_bytes: int
     self: bool
+    boot: int = 0
+    rack: str = ""
+    also_at: tuple[str, ...] = ()
+    same_host: bool = False
+    """Whether it runs on the machine of this node."""
+    offered: dict[str, int] = {}
+    """Tier -> bytes; they add up to `offered_bytes`."""
+    load: int | None = None
+    """Percent, as the member last said; None if it was not heard from."""
+    load_age_s: float | None = None
+    protocol_min: int = 0
+    protocol_max: int = 0
+    compatible: bool = True
+    """Whether it speaks a version that this node speaks; otherwise it is not asked for blocks."""
+    weights: dict[str, str] = {}
+    """Weights id -> epoch."""
 
 
 class MembersReply(LocalMessage, tag=24, frozen=True):
     """Answer to `MembersRequest`, this node first, then by name."""
 
     members: tuple[MemberView, ...]
+
+
+class DuplicateView(msgspec.Struct, frozen=True, gc=False):
+    """Another process that uses this node's id; a map on the wire."""
+
+    address: str
+    boot: int
+    state: str
+    heard_age_s: float
+
+
+class SourceView(msgspec.Struct, frozen=True, gc=False):
+    """An entry of `node.join` that is looked up; a map on the wire."""
+
+    source: str
+    addresses: tuple[str, ...]
+    resolved_age_s: float | None
+    """Since it last gave something, or nothing without an error; None if it never did."""
+    failed_age_s: float | None
+    """Since it last failed; None if it never did."""
+    reason: str
+    """Of that failure."""
 
 
 class StatusReply(LocalMessage, tag=25, frozen=True):
@@ -217,6 +255,11 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     summary: dict[str, int | float]
     fetch: dict[str, int]
     counters: dict[str, float]
+    boot: int = 0
+    state_dir: str = ""
+    """Where id and boot number are kept, or nothing."""
+    duplicates: tuple[DuplicateView, ...] = ()
+    sources: tuple[SourceView, ...] = ()
 
 
 class LocateReply(LocalMessage, tag=26, frozen=True):

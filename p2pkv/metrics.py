@@ -48,6 +48,12 @@ class Metrics:
         self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
         self.evictions = Counter("p2pkv_evictions", "Blocks dropped to make room.", ["tier"], registry=registry)
         self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)
+        self.duplicate_ids = Gauge(
+            "p2pkv_duplicate_ids", "Other processes heard of with this node's id within ten minutes.", registry=registry
+        )
+        self.lookup_failures = Counter(
+            "p2pkv_discovery_failures", "Look-ups of entries of `node.join` that failed.", ["scheme"], registry=registry
+        )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 
     def snapshot(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ import msgspec
 
 from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import PinLimit
 from p2pkv.fetch import FetchEnded, Fetches, FetchStatistics, Outcome, StartTransfer
 from p2pkv.index.announce import reach
@@ -91,7 +91,7 @@ class NodeStatistics:
     refused_leases: int
 
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired
+Effect: TypeAlias = SendDatagram | SendStream | Resolve | MemberChanged | Note | StartTransfer | Acquired
 """What comes out of a node."""
 
 
@@ -200,6 +200,16 @@ class Node:
             if record.address == address:
                 effects += self._route(self._fetches.on_peer_lost(record.id, now), now)
         return effects
+
+    def on_resolved(
+        self, source: str, addresses: tuple[str, ...], now: float, *, complaint: str = ""
+    ) -> tuple[Effect, ...]:
+        """Take the addresses that a source of seeds gave, and a complaint about what else it said."""
+        return self._route(self.membership.on_resolved(source, addresses, now, complaint=complaint), now)
+
+    def on_resolve_failed(self, source: str, reason: str, now: float) -> tuple[Effect, ...]:
+        """Take that a source of seeds could not be looked up."""
+        return self._route(self.membership.on_resolve_failed(source, reason, now), now)
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
@@ -379,7 +389,7 @@ class Node:
                     acquire = self._acquires.pop(fetch_id)
                     acquire.reason = self._why_shorter(acquire, dict(failures))
                     out.append(self._finish(acquire, dict(sources), now))
-                case SendDatagram() | SendStream() | Note() | StartTransfer():
+                case SendDatagram() | SendStream() | Resolve() | Note() | StartTransfer():
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")

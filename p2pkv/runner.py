@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
@@ -50,6 +50,8 @@ class Runner:
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
+        self.on_resolve: Callable[[str], None] = _ignore
+        """Called to look up a source of seeds."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
         """Called when an engine's acquire is over."""
 
@@ -124,6 +126,8 @@ class Runner:
                     self._metrics.datagrams.labels("sent").inc()
                 case SendStream(address=address, message=message):
                     self._streams.send_nowait(address, message)
+                case Resolve(source=source):
+                    self.on_resolve(source)
                 case StartTransfer():
                     self.on_transfer(effect)
                 case Acquired():

@@ -22,10 +22,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
-    frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
+    frozenset({"mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
     frozenset({"node"}),
-    frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket", "identity"}),
-    frozenset({"staging", "runner"}),
+    frozenset(
+        {"transport", "tiers", "discovery", "local_wire", "block_file", "logs", "metrics", "local_socket", "identity"}
+    ),
+    frozenset({"staging", "runner", "local_views"}),
     frozenset({"client", "transfer", "local_server"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "testing", "cli"}),
@@ -57,7 +59,7 @@ STRANGERS = [
 """(who, whom) that the order alone would allow."""
 
 CORES = {
-    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "node"),
+    *("blocks", "effects", "slots", "ledger", "eviction", "links", "load", "planner", "fetch", "node"),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
 }
 OUTSIDE = {
@@ -68,7 +70,7 @@ OUTSIDE = {
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
-    *("transport.handshake", "transport.streams", "transport.tcp"),
+    *("transport.handshake", "transport.streams", "transport.tcp", "discovery"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

@@ -1,10 +1,14 @@
 """`p2pkv status`, `members`, `leave`: what a node is and whom it knows."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from p2pkv.cli.output import output_option, print_json, print_table, size_text, socket_option
+
+if TYPE_CHECKING:
+    from p2pkv.local_wire import SourceView
 
 
 @click.command(short_help="Show what the node believes of each member.")
@@ -21,11 +25,20 @@ def members(socket: Path | None, output: str) -> None:
     if output == "json":
         print_json({"members": [msgspec.to_builtins(view) for view in views]})
         return
+    columns = ("name", "state", "address", "where", "offers", "load", "id")
     rows = [
-        (f"{view.name} *" if view.self else view.name, view.state, view.address, size_text(view.offered_bytes), view.id)
+        (
+            f"{view.name} *" if view.self else view.name,
+            view.state if view.compatible else f"{view.state}, speaks {view.protocol_min} to {view.protocol_max}",
+            view.address,
+            "/".join(part for part in (view.zone, view.rack) if part) + (" (here)" if view.same_host else ""),
+            " + ".join(f"{size_text(count)} {tier}" for tier, count in view.offered.items()) or "nothing",
+            "" if view.load is None else f"{view.load} %",
+            view.id,
+        )
         for view in views
     ]
-    print_table("members (* this node)", ("name", "state", "address", "offers", "id"), rows)
+    print_table("members (* this node; here: on this machine)", columns, rows)
 
 
 @click.command(short_help="Show how the node is.")
@@ -52,16 +65,28 @@ def status(socket: Path | None, output: str) -> None:
         ("up", f"{reply.uptime_s:.0f} s"),
         ("protection", reply.protection),
         ("members", ", ".join(f"{number} {state}" for state, number in sorted(reply.members.items()))),
+        ("identity", f"kept in {reply.state_dir}" if reply.state_dir else "not kept: another id after a restart"),
         ("seeds", ", ".join(f"{seed}: {state}" for seed, state in sorted(reply.seeds.items())) or "none"),
+        *((view.source, _source_text(view)) for view in reply.sources),
         ("host tier", f"{size_text(tier['used_bytes'])} of {size_text(tier['capacity_bytes'])}"),
         ("blocks", f"{tier['blocks']} ({tier['pinned_blocks']} pinned, {tier['evictions']} evicted)"),
         ("summary", f"version {reply.summary['epoch']:.0f}.{reply.summary['seq']:.0f}"),
         ("fetches", f"{reply.fetch['fetches']} ({reply.fetch['in_flight']} blocks on their way)"),
     ]
+    rows[1:1] = [
+        ("warning", f"another node has this node's id: {view.address}, heard of {view.heard_age_s:.0f} s ago")
+        for view in reply.duplicates
+    ]
     print_table("status", ("", ""), rows)
     used = sorted((name, value) for name, value in reply.counters.items() if value)
     if used:
         print_table("counters", ("", ""), [(name, f"{value:.0f}") for name, value in used])
+
+
+def _source_text(view: "SourceView") -> str:
+    gave = ", ".join(view.addresses) or "nothing"
+    known = f"gave {gave}" if view.resolved_age_s is not None else "gave nothing yet"
+    return known + (f"; failed {view.failed_age_s:.0f} s ago: {view.reason}" if view.failed_age_s is not None else "")
 
 
 @click.command(short_help="Leave the mesh and stop the daemon.")

@@ -2,7 +2,7 @@ from p2pkv.mesh.join import Joiner
 
 
 def make_joiner(*seeds: str) -> Joiner:
-    joiner = Joiner(seeds=seeds, own_address="me:1", retry_s=0.5)
+    joiner = Joiner(seeds=seeds, own_addresses=("me:1",), retry_s=0.5)
     joiner.start(0.0)
     return joiner
 
@@ -28,7 +28,7 @@ def test_the_wait_doubles_up_to_sixteen_times_the_first() -> None:
 def test_one_answer_ends_the_asking() -> None:
     joiner = make_joiner("a:1", "b:1")
     joiner.on_time(0.0, reached=())
-    joiner.on_answer()
+    joiner.on_answer(99.0)
     assert joiner.next_deadline() == float("inf")
     assert joiner.on_time(99.0, reached=()) == ()
     assert joiner.states(reached={"b:1"}) == (("a:1", "asked"), ("b:1", "reached"))
@@ -37,7 +37,7 @@ def test_one_answer_ends_the_asking() -> None:
 def test_a_lonely_node_starts_again_with_the_short_wait() -> None:
     joiner = make_joiner("a:1")
     round_times(joiner, 5)
-    joiner.on_answer()
+    joiner.on_answer(99.0)
     joiner.seek(100.0)
     joiner.seek(100.2)
     assert joiner.next_deadline() == 100.5
@@ -48,11 +48,11 @@ def test_a_lost_link_is_shown_until_somebody_answers_after_the_seed_was_asked_ag
     joiner = make_joiner("a:1")
     assert joiner.states(reached=()) == (("a:1", "waiting"),)
     joiner.on_time(0.0, reached=())
-    joiner.on_link_lost("a:1")
-    joiner.on_link_lost("stranger:1")
+    joiner.on_link_lost("a:1", 0.0)
+    joiner.on_link_lost("stranger:1", 0.0)
     joiner.on_time(0.5, reached=())
     assert joiner.states(reached=()) == (("a:1", "unreachable"),)
-    joiner.on_answer()
+    joiner.on_answer(99.0)
     assert joiner.states(reached=()) == (("a:1", "asked"),)
 
 
@@ -60,8 +60,8 @@ def test_a_seed_that_failed_again_stays_unreachable_though_another_answers() -> 
     joiner = make_joiner("a:1", "b:1")
     for at in (0.0, 0.5):
         joiner.on_time(at, reached=())
-        joiner.on_link_lost("a:1")
-    joiner.on_answer()
+        joiner.on_link_lost("a:1", 0.0)
+    joiner.on_answer(99.0)
     assert joiner.states(reached={"b:1"}) == (("a:1", "unreachable"), ("b:1", "reached"))
 
 
