@@ -82,7 +82,7 @@ class Outbox:
 
         Source: memberlist's fallback ping over TCP. Without it a member dies of lost datagrams alone.
         """
-        must = self._must_know(member.id)
+        must = self._must_know(member.id, member.address)
         messages = [SendStream(member.address, self._packet(Gossip(), must))] if must else []
         return [*messages, SendStream(member.address, Ping(seq=seq, target=member.id))]
 
@@ -103,7 +103,7 @@ class Outbox:
         packet = self._packet(body)
         room = DATAGRAM_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
         updates: list[MemberRecord] = []
-        for record in (*first, *self._must_know(member)):
+        for record in (*first, *self._must_know(member, address)):
             size = record_bytes(record)
             if size <= room:
                 updates.append(record)
@@ -129,15 +129,18 @@ class Outbox:
             load=self._own.load,
         )
 
-    def _must_know(self, member: str) -> tuple[MemberRecord, ...]:
-        """Return what `member` has to hear: that it is doubted, so that it can refute; who we are, if it is new.
+    def _must_know(self, member: str, address: str) -> tuple[MemberRecord, ...]:
+        """Return what `member` at `address` has to hear.
+
+        That it is doubted, so that it can refute; who we are, if it is new; and what we believe of it if we know it at
+        another address: it may be a second process of that id, which nobody else writes to.
 
         Telling a suspect with the next ping instead of hoping for gossip is Lifeguard's buddy system, section IV-C; here
         every packet to a suspect tells.
         """
         must: list[MemberRecord] = []
         known = self._table.get(member)
-        if known is not None and known.state in self._told:
+        if known is not None and (known.state in self._told or known.address != address):
             must.append(known)
         left = self._introductions.get(member, 0)
         if left > 1:

@@ -53,7 +53,7 @@ def status(socket: Path | None, output: str) -> None:
     with Client.connect(socket, staging_bytes=0) as client:
         reply = client.status()
     if output == "json":
-        print_json(msgspec.structs.asdict(reply) | {"socket": str(client.socket_path)})
+        print_json(msgspec.to_builtins(msgspec.structs.asdict(reply)) | {"socket": str(client.socket_path)})
         return
     tier = reply.tier
     rows = [

@@ -6,6 +6,7 @@ the segment may announce anything: as everywhere here, what is found is asked an
 """
 
 import ipaddress
+import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -64,10 +65,13 @@ class MdnsResolver:
     def _start(self) -> "Zeroconf":
         from zeroconf import Error, InterfaceChoice, ServiceBrowser, Zeroconf
 
+        announcement = self._announcement()
         zeroconf: Zeroconf | None = None
         try:
+            if self._interface:
+                _check_interface(self._interface)
             zeroconf = Zeroconf(interfaces=[self._interface] if self._interface else InterfaceChoice.Default)
-            zeroconf.register_service(self._announcement())
+            zeroconf.register_service(announcement)
             ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[self._heard.on_change])
         except (OSError, Error, ValueError) as exc:
             if zeroconf is not None:
@@ -79,6 +83,8 @@ class MdnsResolver:
         from zeroconf import ServiceInfo
 
         host, port = parse_address(self._me.address)
+        if ipaddress.ip_address(host).is_unspecified:
+            raise LookupFailed(f"{self._me.address} is no address to announce: set node.advertise")
         name = self._heard.own
         return ServiceInfo(
             SERVICE_TYPE,
@@ -88,6 +94,13 @@ class MdnsResolver:
             server=f"{name.partition('.')[0]}.local.",
             properties={b"cluster": self._cluster},
         )
+
+
+def _check_interface(address: str) -> None:
+    """Raise OSError where no interface has `address`. Zeroconf does so too, and leaves its sockets open."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
 
 
 class _Heard:

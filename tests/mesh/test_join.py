@@ -1,4 +1,4 @@
-from p2pkv.mesh.join import Joiner
+from p2pkv.mesh.join import SEEDS_MAX, Joiner
 
 
 def make_joiner(*seeds: str) -> Joiner:
@@ -69,3 +69,90 @@ def test_without_seeds_nobody_is_ever_asked() -> None:
     joiner = make_joiner()
     joiner.seek(5.0)
     assert joiner.next_deadline() == float("inf")
+
+
+def test_a_seed_that_is_found_is_asked_at_once_and_one_that_is_known_is_not_asked_again() -> None:
+    joiner = make_joiner("a:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer(0.1)
+    joiner.find(("b:1", "a:1", "me:1"), 5.0)
+    assert joiner.next_deadline() == 5.0
+    assert joiner.on_time(5.0, reached={"a:1"}) == ("b:1",)
+    joiner.find(("b:1",), 6.0)
+    assert joiner.next_deadline() == float("inf")
+    assert joiner.states(reached={"a:1", "b:1"}) == (("a:1", "reached"), ("b:1", "reached"))
+
+
+def test_a_lonely_node_asks_a_seed_that_is_found_without_waiting_for_its_next_round() -> None:
+    joiner = make_joiner("a:1")
+    round_times(joiner, 6)
+    joiner.find(("b:1",), 16.0)
+    assert joiner.on_time(16.0, reached=()) == ("a:1", "b:1")
+    assert joiner.next_deadline() == 16.5
+
+
+def test_a_seed_that_its_source_no_longer_gives_is_forgotten_unless_it_was_configured() -> None:
+    joiner = make_joiner("a:1")
+    joiner.find(("b:1", "c:1"), 0.0)
+    joiner.find(("c:1", "a:1"), 1.0)
+    assert [seed for seed, _ in joiner.states(reached=())] == ["a:1", "c:1"]
+    joiner.find((), 1.0)
+    assert [seed for seed, _ in joiner.states(reached=())] == ["a:1"]
+
+
+def test_there_is_a_limit_to_seeds_and_the_configured_ones_come_first() -> None:
+    joiner = make_joiner("a:1")
+    joiner.find((f"b:{i}" for i in range(1, 1000)), 0.0)
+    assert len(joiner.states(reached=())) == SEEDS_MAX
+    assert joiner.states(reached=())[0][0] == "a:1"
+    assert joiner.refused == 1000 - SEEDS_MAX
+
+
+def settled() -> Joiner:
+    joiner = make_joiner("a:1", "b:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer(0.1)
+    return joiner
+
+
+def retry_times(joiner: Joiner, seed: str, count: int, *, fails: bool) -> list[float]:
+    found = []
+    for _ in range(count):
+        now = joiner.next_deadline()
+        assert joiner.on_time(now, reached={"b:1"}) == ()
+        assert joiner.retries(now, reached={"b:1"}) == (seed,)
+        found.append(now)
+        if fails:
+            joiner.on_link_lost(seed, now + 0.1)
+    return found
+
+
+def test_a_lost_seed_is_asked_from_time_to_time_by_a_node_that_is_not_alone() -> None:
+    joiner = settled()
+    joiner.on_gone(("a:1", "stranger:1"), 10.0)
+    assert retry_times(joiner, "a:1", 5, fails=True) == [15.0, 25.0, 41.0, 57.0, 73.0]
+    assert joiner.states(reached={"b:1"}) == (("a:1", "unreachable"), ("b:1", "reached"))
+
+
+def test_a_lost_seed_that_takes_the_question_is_lost_no_more() -> None:
+    joiner = settled()
+    joiner.on_link_lost("a:1", 10.0)
+    assert retry_times(joiner, "a:1", 1, fails=False) == [15.0]
+    assert joiner.retries(joiner.next_deadline(), reached={"b:1"}) == ()
+    assert joiner.states(reached=()) == (("a:1", "asked"), ("b:1", "asked"))
+    assert joiner.next_deadline() == float("inf")
+
+
+def test_a_lost_seed_whose_member_is_back_is_not_asked() -> None:
+    joiner = settled()
+    joiner.on_gone(("a:1",), 10.0)
+    assert joiner.retries(15.0, reached={"a:1", "b:1"}) == ()
+    assert joiner.next_deadline() == float("inf")
+
+
+def test_a_seed_that_was_lost_while_seeking_is_asked_again_afterwards() -> None:
+    joiner = make_joiner("a:1", "b:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_link_lost("a:1", 0.0)
+    joiner.on_answer(0.1)
+    assert retry_times(joiner, "a:1", 1, fails=True) == [5.0]

@@ -249,6 +249,16 @@ def test_a_second_process_with_our_id_that_we_only_hear_of_is_told_of_us_and_rep
     assert other.core.member("me") == greater
 
 
+def test_a_process_that_speaks_from_another_address_than_its_member_is_told_what_we_believe_of_that_member() -> None:
+    node = Node("b")
+    node.run(0.0, 20.0, answering=True)
+    ping = msgspec.structs.replace(packet(body=Ping(seq=1, target="me")), sender_address="copy:1")
+    for message, told in ((ping, True), (packet(body=Ping(seq=1, target="me")), False)):
+        (reply,) = node.hear(message, 30.0)
+        assert isinstance(reply, SendDatagram)
+        assert (record("b") in reply.packet.updates) == told
+
+
 def test_of_an_earlier_life_of_ours_there_is_nothing_to_report_but_if_it_speaks_it_is_no_earlier_life() -> None:
     node, earlier = Node(me=record("me", boot=2)), msgspec.structs.replace(record("me"), address="other:1")
     assert warnings(node.hear(packet(earlier))) == []
