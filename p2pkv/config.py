@@ -91,7 +91,9 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         Meta(
             max_length=64,
             description=(
-                "Addresses of any members, `host:port`. One that answers is enough; all are tried again until one does."
+                "Where to find any members: `host:port`, or a place to look for such: `dns://NAME:PORT`, `dns+srv://NAME`, "
+                "`mdns://`, `file://PATH`, `exec:COMMAND`. They add up. One that answers is enough; all are tried again until "
+                "one does, and places are looked at again for as long as the node runs. See the guide on discovery."
             ),
         ),
     ] = ()
@@ -157,7 +159,8 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "How often one random member is probed. Some member notices a dead one after 1.6 periods (e/(e-1), SWIM "
-                "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period."
+                "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period. memberlist's "
+                "`ProbeInterval`."
             )
         ),
     ] = 1.0
@@ -166,7 +169,7 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "How long a probed member has before others are asked to try. Choose a high quantile of the round trip; "
-                "shorter than `probe_period_s`."
+                "shorter than `probe_period_s`. SWIM section 3.1; memberlist's `ProbeTimeout`."
             )
         ),
     ] = 0.5
@@ -176,7 +179,8 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ge=0,
             le=16,
             description=(
-                "How many members are asked to probe a silent one. More tells a broken link from a dead node better."
+                "How many members are asked to probe a silent one, k of SWIM section 3.1. With loss p of a datagram, all k paths "
+                "fail with (1 - (1 - p)^4)^k; at 5 % and k = 3 that is 0.6 %. memberlist's `IndirectChecks`."
             ),
         ),
     ] = 3
@@ -186,8 +190,9 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ge=1,
             le=100,
             description=(
-                "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute. Higher: fewer false deaths, "
-                "later true ones."
+                "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute, the time in which gossip reaches all "
+                "n. Higher: fewer false deaths, later true ones. SWIM section 4.2; Lifeguard's alpha; memberlist's "
+                "`SuspicionMult`."
             ),
         ),
     ] = 4.0
@@ -227,7 +232,7 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             le=100,
             description=(
                 "How many times the plain time an unconfirmed suspicion lasts. Higher: a node that is cut off itself kills "
-                "fewer others. memberlist's `SuspicionMaxTimeoutMult`."
+                "fewer others. Lifeguard's beta; memberlist's `SuspicionMaxTimeoutMult`."
             ),
         ),
     ] = 6.0
@@ -255,7 +260,9 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ge=1,
             le=32,
             description=(
-                "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go."
+                "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go. Higher: "
+                "fewer nodes that hear of it only by comparing lists; bytes grow with it. Lambda of SWIM section 4.1; "
+                "memberlist's `RetransmitMult`."
             ),
         ),
     ] = 4
@@ -263,25 +270,40 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description=(
-                "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes."
+                "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes. Everybody has "
+                "heard after about log(n) / log(1 + `gossip_fanout`) times this. memberlist's `GossipInterval`."
             )
         ),
     ] = 0.2
-    gossip_fanout: Annotated[int, Meta(ge=1, le=16, description="Members told per `gossip_period_s`.")] = 3
+    gossip_fanout: Annotated[
+        int, Meta(ge=1, le=16, description="Members told per `gossip_period_s`; memberlist's `GossipNodes`.")
+    ] = 3
     push_pull_period_s: Annotated[
         Seconds,
         Meta(
             description=(
-                "How often whole member lists are compared with a random member over the stream; repairs what gossip lost."
+                "How often whole member lists are compared with a random member over the stream; repairs what gossip lost. Above 32 "
+                "members the period is multiplied by `ceil(log2 n - 5) + 1`. memberlist's `PushPullInterval`."
             )
         ),
     ] = 30.0
     join_retry_s: Annotated[
         Seconds,
-        Meta(description=("Wait before seeds that did not answer are tried again; doubles up to 16 times this.")),
+        Meta(
+            description=(
+                "Wait before seeds that did not answer are tried again; doubles up to 16 times this. The same for places where "
+                "seeds are looked up, up to a minute. Ours."
+            )
+        ),
     ] = 0.5
     reap_s: Annotated[
-        Seconds, Meta(description=("How long a dead or departed member stays listed. Long enough for people to look."))
+        Seconds,
+        Meta(
+            description=(
+                "How long a dead or departed member stays listed, and is tried in case it was only cut off. Long enough for people "
+                "to look, and for a partition to be repaired. Ours; Serf keeps them for a day."
+            )
+        ),
     ] = 3600.0
 
     def __post_init__(self) -> None:

@@ -20,6 +20,8 @@ from p2pkv.planner import Cost
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.testing.strategies import messages
 from p2pkv.transport.wire import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     AnyMessage,
     LeaseGrant,
     LeaseRequest,
@@ -382,6 +384,69 @@ def test_a_dead_member_takes_its_leases_with_it() -> None:
     assert mesh.now < began + 25.0, "well before the lease ends by itself"
     assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
     assert mesh.nodes["c"].match(CHAIN).holders[0][0].id == "a"
+
+
+def tell(mesh: Mesh, whom: str, **changes: object) -> None:
+    """Have a node hear a newer record of member b."""
+    known = mesh.nodes[whom].membership.member("b")
+    assert known is not None
+    newer = msgspec.structs.replace(known, **{"incarnation": known.incarnation + 1, **changes})
+    mesh.do(whom, lambda node: node.on_message("b", PushPull((newer,), reply=False), mesh.now))
+
+
+def test_another_start_of_a_member_takes_the_leases_of_the_one_before_with_it() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.hold_transfers = True
+    mesh.start("b", CHAIN, timeout_s=100.0)
+    mesh.settle()
+    tell(mesh, "a", name="another name")
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == len(CHAIN), "the same start, with something to say"
+    tell(mesh, "a", boot=2, incarnation=0)
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
+
+
+def test_a_fetch_does_not_wait_for_a_start_of_a_peer_that_is_over() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    mesh.nodes["c"].links.on_transfer("b", 2**20, 0.0001)  # b is faster
+    number = mesh.start("c", CHAIN)
+    mesh._queue.clear()  # the question is lost
+    tell(mesh, "c", boot=2, incarnation=0)
+    mesh.settle()
+    assert set(mesh.acquired["c", number].sources) == {"a"}
+
+
+def test_a_member_that_speaks_no_version_of_ours_is_a_member_and_is_asked_for_nothing() -> None:
+    mesh = met("abc")
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    node = mesh.nodes["a"]
+    assert node.match(CHAIN).reachable == len(CHAIN)
+    tell(mesh, "a", protocol_min=PROTOCOL_MAX + 1, protocol_max=PROTOCOL_MAX + 2)
+    assert node.match(CHAIN).reachable == 0
+    assert node.locate(CHAIN[0]).claimed_by == ()
+    assert mesh.acquire("a", CHAIN).lease.blocks == ()
+    assert {record.id for record in node.membership.alive()} == {"b", "c"}
+    assert "b" in node.ring().owners(CHAIN[0], 3), "all members agree on the ring, whatever they speak"
+    tell(mesh, "a", protocol_min=PROTOCOL_MIN, protocol_max=PROTOCOL_MAX + 2)
+    mesh.run(2.0)
+    assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "after an update it is asked again"
+
+
+def test_a_node_that_offers_more_has_more_of_the_ring() -> None:
+    mesh = met("ab")
+    before = mesh.nodes["b"].ring().shares()["a"]
+    mesh.do("a", lambda node: node.update_self(mesh.now, offered={"host": CAPACITY, "disk": 3 * CAPACITY}, load=7))
+    assert mesh.nodes["a"].ring().shares()["a"] > 1.4 * before
+    mesh.run(2.0)
+    assert mesh.nodes["b"].ring().shares()["a"] > 1.4 * before
+    load = mesh.nodes["b"].membership.load_of("a")
+    assert load is not None
+    assert load.percent == 7
 
 
 def test_of_a_dead_member_nothing_is_asked_or_kept() -> None:
