@@ -185,6 +185,8 @@ def shape_of(kind: shapes.Type) -> str:
             return "bytes" if kind.max_length is None else f"bytes, up to {size(kind.max_length)}"
         case shapes.BoolType():
             return "bool"
+        case shapes.NoneType():
+            return "nothing"
         case shapes.VarTupleType():
             most = f"at most {number(kind.max_length)}: " if kind.max_length else ""
             return f"list of {most}{shape_of(kind.item_type)}"
@@ -220,6 +222,8 @@ def default_text(name: str, default: object) -> str:
     match default:
         case bool():
             return f"`{str(default).lower()}`"
+        case None:
+            return "nothing"
         case str():
             return f'`"{default}"`'
         case int() if name.endswith("_bytes") and default:

@@ -1,8 +1,8 @@
 """How busy each member said it is, and when: a figure that rides on its packets and is passed on by nobody.
 
 Under a round-robin probe two members meet directly twice in n periods, so what is known of a peer is n/2 periods old at
-most. Sent as an update of the record it would be fresher and cost every node of a mesh of 128 about 50 bytes per
-second for each member that changes once a minute; see the decision on member metadata.
+most. Told as an update of the record it would be fresher, and cost each node of a mesh of 128 another 3 kB/s if every load
+changed once a minute; see the decision on member metadata.
 """
 
 from dataclasses import dataclass

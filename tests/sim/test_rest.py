@@ -1,5 +1,7 @@
 """What a mesh at rest sends, with records as real nodes have them."""
 
+import sys
+
 import msgspec
 import pytest
 
@@ -57,10 +59,15 @@ def sent_at_rest(nodes: int, seconds: float, *, update_period_s: float = 0.0) ->
     return (after.datagrams - before.datagrams) / node_seconds, sent / node_seconds, record
 
 
+def say(text: str) -> None:
+    """Print a figure; `pytest -s` shows it."""
+    sys.stdout.write(f"\n{text}\n")
+
+
 @pytest.mark.slow
 def test_at_128_members_a_node_sends_little() -> None:
     datagrams_s, bytes_s, record = sent_at_rest(128, 180.0)
-    print(f"{datagrams_s:.2f} datagrams/s, {bytes_s:.0f} B/s, records of {record_bytes(record)} B")
+    say(f"{datagrams_s:.2f} datagrams/s, {bytes_s:.0f} B/s, records of {record_bytes(record)} B")
     assert bytes_s <= 900  # and what encryption adds to two datagrams
     assert datagrams_s <= 2.2
 
@@ -69,7 +76,7 @@ def test_at_128_members_a_node_sends_little() -> None:
 def test_a_load_told_as_an_update_of_the_record_would_cost_more_than_all_the_rest() -> None:
     _, quiet_s, _ = sent_at_rest(128, 120.0)
     _, bytes_s, _ = sent_at_rest(128, 120.0, update_period_s=60.0)
-    print(f"{quiet_s:.0f} B/s, and {bytes_s:.0f} B/s if each record changes once a minute")
+    say(f"{quiet_s:.0f} B/s, and {bytes_s:.0f} B/s if each record changes once a minute")
     assert bytes_s > 3 * quiet_s
 
 
