@@ -31,14 +31,14 @@ def members(socket: Path | None, output: str) -> None:
             f"{view.name} *" if view.self else view.name,
             view.state if view.compatible else f"{view.state}, speaks {view.protocol_min} to {view.protocol_max}",
             view.address,
-            "/".join(part for part in (view.zone, view.rack) if part) + (" (here)" if view.same_host else ""),
+            "/".join(part for part in (view.zone, view.rack) if part) or ("this machine" if view.same_host else ""),
             " + ".join(f"{size_text(count)} {tier}" for tier, count in view.offered.items()) or "nothing",
             "" if view.load is None else f"{view.load} %",
             view.id,
         )
         for view in views
     ]
-    print_table("members (* this node; here: on this machine)", columns, rows)
+    print_table("members (* this node)", columns, rows)
 
 
 @click.command(short_help="Show how the node is.")
