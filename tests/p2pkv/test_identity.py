@@ -139,7 +139,10 @@ def test_a_second_daemon_is_kept_out_and_changes_nothing(tmp_path: Path) -> None
 
 def test_the_lock_goes_with_the_process_and_is_not_inherited(tmp_path: Path) -> None:
     identity = Identity.kept(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    command = [sys.executable, "-c", "print('here', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"here\n"
         identity.close()
         with (tmp_path / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
