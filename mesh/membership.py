@@ -162,6 +162,7 @@ class Membership:
             stalls=self._counts["stalls"],
             packets_foreign=self._counts["packets_foreign"],
             pings_misdirected=self._counts["pings_misdirected"],
+            seeds_refused=self._joiner.refused,
             records_refused=self._counts["records_refused"] + self._table.refused,
         )
 

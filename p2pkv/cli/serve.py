@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @click.option("--cluster", default=None, help="Nodes of different clusters refuse each other.")
 @click.option("--bind", default=None, metavar="HOST:PORT", help="Where to listen. [default: 127.0.0.1:7710]")
 @click.option("--advertise", default=None, metavar="HOST:PORT", help="Where others reach it, if not at --bind.")
-@click.option("--join", multiple=True, metavar="HOST:PORT", help="Any member of the mesh; may be given several times.")
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="SEED",
+    help="HOST:PORT of any member, or dns://, dns+srv://, mdns://, file:// or exec: to look for some; several may be given.",
+)
 @click.option("--socket", default=None, help="Where engines and the command line reach it.")
 @click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
 @click.option("--state-dir", default=None, help="Where its id is kept over restarts; '' keeps none. [default: auto]")

@@ -59,8 +59,8 @@ class MdnsResolver:
     async def aclose(self) -> None:
         """Take the announcement back, so that nobody asks a node that has left."""
         if self._zeroconf is not None:
-            await trio.to_thread.run_sync(self._zeroconf.close)  # it unregisters first
-            self._zeroconf = None
+            closing, self._zeroconf = self._zeroconf, None
+            await trio.to_thread.run_sync(closing.close, abandon_on_cancel=True)  # it unregisters first
 
     def _start(self) -> "Zeroconf":
         from zeroconf import Error, InterfaceChoice, ServiceBrowser, Zeroconf

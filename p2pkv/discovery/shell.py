@@ -16,6 +16,8 @@ from p2pkv.transport.wire import MemberRecord
 
 LOOKUP_S_MAX: Final = 60.0
 """A look-up ends by then, whatever it does; `ANSWER_S` of the core is longer."""
+_CLOSE_S: Final = 5.0
+"""A daemon that stops does not wait longer for one to let go."""
 
 
 def check_entries(entries: tuple[str, ...]) -> None:
@@ -77,7 +79,7 @@ class Discovery:
         finally:
             with trio.CancelScope(shield=True):
                 for resolver in self._resolvers.values():
-                    with trio.move_on_after(self._lookup_s):
+                    with trio.move_on_after(_CLOSE_S):
                         await resolver.aclose()
 
     def start(self, source: str) -> None:

@@ -286,6 +286,19 @@ def test_two_halves_find_each_other_again() -> None:
     assert mesh.run_for(90.0, until=lambda: mesh.everybody_sees(8))
 
 
+def test_halves_that_have_forgotten_each_other_meet_at_a_lost_seed() -> None:
+    mesh = Mesh(config=MeshConfig(reap_s=10.0))
+    mesh.add_all(6)
+    assert mesh.run_for(30.0, until=lambda: mesh.everybody_sees(6))
+    half = {"n0", "n1", "n2"}
+    mesh.passes = lambda source, target: (source in half) == (target in half)
+    mesh.run_for(200.0)
+    assert mesh.everybody_sees(3)
+    assert {record.id for record in mesh.nodes["n4"].members()} == {"n3", "n4", "n5"}, "nobody is left to be tried"
+    mesh.passes = lambda _source, _target: True
+    assert mesh.run_for(30.0, until=lambda: mesh.everybody_sees(6))
+
+
 def test_what_a_node_offers_reaches_everybody() -> None:
     mesh = grown(10)
     mesh.nodes["n6"].update_self(mesh.now, offered={"host": 2**30})

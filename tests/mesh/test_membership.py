@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pkv.config import MeshConfig
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import LocalUseError
 from p2pkv.mesh.loads import Load
 from p2pkv.mesh.members import MemberState
@@ -247,6 +247,58 @@ def test_a_second_process_with_our_id_that_we_only_hear_of_is_told_of_us_and_rep
     assert warnings(other.hear(telling.message, 1.0)) == ["duplicate node id"]
     assert [(one.address, one.boot) for one in other.core.duplicates()] == [("me:1", 1)]
     assert other.core.member("me") == greater
+
+
+def asked(effects: tuple[Effect, ...] | list[Effect]) -> list[str]:
+    return [effect.address for effect in effects if isinstance(effect, SendStream)]
+
+
+def test_a_source_is_looked_up_at_the_start_and_what_it_gives_is_asked() -> None:
+    node = Node(join=("b:1", "dns://seeds:7710"))
+    source = "dns://seeds:7710"
+    assert [effect for effect in node.core.on_time(0.5) if isinstance(effect, Resolve)] == []
+    assert node.core.on_resolved(source, ("c:1", "me:1"), 0.6) == ()
+    assert asked(node.core.on_time(0.6)) == ["b:1", "c:1"]
+    assert [seed for seed, _ in node.core.seeds()] == ["b:1", "c:1", "me:1"]
+    assert node.core.sources()[0].addresses == ("c:1", "me:1")
+
+
+def test_a_node_starts_by_looking_up_its_sources() -> None:
+    me = record("me")
+    core = Membership(me=me, cluster="c", config=MeshConfig(), join=("file:///peers",), random=Random(0))
+    assert core.next_deadline() == 0.0
+    assert Resolve("file:///peers") in core.on_time(0.0)
+    assert core.seeds() == ()
+
+
+def test_a_source_that_begins_or_ceases_to_fail_is_told_to_people_once() -> None:
+    node, source = Node(join=("exec:peers",)), "exec:peers"
+    events = [
+        *node.core.on_resolve_failed(source, "it hung", 1.0),
+        *node.core.on_resolve_failed(source, "it hung", 2.0),
+        *node.core.on_resolve_failed(source, "it fell", 3.0),
+        *node.core.on_resolved(source, ("b:1",), 4.0),
+        *node.core.on_resolved(source, ("b:1",), 5.0),
+        *node.core.on_resolve_failed(source, "it fell", 6.0),
+    ]
+    told = [(dict(note.facts).get("reason"), note.warning) for note in events if isinstance(note, Note)]
+    assert told == [("it hung", True), ("it fell", True), (None, False), ("it fell", True)]
+    assert node.core.on_resolved("exec:other", ("x:1",), 7.0) == ()
+
+
+def test_a_member_asks_a_seed_that_is_found_and_tells_a_lost_one_of_itself_only() -> None:
+    node = Node("b", join=("z:1", "file:///peers"))
+    node.run(0.0, 5.0, answering=True)
+    node.hear(PushPull(records=(record("b"),), reply=False), 5.0)
+    node.core.on_resolved("file:///peers", ("c:1",), 5.0)
+    assert asked(node.core.on_time(5.0)) == ["c:1"]
+    node.core.on_link_lost("z:1", 6.0)
+    retries = [effect for effect in node.run(6.0, 11.0, answering=True) if effect in telling_only_me("z:1")]
+    assert len(retries) == 1
+
+
+def telling_only_me(address: str) -> list[Effect]:
+    return [SendStream(address, PushPull(records=(record("me"),), reply=True))]
 
 
 def test_a_process_that_speaks_from_another_address_than_its_member_is_told_what_we_believe_of_that_member() -> None:
