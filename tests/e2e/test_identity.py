@@ -8,6 +8,7 @@ from p2pkv.identity import Identity
 from p2pkv.identity import _check as check
 from p2pkv.local_wire import StatusReply
 from tests.daemons import Daemon, p2pkv, wait_until
+from tests.e2e.conftest import Chain
 
 
 def status(daemon: Daemon) -> StatusReply:
@@ -46,6 +47,31 @@ def test_a_killed_node_comes_back_as_the_member_it_was(tmp_path):
         assert status(second).duplicates == ()
         assert status(second).state_dir == str(state)
         assert not any("duplicate" in daemon.log.read_text() for daemon in (with_seed, second))
+    finally:
+        for daemon in (first, second, with_seed):
+            if daemon is not None:
+                daemon.stop()
+
+
+def test_of_a_node_that_came_back_only_what_it_holds_now_is_believed(tmp_path, chain):
+    state, other = tmp_path / "state", Chain(2)
+    with_seed = Daemon(tmp_path, "seed")
+    join = ("--join", with_seed.address)
+    first = second = None
+    try:
+        first = Daemon(tmp_path, "b", *join, state_dir=state)
+        with with_seed.client() as at_seed:
+            with first.client() as at_b:
+                chain.publish(at_b)
+            wait_until(lambda: at_seed.match(chain.keys).reachable_blocks == 6, "what b held is seen")
+            first.kill()
+            second = Daemon(tmp_path, "b", *join, state_dir=state)
+            with second.client() as at_b:
+                other.publish(at_b)
+            wait_until(lambda: at_seed.match(other.keys).reachable_blocks == 6, "what b holds now is seen")
+            assert at_seed.match(chain.keys).reachable_blocks == 0
+            with at_seed.acquire(other.keys) as lease:
+                assert other.arrived(lease) == 6
     finally:
         for daemon in (first, second, with_seed):
             if daemon is not None:
