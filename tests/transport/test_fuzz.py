@@ -21,7 +21,24 @@ from p2pkv.transport.framing import FrameReader, frame
 INPUTS = int(os.environ.get("P2PKV_FUZZ_INPUTS", "5000"))
 GROWTH_BYTES_MAX = 2**20
 
-RECORD = wire.MemberRecord("a" * 16, 1, 2, 0, "node a", "127.0.0.1:7710", "host", "zone", 1 << 30)
+RECORD = wire.MemberRecord(
+    "a" * 16,
+    1,
+    2,
+    0,
+    "node a",
+    "127.0.0.1:7710",
+    "host",
+    "zone",
+    1 << 30,
+    "b",
+    "rack",
+    ("[::1]:1",),
+    (7, 8),
+    1,
+    2,
+    ("w=1",),
+)
 MESSAGES = [
     wire.Packet("default", "a", "127.0.0.1:1", wire.Ping(7, "b"), (RECORD, RECORD)),
     wire.Packet("default", "a", "127.0.0.1:1", wire.PingRequest(7, "b", "127.0.0.1:2")),
