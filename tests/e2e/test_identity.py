@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 from p2pkv.identity import Identity
@@ -143,3 +144,22 @@ def test_a_second_daemon_on_one_state_folder_is_refused_in_one_line(tmp_path):
         assert stored(state) == before
     finally:
         daemon.stop()
+
+
+def test_two_daemons_of_one_machine_share_no_state_by_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    with socket.socket() as one, socket.socket() as other:
+        for taken in (one, other):
+            taken.bind(("127.0.0.1", 0))
+        ports = [taken.getsockname()[1] for taken in (one, other)]
+    daemons = []
+    try:
+        for name, port in zip("ab", ports, strict=True):
+            daemons.append(Daemon(tmp_path, name, bind=f"127.0.0.1:{port}", state_dir=Path("auto")))
+        assert [status(daemon).state_dir for daemon in daemons] == [
+            str(tmp_path / "xdg" / "p2pkv" / str(port)) for port in ports
+        ]
+        assert daemons[0].facts["node"] != daemons[1].facts["node"]
+    finally:
+        for daemon in daemons:
+            daemon.stop()
