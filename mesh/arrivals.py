@@ -1,0 +1,110 @@
+"""What arrives: which message makes this node believe, answer or pass on what."""
+
+from p2pkv.mesh.beliefs import Beliefs
+from p2pkv.mesh.members import is_usable
+from p2pkv.mesh.parts import Effect, Parts
+from p2pkv.mesh.push_pull import doubt_death
+from p2pkv.transport.wire import Ack, Gossip, Nack, Packet, Ping, PingRequest, PushPull
+
+
+class Arrivals:
+    """Takes messages. Nothing a peer sends raises."""
+
+    def __init__(self, parts: Parts, beliefs: Beliefs) -> None:
+        self._parts = parts
+        self._cluster = parts.cluster
+        self._own = parts.own
+        self._table = parts.table
+        self._outbox = parts.outbox
+        self._health = parts.health
+        self._prober = parts.prober
+        self._relays = parts.relays
+        self._joiner = parts.joiner
+        self._notes = parts.notes
+        self._counts = parts.counts
+        self._beliefs = beliefs
+
+    def on_packet(self, packet: Packet, now: float, effects: list[Effect]) -> None:
+        """Take a datagram, or what came over the stream in the shape of one."""
+        own = self._own.record
+        if packet.cluster != self._cluster:
+            self._counts["packets_foreign"] += 1
+            facts = (("sender", packet.sender), ("address", packet.sender_address), ("cluster", packet.cluster))
+            effects += self._notes.warn_once("packet of another cluster", facts, about=(packet.sender,))
+            return
+        if packet.sender == own.id:
+            if packet.sender_address != own.address:
+                self._beliefs.warn_of_duplicate(own.boot, packet.sender_address, effects)
+            return
+        for record in packet.updates:
+            self._beliefs.hear(record, now, effects)
+        answered = self._answer(packet, now, effects)
+        if not answered and self._parts.is_dead(packet.sender):
+            effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip()))
+
+    def _answer(self, packet: Packet, now: float, effects: list[Effect]) -> bool:
+        """Do what the body asks; say whether a packet went to the sender."""
+        own = self._own.record
+        match packet.body:
+            case Ping(seq=seq, target=own.id) | PingRequest(seq=seq, target=own.id):
+                body = Ack(seq=seq, target=own.id)
+                effects.append(self._outbox.datagram(packet.sender, packet.sender_address, body))
+                return True
+            case Ping():
+                self._counts["pings_misdirected"] += 1
+            case PingRequest(seq=seq, target=target, target_address=address, nack=nack):
+                number = self._relays.open(
+                    requester=packet.sender,
+                    requester_address=packet.sender_address,
+                    seq=seq,
+                    target=target,
+                    nack=nack,
+                    now=now,
+                )
+                if number is not None:
+                    effects.append(self._outbox.datagram(target, address, Ping(seq=number, target=target)))
+            case Ack(seq=seq, target=target):
+                if self._prober.on_ack(seq, target):
+                    self._health.on_answered()
+                else:
+                    self._pass_on(seq, target, now, effects)
+            case Nack(seq=seq, target=target):
+                self._prober.on_nack(seq, target, packet.sender)
+            case Gossip():
+                pass
+        return False
+
+    def _pass_on(self, number: int, target: str, now: float, effects: list[Effect]) -> None:
+        relay = self._relays.close(number, target, now)
+        if relay is not None:
+            body = Ack(seq=relay.seq, target=target)
+            effects.append(self._outbox.datagram(relay.requester, relay.requester_address, body))
+
+    def on_knock(self, sender: str, ping: Ping, effects: list[Effect]) -> None:
+        """Answer a ping that came over the stream. Who is no member has no address that we would answer to."""
+        known = self._table.get(sender)
+        if ping.target != self._own.record.id:
+            self._counts["pings_misdirected"] += 1
+        elif known is not None:
+            effects.append(self._outbox.answer_knock(known.address, ping.seq))
+
+    def on_push_pull(self, message: PushPull, now: float, effects: list[Effect]) -> None:
+        """Take a list of members, and answer it if that is asked for."""
+        if not message.records:
+            self._counts["records_refused"] += 1
+            return
+        theirs = message.records[0]
+        if theirs.id == self._own.record.id:  # we reached ourselves by another of our names, or there is a duplicate
+            self._beliefs.hear(theirs, now, effects)
+            return
+        for record in message.records:
+            self._beliefs.hear(doubt_death(record, self._table.get(record.id)), now, effects)
+        known = self._table.get(theirs.id)
+        if known is None:  # it was refused, and so is the answer
+            return
+        if is_usable(known):
+            self._joiner.on_answer()
+        if message.reply:
+            effects += self._outbox.list_to(theirs.address, reply=False)
+        elif self._parts.is_dead(theirs.id):
+            effects.append(self._outbox.datagram(theirs.id, theirs.address, Gossip()))

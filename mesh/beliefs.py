@@ -1,0 +1,109 @@
+"""What is believed: the one way a record takes, wherever it comes from.
+
+`hear` admits it to the table; `_settle` tells the parts that care: prober, suspects, gossip and the shell.
+"""
+
+import msgspec
+
+from p2pkv.effects import MemberChanged
+from p2pkv.mesh.members import (
+    RECORD_BYTES_MAX,
+    Change,
+    MemberState,
+    is_usable,
+    record_bytes,
+    with_accuser,
+    without_accuser,
+)
+from p2pkv.mesh.own import Answer
+from p2pkv.mesh.parts import Effect, Parts
+from p2pkv.mesh.suspicion import confirmations_wanted, timeout_min_s
+from p2pkv.transport.wire import MemberRecord
+
+
+class Beliefs:
+    """Changes the table, and nobody else does, but for reaping."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._config = parts.config
+        self._own = parts.own
+        self._table = parts.table
+        self._queue = parts.queue
+        self._outbox = parts.outbox
+        self._health = parts.health
+        self._prober = parts.prober
+        self._suspects = parts.suspects
+        self._notes = parts.notes
+        self._counts = parts.counts
+
+    def hear(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
+        """Merge one record, whoever it came from."""
+        record, by = without_accuser(record), record.suspected_by
+        if record.id == self._own.record.id:
+            self._hear_of_self(record, effects)
+            return
+        if record == self._table.get(record.id):  # by far the most frequent case
+            if record.state == MemberState.SUSPECT and self._suspects.confirm(record.id, by):
+                self._counts["confirmations"] += 1
+                self._queue.put(with_accuser(record, by))
+            return
+        if not record.address or record_bytes(record) > RECORD_BYTES_MAX:
+            self._counts["records_refused"] += 1
+            return
+        change = self._table.take(record, now)
+        if change is not None:
+            self._settle(change, by, now, effects)
+
+    def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
+        match self._own.hear(record):
+            case Answer.REFUTE:
+                self._counts["refutations"] += 1
+                self._health.on_refutation()
+                self._queue.put(self._own.record)
+            case Answer.DUPLICATE:
+                self.warn_of_duplicate(record.boot, record.address, effects)
+            case Answer.NOTHING:
+                pass
+
+    def _settle(self, change: Change, by: str, now: float, effects: list[Effect]) -> None:
+        """Tell the parts that care about a record that has entered the table; `by` is who suspects, if it says so."""
+        record, before = change.after, change.before
+        if is_usable(record):
+            self._prober.insert(record.id)
+            if before is None or before.boot != record.boot or not is_usable(before):
+                self._outbox.introduce(record.id)
+        else:
+            self._prober.remove(record.id)
+            self._outbox.forget(record.id)
+        if record.state == MemberState.SUSPECT:
+            self._start_suspicion(record.id, by, now)
+        else:
+            self._suspects.clear(record.id)
+        if before is not None or is_usable(record):  # of a stranger's funeral nobody needs to hear
+            self._queue.put(with_accuser(record, by) if record.state == MemberState.SUSPECT else record)
+        if before is None or record != msgspec.structs.replace(before, incarnation=record.incarnation):
+            effects.append(MemberChanged(record, before.state if before is not None else None))
+
+    def declare_dead(self, member: str, now: float, effects: list[Effect]) -> None:
+        """End a suspicion whose time is over."""
+        record = self._table.get(member)
+        assert record is not None, "a suspect is listed"
+        assert record.state == MemberState.SUSPECT, "whoever is no longer suspected has been cleared"
+        self._counts["declared_dead"] += 1
+        self.hear(msgspec.structs.replace(record, state=int(MemberState.DEAD)), now, effects)
+
+    def _start_suspicion(self, member: str, by: str, now: float) -> None:
+        """Give a new suspect its time: with Lifeguard long, and shorter with each further member that suspects it."""
+        config, members = self._config, self._table.mesh_size()
+        min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
+        if not config.dynamic_suspicion:
+            self._suspects.suspect(member, by=by, now=now, min_s=min_s)
+            return
+        wanted = confirmations_wanted(mult=config.suspicion_mult, members=members)
+        max_s = config.suspicion_max_mult * min_s
+        self._suspects.suspect(member, by=by, now=now, min_s=min_s, max_s=max_s, wanted=wanted)
+
+    def warn_of_duplicate(self, boot: int, address: str, effects: list[Effect]) -> None:
+        """Say once that another process uses this node's id."""
+        facts = (("id", self._own.record.id), ("boot", boot), ("address", address))
+        effects += self._notes.warn_once("duplicate node id", facts, about=(boot, address))
