@@ -36,8 +36,8 @@ class Beliefs:
         self._notes = parts.notes
         self._counts = parts.counts
 
-    def hear(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
-        """Merge one record, whoever it came from."""
+    def hear(self, record: MemberRecord, now: float, effects: list[Effect], *, listed: bool = False) -> None:
+        """Merge one record, whoever it came from; `listed` if it was read in a list, and not said by its member."""
         record, by = without_accuser(record), record.suspected_by
         if record.id == self._own.record.id:
             self._hear_of_self(record, effects)
@@ -52,7 +52,7 @@ class Beliefs:
             return
         change = self._table.take(record, now)
         if change is not None:
-            self._settle(change, by, now, effects)
+            self._settle(change, by, now, effects, listed=listed)
 
     def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
         match self._own.hear(record):
@@ -65,7 +65,7 @@ class Beliefs:
             case Answer.NOTHING:
                 pass
 
-    def _settle(self, change: Change, by: str, now: float, effects: list[Effect]) -> None:
+    def _settle(self, change: Change, by: str, now: float, effects: list[Effect], *, listed: bool) -> None:
         """Tell the parts that care about a record that has entered the table; `by` is who suspects, if it says so."""
         record, before = change.after, change.before
         if is_usable(record):
@@ -79,7 +79,9 @@ class Beliefs:
             self._start_suspicion(record.id, by, now)
         else:
             self._suspects.clear(record.id)
-        if before is not None or is_usable(record):  # of a stranger's funeral nobody needs to hear
+        # Of a stranger's funeral nobody needs to hear. And a stranger in a list is news to us alone: whoever let it in has
+        # told the others. A newcomer that gossiped a list of hundreds would drown what is news to all (decision 13).
+        if before is not None or (is_usable(record) and not listed):
             self._queue.put(with_accuser(record, by) if record.state == MemberState.SUSPECT else record)
         if before is None or record != msgspec.structs.replace(before, incarnation=record.incarnation):
             effects.append(MemberChanged(record, before.state if before is not None else None))

@@ -62,7 +62,7 @@ class Joiner:
             return ()
         self._next_round_at = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, BACKOFF_MAX * self._retry_s)
-        asked = tuple(seed for seed in self._seeds if seed != self._own_address and seed not in reached)
+        asked = self.unreached(reached)
         for seed in asked:
             # "unreachable" stays until something better is known: it is what a person at a lonely node has to read.
             if self._states[seed] == "unreachable":
@@ -70,6 +70,13 @@ class Joiner:
             else:
                 self._states[seed] = "asked"
         return asked
+
+    def unreached(self, reached: Container[str]) -> tuple[str, ...]:
+        """Return the seeds that are neither ourselves nor among the `reached` addresses of usable members.
+
+        One written by another name than its member's address counts as unreached for good.
+        """
+        return tuple(seed for seed in self._seeds if seed != self._own_address and seed not in reached)
 
     def states(self, *, reached: Container[str]) -> tuple[tuple[str, str], ...]:
         """Return each seed with what became of it.

@@ -107,10 +107,19 @@ class MemberTable:
         self._usable: tuple[MemberRecord, ...] | None = ()
         self.refused = 0
         """Records turned away because the table was full of usable members."""
+        self.changes = 0
+        """Records that entered so far."""
 
     def get(self, member: str) -> MemberRecord | None:
         """Return what is believed of `member`, or None if it is not listed."""
         return self._records.get(member)
+
+    def remembered(self, member: str) -> MemberRecord | None:
+        """Return what is believed of `member`, listed or reaped; a record that does not override it is not taken."""
+        known = self._records.get(member)
+        if known is None and member in self._reaped:
+            return self._reaped[member][0]
+        return known
 
     def records(self) -> tuple[MemberRecord, ...]:
         """Return all records, the gone included, oldest acquaintance first."""
@@ -146,6 +155,7 @@ class MemberTable:
         elif record == known or merge(known, record) is known:
             return None
         self._records[record.id] = record
+        self.changes += 1
         self._usable = None
         self._gone_at.pop(record.id, None)
         if not is_usable(record):

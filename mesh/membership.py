@@ -1,23 +1,28 @@
 """Membership: the cores of this folder composed into one, with the verbs every core has.
 
-What arrives is `arrivals`', what time does is `schedule`'s, and both tell `beliefs`. Everything that leaves goes through
-the `Outbox`. What is left to do here is to be asked.
+Packets are `arrivals`', lists are `lists`', what time does is `schedule`'s, and all tell `beliefs`. Packets that leave go
+through the `Outbox`. What is left to do here is to be asked.
 """
 
 from collections import Counter
 from random import Random
+from typing import TypeAlias
 
 from p2pkv.config import MeshConfig
 from p2pkv.mesh.arrivals import Arrivals
 from p2pkv.mesh.beliefs import Beliefs
 from p2pkv.mesh.gossip import retransmit_limit
+from p2pkv.mesh.lists import Lists
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.parts import Effect, assemble
 from p2pkv.mesh.schedule import Schedule
 from p2pkv.mesh.statistics import MembershipStatistics
-from p2pkv.transport.wire import MemberRecord, Packet, Ping, PushPull
+from p2pkv.transport.wire import ListDifference, ListDigest, MemberRecord, Packet, Ping, PushPull
 
-__all__ = ["Effect", "Membership"]
+__all__ = ["Effect", "Membership", "MembershipMessage"]
+
+MembershipMessage: TypeAlias = Packet | PushPull | ListDigest | ListDifference | Ping
+"""What membership takes."""
 
 
 class Membership:
@@ -49,8 +54,9 @@ class Membership:
         self._joiner = parts.joiner
         self._counts = parts.counts
         self._beliefs = Beliefs(parts)
-        self._arrivals = Arrivals(parts, self._beliefs)
-        self._schedule = Schedule(parts, self._beliefs)
+        self._lists = Lists(parts, self._beliefs)
+        self._arrivals = Arrivals(parts, self._beliefs, self._lists)
+        self._schedule = Schedule(parts, self._beliefs, self._lists)
 
     # -- what this node believes ------------------------------------------------------------------------------------
 
@@ -112,7 +118,7 @@ class Membership:
         self._seek_if_alone(now)
         return tuple(effects)
 
-    def on_message(self, sender: str, message: Packet | PushPull | Ping, now: float) -> tuple[Effect, ...]:
+    def on_message(self, sender: str, message: MembershipMessage, now: float) -> tuple[Effect, ...]:
         """Take a message. Packets and lists name their sender themselves, with the address to answer to.
 
         A bare ping came over the stream of the greeted `sender`.
@@ -124,7 +130,11 @@ class Membership:
             case Packet():
                 self._arrivals.on_packet(message, now, effects)
             case PushPull():
-                self._arrivals.on_push_pull(message, now, effects)
+                self._lists.on_push_pull(message, now, effects)
+            case ListDigest():
+                self._lists.on_digest(message, now, effects)
+            case ListDifference():
+                self._lists.on_difference(message, now, effects)
             case Ping():
                 self._arrivals.on_knock(sender, message, effects)
         self._seek_if_alone(now)

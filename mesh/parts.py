@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.mesh.comparison import Comparison
 from p2pkv.mesh.gossip import GossipQueue
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.join import Joiner
@@ -15,8 +16,10 @@ from p2pkv.mesh.members import MemberState, MemberTable
 from p2pkv.mesh.notes import Notes
 from p2pkv.mesh.outbox import Outbox
 from p2pkv.mesh.own import OwnRecord
+from p2pkv.mesh.pace import Pace
 from p2pkv.mesh.probe import Prober
 from p2pkv.mesh.relay import Relays, nack_after_s
+from p2pkv.mesh.reunion import Reunion
 from p2pkv.mesh.suspicion import Suspects
 from p2pkv.transport.wire import MemberRecord
 
@@ -39,12 +42,15 @@ class Parts:
     relays: Relays
     suspects: Suspects
     joiner: Joiner
+    comparison: Comparison
+    pace: Pace
+    reunion: Reunion
     notes: Notes
     counts: "Counter[str]"
 
     def is_dead(self, member: str) -> bool:
         """Whether we believe `member` dead; if a message comes from it all the same, it must be told."""
-        known = self.table.get(member)
+        known = self.table.remembered(member)
         return known is not None and known.state == MemberState.DEAD
 
     def usable_addresses(self) -> frozenset[str]:
@@ -86,6 +92,9 @@ def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[
         ),
         suspects=Suspects(),
         joiner=Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s),
+        comparison=Comparison(own, table),
+        pace=Pace(period_s=config.push_pull_period_s, random=random),
+        reunion=Reunion(random),
         notes=Notes(),
         counts=Counter(),
     )

@@ -28,6 +28,8 @@ from p2pkv.transport.wire import (
     LeaseGrant,
     LeaseRelease,
     LeaseRequest,
+    ListDifference,
+    ListDigest,
     MemberRecord,
     Packet,
     Ping,
@@ -149,7 +151,7 @@ class Node:
     def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
         """Take a message that the shell has decoded and whose sender's id it knows."""
         match message:
-            case Packet() | PushPull() | Ping():
+            case Packet() | PushPull() | ListDigest() | ListDifference() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
             case SummaryPage() | SummaryDelta() | SummaryRequest():
                 record = self._known(sender)

@@ -23,6 +23,9 @@ DATAGRAM_BYTES_MAX: Final = 1400
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
+BUCKETS_MAX: Final = 4096
+"""Buckets of a `ListDigest`: 32 KiB of hashes."""
+BUCKET_BYTES: Final = 8
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
@@ -135,6 +138,30 @@ class PushPull(Message, tag=6, frozen=True):
     reply: bool
 
 
+class ListDigest(Message, tag=20, frozen=True):
+    """Is this what you believe too? Hashes over the sender's own record and those of the members it counts on.
+
+    Answered by `ListDifference` if it is not, and by nothing if it is. See `p2pkv.mesh.digest`.
+    """
+
+    own: MemberRecord
+    buckets: Annotated[bytes, Meta(min_length=BUCKET_BYTES, max_length=BUCKETS_MAX * BUCKET_BYTES)]
+    """One hash after the other; their number is a power of two."""
+
+
+class ListDifference(Message, tag=21, frozen=True):
+    """Answer to `ListDigest`: what the sender believes of the members in buckets whose hashes differ, or a part of it.
+
+    The first record is the sender's own. The receiver answers with a `PushPull` of what it knows better.
+    """
+
+    records: Annotated[tuple[MemberRecord, ...], Meta(min_length=1, max_length=RECORDS_PER_PUSH_MAX)]
+    bucket_count: Annotated[int, Meta(ge=1, le=BUCKETS_MAX)]
+    """As in the digest."""
+    differing: Annotated[bytes, Meta(max_length=BUCKETS_MAX // 8)]
+    """Bit i, least significant first: bucket i is told in this message."""
+
+
 # -- summaries ------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +262,8 @@ class Pull(Message, tag=15, frozen=True):
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
+    | ListDigest
+    | ListDifference
     | SummaryPage
     | SummaryDelta
     | SummaryRequest

@@ -28,6 +28,8 @@ MESSAGES = [
     wire.Packet("default", "a", "127.0.0.1:1", wire.Nack(7, "b")),
     wire.Ping(7, "b"),
     wire.PushPull((RECORD,), reply=True),
+    wire.ListDigest(RECORD, b"h" * 64),
+    wire.ListDifference((RECORD, RECORD), 8, b"\x05"),
     wire.SummaryPage(1, 2, 10, 4, 0, b"\x55" * 128),
     wire.SummaryDelta(1, 3, b"\x01\x00\x00\x00" * 5),
     wire.SummaryRequest(),

@@ -19,6 +19,7 @@ from p2pkv.transport.wire import (
     AnyMessage,
     DatagramBody,
     LeaseRelease,
+    ListDifference,
     MemberRecord,
     Message,
     Packet,
@@ -34,8 +35,8 @@ from p2pkv.transport.wire import (
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden_wire.json").read_text(encoding="utf-8"))
 KINDS = structs_of(AnyMessage)
 DECLARED = structs_of(AnyMessage | DatagramBody)
-FILLED_BY_SIZE = (Packet, PushPull)
-"""Their senders count bytes, not records: see tests/mesh/test_outbox.py and tests/mesh/test_push_pull.py."""
+FILLED_BY_SIZE = (Packet, PushPull, ListDifference)
+"""Their senders count bytes, not records: see test_outbox.py, test_push_pull.py and test_comparison.py in tests/mesh."""
 by_name = pytest.mark.parametrize("kind", KINDS, ids=[kind.cls.__name__ for kind in KINDS])
 
 
