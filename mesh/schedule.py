@@ -71,7 +71,7 @@ class Schedule:
             effects += self._outbox.gossip(self._config.gossip_fanout, self._random)
         self._lists.on_time(now, effects)
         if self._reunion.is_turn(now, members=self._table.mesh_size()):
-            self._seek_the_lost(effects)
+            self._seek_the_lost(now, effects)
         if now >= self._joiner.next_deadline():
             for address in self._joiner.on_time(now, reached=self._parts.usable_addresses()):
                 self._lists.ask_seed(address, effects)
@@ -117,14 +117,16 @@ class Schedule:
                 suspect = msgspec.structs.replace(target, state=int(MemberState.SUSPECT))
                 self._beliefs.hear(with_accuser(suspect, self._own.record.id), now, effects)
 
-    def _seek_the_lost(self, effects: list[Effect]) -> None:
+    def _seek_the_lost(self, now: float, effects: list[Effect]) -> None:
         """Try one member held for dead, or one seed that is nobody's address.
 
         A packet to the dead says so, and whoever lives refutes and answers; from there lists are compared.
         """
         dead, seeds = self._table.dead(), self._joiner.unreached(self._parts.usable_addresses())
         if seeds and (not dead or self._random.random() < _SEED_SHARE):
-            self._lists.compare_with(pick(seeds, self._random), effects)
+            seed = pick(seeds, self._random)
+            self._joiner.on_retry(seed, now)
+            self._lists.compare_with(seed, effects)
         elif dead:
             lost = pick(dead, self._random)
             effects.append(self._outbox.datagram(lost.id, lost.address, Gossip(), first=(self._own.record,)))

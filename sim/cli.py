@@ -5,11 +5,16 @@ import sys
 import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
+from p2pkv.sim.mesh_cli import anchors, partition, rest, storm
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
 def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
+
+
+for _command in (anchors, partition, rest, storm):
+    sim.add_command(_command)
 
 
 @sim.command()

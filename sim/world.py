@@ -114,6 +114,9 @@ class World:
         """Lay out the world; `watch` is called with every change of a belief, as it happens."""
         self.now_us = 0
         self.traffic = Traffic()
+        self.bytes_sent = [0] * nodes
+        """By each node, datagrams and streams."""
+        self.bytes_sent_to = [0] * nodes
         self.events = 0
         self._seed = seed
         self._config = config
@@ -256,6 +259,8 @@ class World:
                     self.traffic.datagrams += 1
                     self.traffic.datagram_bytes += len(data)
                     to = self._numbers[address]
+                    self.bytes_sent[number] += len(data)
+                    self.bytes_sent_to[to] += len(data)
                     arrives_us = self._network.datagram(number, to, leaves_us)
                     if arrives_us is not None:
                         self._schedule(arrives_us, to, _Datagram(number, data))
@@ -264,6 +269,8 @@ class World:
                     self.traffic.stream_messages += 1
                     self.traffic.stream_bytes += len(data)
                     to = self._numbers[address]
+                    self.bytes_sent[number] += len(data)
+                    self.bytes_sent_to[to] += len(data)
                     arrives_us, generation = self._network.stream(number, to, leaves_us)
                     self._schedule(arrives_us, to, _StreamMessage(number, generation, data))
                 case MemberChanged(record=record):

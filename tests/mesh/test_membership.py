@@ -371,7 +371,7 @@ def test_a_newcomer_is_answered_with_one_message_however_large_the_mesh() -> Non
     effects = node.hear(PushPull(records=(record("new"),), reply=True))
     (answer,) = [effect.message for effect in effects if isinstance(effect, SendStream)]
     assert isinstance(answer, PushPull)
-    assert len(answer.records) == 128
+    assert len(answer.records) == 33
     assert not answer.reply
 
 
