@@ -1,10 +1,10 @@
 """What arrives: which message makes this node believe, answer or pass on what."""
 
 from p2pkv.mesh.beliefs import Beliefs
-from p2pkv.mesh.members import is_usable
+from p2pkv.mesh.members import is_usable, rank
 from p2pkv.mesh.parts import Effect, Parts
 from p2pkv.mesh.push_pull import doubt_death
-from p2pkv.transport.wire import Ack, Gossip, Nack, Packet, Ping, PingRequest, PushPull
+from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Nack, Packet, Ping, PingRequest, PushPull
 
 
 class Arrivals:
@@ -12,12 +12,15 @@ class Arrivals:
 
     def __init__(self, parts: Parts, beliefs: Beliefs) -> None:
         self._parts = parts
+        self._config = parts.config
         self._cluster = parts.cluster
         self._own = parts.own
         self._table = parts.table
         self._outbox = parts.outbox
         self._health = parts.health
         self._prober = parts.prober
+        self._observations = parts.observations
+        self._contacts = parts.contacts
         self._relays = parts.relays
         self._joiner = parts.joiner
         self._notes = parts.notes
@@ -36,11 +39,27 @@ class Arrivals:
             if packet.sender_address != own.address:
                 self._beliefs.warn_of_duplicate(own.boot, packet.sender_address, effects)
             return
+        self._note_contact(packet.sender, now)
         for record in packet.updates:
             self._beliefs.hear(record, now, effects)
+            if record.id == own.id:
+                self._answer_stale_news(packet.sender, record)
         answered = self._answer(packet, now, effects)
         if not answered and self._parts.is_dead(packet.sender):
             effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip()))
+
+    def _note_contact(self, member: str, now: float) -> None:
+        if self._table.get(member) is not None:
+            self._contacts.heard(member, now)
+
+    def _answer_stale_news(self, sender: str, said: MemberRecord) -> None:
+        """Have the next packets to `sender` say who we are, if it has not heard of our refutation.
+
+        The refutation itself went out on a limited number of packets. Whoever is still told of the suspicion after
+        that, because most of what we send is lost, would otherwise be silent about it until it is dead.
+        """
+        if self._config.observers and said.state and rank(said) < rank(self._own.record) and self._table.get(sender):
+            self._outbox.introduce(sender)
 
     def _answer(self, packet: Packet, now: float, effects: list[Effect]) -> bool:
         """Do what the body asks; say whether a packet went to the sender."""
@@ -66,6 +85,9 @@ class Arrivals:
             case Ack(seq=seq, target=target):
                 if self._prober.on_ack(seq, target):
                     self._health.on_answered()
+                    self._contacts.heard(target, now)
+                elif self._observations.on_ack(seq, target):
+                    self._contacts.heard(target, now)
                 else:
                     self._pass_on(seq, target, now, effects)
             case Nack(seq=seq, target=target):
@@ -80,9 +102,10 @@ class Arrivals:
             body = Ack(seq=relay.seq, target=target)
             effects.append(self._outbox.datagram(relay.requester, relay.requester_address, body))
 
-    def on_knock(self, sender: str, ping: Ping, effects: list[Effect]) -> None:
+    def on_knock(self, sender: str, ping: Ping, now: float, effects: list[Effect]) -> None:
         """Answer a ping that came over the stream. Who is no member has no address that we would answer to."""
         known = self._table.get(sender)
+        self._note_contact(sender, now)
         if ping.target != self._own.record.id:
             self._counts["pings_misdirected"] += 1
         elif known is not None:
@@ -100,6 +123,7 @@ class Arrivals:
         for record in message.records:
             self._beliefs.hear(doubt_death(record, self._table.get(record.id)), now, effects)
         known = self._table.get(theirs.id)
+        self._note_contact(theirs.id, now)
         if known is None:  # it was refused, and so is the answer
             return
         if is_usable(known):

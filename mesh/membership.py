@@ -126,7 +126,7 @@ class Membership:
             case PushPull():
                 self._arrivals.on_push_pull(message, now, effects)
             case Ping():
-                self._arrivals.on_knock(sender, message, effects)
+                self._arrivals.on_knock(sender, message, now, effects)
         self._seek_if_alone(now)
         return tuple(effects)
 

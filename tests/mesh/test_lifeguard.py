@@ -87,7 +87,7 @@ def test_our_own_failed_probe_confirms_what_others_suspect() -> None:
 
 
 def test_without_dynamic_suspicion_the_shortest_time_is_the_only_one() -> None:
-    core = node(MeshConfig(dynamic_suspicion=False))
+    core = node(MeshConfig(dynamic_suspicion=False, observers=0))
     core.on_message("c", packet(suspicion("b", "c"), sender="c"), 1.0)
     core.on_message("d", packet(suspicion("b", "d"), sender="d"), 1.0)
     assert core.statistics().confirmations == 0
