@@ -25,6 +25,8 @@ from p2pkv.transport.wire import (
 )
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
+WITHOUT_OBSERVERS = MeshConfig(observers=0)
+"""Time alone decides, and every verdict is believed."""
 
 
 def record(member: str, *, boot: int = 1, incarnation: int = 0, state: int = ALIVE) -> MemberRecord:
@@ -38,8 +40,14 @@ def packet(*updates: MemberRecord, sender: str = "b", body: DatagramBody | None 
 class Node:
     """A membership that has started at 0 and knows the members named."""
 
-    def __init__(self, known: str = "", *, join: tuple[str, ...] = ()) -> None:
-        self.core = Membership(me=record("me"), cluster="c", config=MeshConfig(), join=join, random=Random(0))
+    def __init__(
+        self,
+        known: str = "",
+        *,
+        join: tuple[str, ...] = (),
+        config: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self.core = Membership(me=record("me"), cluster="c", config=config, join=join, random=Random(0))
         self.core.on_time(0.0)
         for member in known:
             self.hear(packet(record(member), sender=member))
@@ -157,7 +165,7 @@ def test_what_is_said_of_us_is_refuted_in_the_next_packet() -> None:
 def test_whoever_is_believed_dead_and_speaks_is_told() -> None:
     dead = record("b", state=DEAD)
     for body in (Gossip(), Ack(seq=1, target="b"), Ping(seq=1, target="me"), PingRequest(1, "x", "x:1")):
-        node = Node("bd")
+        node = Node("bd", config=WITHOUT_OBSERVERS)
         node.hear(packet(dead, sender="d"))
         effects = node.hear(packet(record("b"), body=body))
         told = [
@@ -190,7 +198,7 @@ def test_an_answered_list_is_not_answered_again() -> None:
 
 def test_a_death_in_a_list_is_doubted_and_one_in_gossip_believed() -> None:
     dead = record("b", state=DEAD)
-    listed, gossiped = Node("bd"), Node("bd")
+    listed, gossiped = (Node("bd", config=WITHOUT_OBSERVERS) for _ in range(2))
     listed.hear(PushPull(records=(record("d"), dead), reply=False))
     gossiped.hear(packet(dead, sender="d"))
     assert (listed.state("b"), gossiped.state("b")) == (SUSPECT, DEAD)
@@ -293,7 +301,7 @@ def test_a_goodbye_goes_out_at_once_and_then_nothing_does() -> None:
 
 
 def test_the_dead_are_tried_now_and_then() -> None:
-    node = Node("b")
+    node = Node("b", config=WITHOUT_OBSERVERS)
     node.hear(packet(record("b", state=DEAD), sender="d"))
     tried = [effect for effect in node.run(0.0, 600.0) if isinstance(effect, SendStream)]
     assert {effect.address for effect in tried} == {"b:1"}
