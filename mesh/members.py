@@ -144,6 +144,8 @@ class MemberTable:
 
     def next_deadline(self) -> float:
         """When `reap` has something to do."""
+        if not self._gone_at and not self._reaped:  # asked after every message, and mostly so
+            return float("inf")
         gone_at = next(iter(self._gone_at.values()), float("inf"))
         reaped_at = next((at for _, at in self._reaped.values()), float("inf"))
         return min(gone_at, reaped_at) + self._reap_s

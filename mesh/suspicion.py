@@ -130,7 +130,9 @@ class Suspects:
 
     def next_deadline(self) -> float:
         """When the next suspicion is over. O(suspects), which are few."""
-        return min((suspicion.until for suspicion in self._suspicions.values()), default=float("inf"))
+        if not self._suspicions:  # asked after every message, and mostly so
+            return float("inf")
+        return min(suspicion.until for suspicion in self._suspicions.values())
 
     def due(self, now: float) -> tuple[str, ...]:
         """Return the members whose time is over, without clearing them."""
