@@ -75,9 +75,15 @@ class Verdicts:
         return False
 
     def _proven(self, member: str, accusers: frozenset[str]) -> bool:
+        """Whether enough accusers are named. Those that are dead to us do not count: they may be beyond a partition."""
         others_suspected = len(self._suspects) - (self._suspects.get(member) is not None)
         voters = self._table.mesh_size() - 1 - others_suspected
-        return len(accusers) >= accusers_needed(self._config.accusers, voters=voters)
+        heard = sum(accuser == self._own.record.id or self._counts_on(accuser) for accuser in accusers)
+        return heard >= accusers_needed(self._config.accusers, voters=voters)
+
+    def _counts_on(self, member: str) -> bool:
+        known = self._table.get(member)
+        return known is not None and is_usable(known)
 
     def _heard_lately(self, member: str, now: float) -> bool:
         """Whether we heard from it more recently than the shortest suspicion takes: no true verdict comes so soon."""
