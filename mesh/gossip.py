@@ -63,6 +63,8 @@ class GossipQueue:
             count_max: the most updates to return.
             skip: ids of members whose records are in the packet already.
         """
+        if not self._sent:  # a mesh at rest
+            return ()
         taken: list[tuple[str, MemberRecord]] = []
         room = bytes_max
         for record, size in self._urgent_first(skip):

@@ -25,6 +25,7 @@ class Lists:
         self._joiner = parts.joiner
         self._comparison = parts.comparison
         self._pace = parts.pace
+        self._contacts = parts.contacts
         self._counts = parts.counts
         self._beliefs = beliefs
         self._partner = ""
@@ -111,6 +112,8 @@ class Lists:
             if is_usable(record) and remembered is not None and self._table.get(record.id) is None:
                 forgotten.append(remembered)
         known = self._table.get(theirs.id)
+        if known is not None:
+            self._contacts.heard(theirs.id, now)
         if known is None:  # it was refused, and so is the answer; if that is because we reaped it, it has to hear so
             if self._parts.is_dead(theirs.id):
                 effects.append(self._outbox.datagram(theirs.id, theirs.address, Gossip()))

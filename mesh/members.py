@@ -42,8 +42,8 @@ def rank(record: MemberRecord) -> Rank:
     """Return the place of `record` in the total order of records of its member.
 
     (boot, incarnation, state) decide; the rest breaks ties that only two processes of one id can cause, so that even
-    then everybody ends up with the same record. `suspected_by` is no part of it: it is said of a suspicion, not of the
-    member, and is taken off before a record enters a table (`without_accuser`).
+    then everybody ends up with the same record. Who suspects is no part of it: that is said of a suspicion, not of the
+    member, and is taken off before a record enters a table (`accusers.split`).
     """
     return (
         record.boot,
@@ -55,17 +55,6 @@ def rank(record: MemberRecord) -> Rank:
         record.zone,
         record.offered_bytes,
     )
-
-
-def without_accuser(record: MemberRecord) -> MemberRecord:
-    """Return what `record` says of its member, without who said it: what tables hold and `rank` orders."""
-    return msgspec.structs.replace(record, suspected_by="") if record.suspected_by else record
-
-
-def with_accuser(record: MemberRecord, by: str) -> MemberRecord:
-    """Return a suspicion that names who raises it, or `record` as it is where the name would make it too large."""
-    named = msgspec.structs.replace(record, suspected_by=by)
-    return named if record_bytes(named) <= RECORD_BYTES_MAX else record
 
 
 def merge(one: MemberRecord, other: MemberRecord) -> MemberRecord:
@@ -143,6 +132,7 @@ class MemberTable:
     def take(self, record: MemberRecord, now: float) -> Change | None:
         """Merge `record` in; None if nothing changed, because as much or more was known."""
         assert not record.suspected_by
+        assert not record.also_suspected_by
         known = self._records.get(record.id)
         if known is None:
             reaped = self._reaped.get(record.id)
@@ -164,6 +154,8 @@ class MemberTable:
 
     def next_deadline(self) -> float:
         """When `reap` has something to do."""
+        if not self._gone_at and not self._reaped:  # asked after every message, and mostly so
+            return float("inf")
         gone_at = next(iter(self._gone_at.values()), float("inf"))
         reaped_at = next((at for _, at in self._reaped.values()), float("inf"))
         return min(gone_at, reaped_at) + self._reap_s

@@ -136,7 +136,7 @@ class Membership:
             case ListDifference():
                 self._lists.on_difference(message, now, effects)
             case Ping():
-                self._arrivals.on_knock(sender, message, effects)
+                self._arrivals.on_knock(sender, message, now, effects)
         self._seek_if_alone(now)
         return tuple(effects)
 

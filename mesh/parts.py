@@ -9,11 +9,13 @@ from typing import TypeAlias
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.mesh.comparison import Comparison
+from p2pkv.mesh.contacts import Contacts
 from p2pkv.mesh.gossip import GossipQueue
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.join import Joiner
 from p2pkv.mesh.members import MemberState, MemberTable
 from p2pkv.mesh.notes import Notes
+from p2pkv.mesh.observers import Observations
 from p2pkv.mesh.outbox import Outbox
 from p2pkv.mesh.own import OwnRecord
 from p2pkv.mesh.pace import Pace
@@ -41,6 +43,8 @@ class Parts:
     prober: Prober
     relays: Relays
     suspects: Suspects
+    observations: Observations
+    contacts: Contacts
     joiner: Joiner
     comparison: Comparison
     pace: Pace
@@ -64,7 +68,7 @@ def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[
     Raises:
         LocalUseError: names and addresses of this node are too long for a datagram.
     """
-    sequence = itertools.count(1)  # one for both, so that an answer belongs to a probe or a relay, never to both
+    sequence = itertools.count(1)  # one for all, so that an answer belongs to one probe or relay
     own, table = OwnRecord(me), MemberTable(reap_s=config.reap_s)
     queue = GossipQueue(mult=config.retransmit_mult)
     health = LocalHealth(enabled=config.local_health, health_max=config.health_max)
@@ -91,6 +95,15 @@ def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[
             sequence=sequence,
         ),
         suspects=Suspects(),
+        observations=Observations(
+            period_s=config.probe_period_s,
+            timeout_s=config.probe_timeout_s,
+            helpers=config.indirect_probes,
+            sequence=sequence,
+            random=random,
+            health=health,
+        ),
+        contacts=Contacts(),
         joiner=Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s),
         comparison=Comparison(own, table),
         pace=Pace(period_s=config.push_pull_period_s, random=random),

@@ -4,13 +4,14 @@ from typing import Final
 
 import msgspec
 
+from p2pkv.mesh.accusers import with_accusers
 from p2pkv.mesh.beliefs import Beliefs
 from p2pkv.mesh.chance import pick
 from p2pkv.mesh.lists import Lists
-from p2pkv.mesh.members import MemberState, with_accuser
+from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.parts import Effect, Parts
 from p2pkv.mesh.probe import Direct, Indirect, Silent, Step
-from p2pkv.transport.wire import Gossip, Nack, Ping, PingRequest
+from p2pkv.transport.wire import Gossip, MemberRecord, Nack, Ping, PingRequest
 
 _SEED_SHARE: Final = 0.5
 """How often a seed is tried rather than a dead member, where there are both: a seed may know those we have forgotten."""
@@ -30,6 +31,7 @@ class Schedule:
         self._prober = parts.prober
         self._relays = parts.relays
         self._suspects = parts.suspects
+        self._observations = parts.observations
         self._joiner = parts.joiner
         self._counts = parts.counts
         self._pace = parts.pace
@@ -45,6 +47,7 @@ class Schedule:
             return 0.0
         return min(
             self._prober.next_deadline(),
+            self._observations.next_deadline(),
             self._suspects.next_deadline(),
             self._relays.next_deadline(),
             self._gossip_at if self._outbox.has_news() else float("inf"),
@@ -59,13 +62,17 @@ class Schedule:
             self._start(now)
         self._forgive_stall(now)
         for step in self._prober.on_time(now):
-            self._probe(step, now, effects)
+            if isinstance(step, Silent):
+                self._health.on_silence(asked=step.asked, nacks=step.nacks)
+            self._probe(step, now, effects, nack=self._config.local_health)
+        for step in self._observations.on_time(now, self._table.usable()):
+            self._probe(step, now, effects, nack=False)  # how well we hear is judged by the probes that are our own
         for relay in self._relays.due(now):
             self._counts["nacks_sent"] += 1
             nack = Nack(seq=relay.seq, target=relay.target)
             effects.append(self._outbox.datagram(relay.requester, relay.requester_address, nack))
         for member in self._suspects.due(now):
-            self._beliefs.declare_dead(member, now, effects)
+            self._beliefs.judge(member, now, effects)
         if now >= self._gossip_at and self._outbox.has_news():
             self._gossip_at = now + self._config.gossip_period_s
             effects += self._outbox.gossip(self._config.gossip_fanout, self._random)
@@ -94,7 +101,7 @@ class Schedule:
             self._health.on_stall()
             self._suspects.postpone(late_s)
 
-    def _probe(self, step: Step, now: float, effects: list[Effect]) -> None:
+    def _probe(self, step: Step, now: float, effects: list[Effect], *, nack: bool) -> None:
         target = self._table.get(step.target)
         assert target is not None, "a probed member is listed"
         match step:
@@ -102,20 +109,23 @@ class Schedule:
                 body = Ping(seq=seq, target=target.id)
                 effects.append(self._outbox.datagram(target.id, target.address, body))
             case Indirect(seq, _, helpers):
-                nack = self._config.local_health
-                request = PingRequest(seq=seq, target=target.id, target_address=target.address, nack=nack)
-                for helper in helpers:
-                    member = self._table.get(helper)
-                    assert member is not None, "a helper is listed"
-                    effects.append(self._outbox.datagram(member.id, member.address, request))
-                if self._config.stream_probe:
-                    self._counts["stream_probes"] += 1
-                    effects += self._outbox.knock(target, seq)
-            case Silent(asked=asked, nacks=nacks):
+                self._ask_helpers(target, seq, helpers, effects, nack=nack)
+            case Silent():
                 self._counts["silent_probes"] += 1
-                self._health.on_silence(asked=asked, nacks=nacks)
                 suspect = msgspec.structs.replace(target, state=int(MemberState.SUSPECT))
-                self._beliefs.hear(with_accuser(suspect, self._own.record.id), now, effects)
+                self._beliefs.hear(with_accusers(suspect, frozenset({self._own.record.id})), now, effects)
+
+    def _ask_helpers(
+        self, target: MemberRecord, seq: int, helpers: tuple[str, ...], effects: list[Effect], *, nack: bool
+    ) -> None:
+        request = PingRequest(seq=seq, target=target.id, target_address=target.address, nack=nack)
+        for helper in helpers:
+            member = self._table.get(helper)
+            assert member is not None, "a helper is listed"
+            effects.append(self._outbox.datagram(member.id, member.address, request))
+        if self._config.stream_probe:
+            self._counts["stream_probes"] += 1
+            effects += self._outbox.knock(target, seq)
 
     def _seek_the_lost(self, now: float, effects: list[Effect]) -> None:
         """Try one member held for dead, or one seed that is nobody's address.

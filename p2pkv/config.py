@@ -197,6 +197,30 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = True
+    observers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description=(
+                "About how many members probe a suspect at once and out of turn, and confirm the suspicion or have it refuted "
+                "(Rapid's K, USENIX ATC 2018). More: a member whose packets are mostly lost is refuted for more surely, and a "
+                "suspicion costs more packets. 0 switches confirmation by observers off; then time alone decides."
+            ),
+        ),
+    ] = 10
+    accusers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=8,
+            description=(
+                "Members that must each have got no answer from a suspect before it is declared dead, or the majority where the "
+                "mesh is smaller (Rapid's watermarks). More: members that do not hear well kill fewer others, and it takes a "
+                "larger mesh or longer to agree on a true death. Only with `observers`."
+            ),
+        ),
+    ] = 4
     stream_probe: Annotated[
         bool,
         Meta(

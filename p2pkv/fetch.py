@@ -239,6 +239,8 @@ class Fetches:
 
     def next_deadline(self) -> float:
         """Return when `on_time` will have something to do; infinity if never."""
+        if not self._fetches and not self._requests:  # asked after every message, and mostly so
+            return float("inf")
         answers = (self._answer_by(request) for request in self._requests.values())
         ends = (fetch.deadline for fetch in self._fetches.values())
         return min((*answers, *ends), default=float("inf"))

@@ -240,7 +240,9 @@ class Ledger:
 
     def next_deadline(self) -> float:
         """Return when `expire` will have something to do; infinity if never."""
-        return min((lease.deadline for lease in self._leases.values()), default=float("inf"))
+        if not self._leases:  # asked after every message, and mostly so
+            return float("inf")
+        return min(lease.deadline for lease in self._leases.values())
 
     def _end(self, lease_id: int) -> None:
         lease = self._leases.pop(lease_id)

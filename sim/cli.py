@@ -1,11 +1,14 @@
 """`p2pkv sim`: run a scenario in the simulator and report; a run that went wrong says how to see it again."""
 
 import sys
+from pathlib import Path
 
 import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
+from p2pkv.sim.cli_detection import crashes, freeze, jobs_option, loss, threshold
 from p2pkv.sim.mesh_cli import anchors, partition, rest, storm
+from p2pkv.sim.options import plot_option, seed_option
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
@@ -65,24 +68,43 @@ def members(nodes: int, seed: int, loss: float, duration: float, output: str) ->
 
 
 @sim.command()
-@click.option("--nodes", type=click.IntRange(16, 1000), default=32, show_default=True, help="Members of the mesh.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance in the runs.")
 @click.option(
-    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time; changes no figure."
+    "--experiment",
+    type=click.Choice(["interval", "threshold"]),
+    default="interval",
+    show_default=True,
+    help="Members that stall again and again, and mistakes about the others; or once, and how soon that is noticed.",
 )
+@click.option(
+    "--nodes", type=click.IntRange(16, 1000), default=None, help="Members of the mesh. [default: 32; threshold: 128]"
+)
+@seed_option
+@click.option(
+    "--runs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Of threshold: seeds per cell."
+)
+@jobs_option
+@plot_option
 @rows_output_option
-def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
-    """Compare plain SWIM with each part of Lifeguard, and all of it, where some members are slow.
+def lifeguard(
+    experiment: str, nodes: int | None, seed: int, runs: int, jobs: int, output: str, plot: Path | None
+) -> None:
+    """Compare plain SWIM with Lifeguard and with confirmation by observers, where some members are slow.
 
-    Runs a grid of slow members, durations and intervals for each of five variants, 180 runs in all: minutes. Progress
-    goes to standard error.
+    `interval` runs a grid of slow members, durations and intervals for each of six variants, 216 runs in all: minutes.
+    `threshold` stalls up to a quarter of the members once. Progress goes to standard error.
 
     Exit codes: 0 plain SWIM made mistakes to compare with and every variant noticed every crash, 1 otherwise.
     """
     from dataclasses import asdict
 
-    from p2pkv.sim.lifeguard import Cell, grid, run_lifeguard
+    from p2pkv.sim.lifeguard import NODES, Cell, grid, run_lifeguard
 
+    if experiment == "threshold":
+        from p2pkv.sim.threshold import NODES as THRESHOLD_NODES
+
+        threshold(nodes or THRESHOLD_NODES, seed, runs, jobs, output, plot)
+        return
+    nodes = nodes or NODES
     cells = grid(nodes, seed)
     with click.progressbar(length=len(cells), label="runs", file=sys.stderr) as bar:
 
@@ -96,9 +118,14 @@ def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
     elif output == "csv":
         print_csv(list(rows[0]), [list(row.values()) for row in rows])
     else:
-        shown = ("variant", "raised_fp", "raised_fp_ratio", "seen_fp_ratio", "message_ratio", "byte_ratio")
+        shown = ("variant", "raised_fp", "raised_fp_ratio", "raised_any_ratio", "message_ratio", "byte_ratio")
         columns = (*shown, "crash_detection_p50_s")
         print_table(f"lifeguard: {nodes} nodes", columns, [[row[column] for column in columns] for row in rows])
+    if plot is not None:
+        from p2pkv.sim.figures_detection import interval_figure
+        from p2pkv.sim.plots import write_figure
+
+        write_figure(interval_figure(results, f"p2pkv sim lifeguard --nodes {nodes} --seed {seed}"), plot)
     if not results[0].raised_fp or any(result.crashes_detected < result.crashes for result in results):
         click.echo("problem: plain SWIM made no mistake, or a variant missed a crash: nothing is shown", err=True)
         click.echo(f"replay with: p2pkv sim lifeguard --nodes {nodes} --seed {seed}", err=True)
@@ -141,3 +168,7 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
             again = f"--nodes {nodes} --seed {seed + run} --runs 1 --loss {loss:g}"
             click.echo(f"replay with: p2pkv sim detection {again}", err=True)
             sys.exit(FAILED)
+
+
+for command in (loss, crashes, freeze):
+    sim.add_command(command)

@@ -6,9 +6,16 @@ bytes must have, and is told of each block on its own, so that what arrived befo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from p2pkv.fetch import Outcome
+
+STREAM_QUEUE_MAX: Final = 1024
+"""Control messages waiting per address. A peer that reads slower than that is as good as gone."""
+STREAM_PATIENCE_S: Final = 10.0
+"""How long what was written to a stream may go unacknowledged; then it is broken, and its writer is told. Without it Linux
+tries for a quarter of an hour at ever longer intervals, and what is said after a partition waits behind what was said
+during it. memberlist's `TCPTimeout`."""
 
 
 @dataclass(frozen=True, slots=True)

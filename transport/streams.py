@@ -10,12 +10,11 @@ from typing import Final
 import trio
 
 from p2pkv.errors import PeerError, PeerGone
+from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import FrameReader, frame
 from p2pkv.transport.tcp import connect
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
-QUEUE_MAX: Final = 1024
-"""Messages waiting per address. A peer that reads slower than that is as good as gone."""
 _IDLE_S: Final = 60.0
 _READ_BYTES: Final = 64 * 1024
 
@@ -42,14 +41,14 @@ class ControlStreams:
         """Queue `message` for `address`."""
         assert self._nursery is not None, "run first"
         if address not in self._queues:
-            queue, source = trio.open_memory_channel[AnyMessage](QUEUE_MAX)
+            queue, source = trio.open_memory_channel[AnyMessage](STREAM_QUEUE_MAX)
             writer = trio.CancelScope()
             self._queues[address] = (queue, writer)
             self._nursery.start_soon(self._write, address, source, writer)
         try:
             self._queues[address][0].send_nowait(message)
         except trio.WouldBlock:
-            self._drop(address, PeerGone(f"{QUEUE_MAX} messages are waiting already", peer=address))
+            self._drop(address, PeerGone(f"{STREAM_QUEUE_MAX} messages are waiting already", peer=address))
 
     def waiting(self) -> int:
         """Return how many messages wait over all addresses."""

@@ -4,6 +4,7 @@ Bodies go from the owner's arena to the kernel and from the kernel into the rece
 A connection carries one pull at a time and is kept for the next one; whatever goes wrong closes it.
 """
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -12,7 +13,7 @@ import trio
 from p2pkv.blocks import block_digest
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow
-from p2pkv.transport.base import Offered, OnBlock, OpenLease, Wanted
+from p2pkv.transport.base import STREAM_PATIENCE_S, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import greet, read_frame_exactly
@@ -37,6 +38,7 @@ async def connect(address: str, hello: Hello, *, timeout_s: float) -> tuple[trio
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             stream = await trio.open_tcp_stream(host, port)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(STREAM_PATIENCE_S * 1000))
             try:
                 return stream, await greet(stream, hello, peer=address)
             except BaseException:

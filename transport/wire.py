@@ -26,6 +26,8 @@ RECORDS_PER_PUSH_MAX: Final = 128
 BUCKETS_MAX: Final = 4096
 """Buckets of a `ListDigest`: 32 KiB of hashes."""
 BUCKET_BYTES: Final = 8
+ALSO_SUSPECTED_BY_MAX: Final = 7
+"""Members named in a record besides the first that suspects; a verdict needs fewer (`mesh.accusers`)."""
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
@@ -72,6 +74,8 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Memory the node offers to the mesh over all tiers; its weight on the ring."""
     suspected_by: OptionalNodeId = ""
     """Of a suspect: a member that got no answer from it. Suspicions by different members confirm each other."""
+    also_suspected_by: Annotated[tuple[NodeId, ...], Meta(max_length=ALSO_SUSPECTED_BY_MAX)] = ()
+    """Further ones. Of a dead member: on whose word, with `suspected_by`, it was declared dead."""
 
 
 Updates: TypeAlias = Annotated[tuple[MemberRecord, ...], Meta(max_length=64)]

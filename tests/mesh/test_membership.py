@@ -27,6 +27,8 @@ from p2pkv.transport.wire import (
 )
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
+WITHOUT_OBSERVERS = MeshConfig(observers=0)
+"""Time alone decides, and every verdict is believed."""
 
 
 def record(member: str, *, boot: int = 1, incarnation: int = 0, state: int = ALIVE) -> MemberRecord:
@@ -40,8 +42,14 @@ def packet(*updates: MemberRecord, sender: str = "b", body: DatagramBody | None 
 class Node:
     """A membership that has started at 0 and knows the members named."""
 
-    def __init__(self, known: str = "", *, join: tuple[str, ...] = ()) -> None:
-        self.core = Membership(me=record("me"), cluster="c", config=MeshConfig(), join=join, random=Random(0))
+    def __init__(
+        self,
+        known: str = "",
+        *,
+        join: tuple[str, ...] = (),
+        config: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self.core = Membership(me=record("me"), cluster="c", config=config, join=join, random=Random(0))
         self.core.on_time(0.0)
         for member in known:
             self.hear(packet(record(member), sender=member))
@@ -159,7 +167,7 @@ def test_what_is_said_of_us_is_refuted_in_the_next_packet() -> None:
 def test_whoever_is_believed_dead_and_speaks_is_told() -> None:
     dead = record("b", state=DEAD)
     for body in (Gossip(), Ack(seq=1, target="b"), Ping(seq=1, target="me"), PingRequest(1, "x", "x:1")):
-        node = Node("bd")
+        node = Node("bd", config=WITHOUT_OBSERVERS)
         node.hear(packet(dead, sender="d"))
         effects = node.hear(packet(record("b"), body=body))
         told = [
@@ -192,7 +200,7 @@ def test_an_answered_list_is_not_answered_again() -> None:
 
 def test_a_death_in_a_list_is_doubted_and_one_in_gossip_believed() -> None:
     dead = record("b", state=DEAD)
-    listed, gossiped = Node("bd"), Node("bd")
+    listed, gossiped = (Node("bd", config=WITHOUT_OBSERVERS) for _ in range(2))
     listed.hear(PushPull(records=(record("d"), dead), reply=False))
     gossiped.hear(packet(dead, sender="d"))
     assert (listed.state("b"), gossiped.state("b")) == (SUSPECT, DEAD)
@@ -297,7 +305,7 @@ def test_a_goodbye_goes_out_at_once_and_then_nothing_does() -> None:
 
 
 def test_the_dead_are_told_so_now_and_then_until_they_are_reaped() -> None:
-    node = Node("b")
+    node = Node("b", config=WITHOUT_OBSERVERS)
     dead = record("b", state=DEAD)
     node.hear(packet(dead, sender="d"))
     tried = [effect for effect in node.run(0.0, 600.0) if isinstance(effect, SendDatagram)]
@@ -309,7 +317,7 @@ def test_the_dead_are_told_so_now_and_then_until_they_are_reaped() -> None:
 
 
 def test_many_members_share_the_work_of_trying_the_dead() -> None:
-    node = Node("bdefghijk")
+    node = Node("bdefghijk", config=WITHOUT_OBSERVERS)
     node.hear(packet(record("b", state=DEAD), sender="d"))
     effects = node.run(0.0, 600.0, answering=True)
     tried = [e for e in effects if isinstance(e, SendDatagram) and e.address == "b:1"]
@@ -324,7 +332,7 @@ def test_whoever_hears_that_it_is_held_for_dead_says_at_once_that_it_is_not() ->
 
 
 def test_lists_are_compared_with_a_dead_member_that_speaks_again() -> None:
-    node = Node("bdefghijk")
+    node = Node("bdefghijk", config=WITHOUT_OBSERVERS)
     node.run(0.0, 100.0, answering=True)
     node.hear(packet(record("b", state=DEAD), sender="d"), 100.0)
     node.hear(packet(record("b", incarnation=1)), 101.0)
@@ -334,7 +342,7 @@ def test_lists_are_compared_with_a_dead_member_that_speaks_again() -> None:
 
 def test_a_member_that_was_reaped_and_speaks_is_told_that_it_died() -> None:
     """Its record is still remembered, so that what it says of itself is refused until it refutes."""
-    node = Node("bd")
+    node = Node("bd", config=WITHOUT_OBSERVERS)
     dead = record("b", state=DEAD)
     node.hear(packet(dead, sender="d"), 1.0)
     node.core.on_time(3601.0)
@@ -349,7 +357,7 @@ def test_a_member_that_was_reaped_and_speaks_is_told_that_it_died() -> None:
 
 
 def test_whoever_counts_on_members_that_were_reaped_here_is_told_that_they_died() -> None:
-    node = Node("bd")
+    node = Node("bd", config=WITHOUT_OBSERVERS)
     dead = record("b", state=DEAD)
     node.hear(packet(dead, sender="d"), 1.0)
     node.core.on_time(3601.0)

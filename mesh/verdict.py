@@ -1,0 +1,96 @@
+"""When a suspicion is enough for a verdict: the word of several members, and no word of the suspect itself.
+
+Lifeguard asks how well the judge hears. It does not help against a judge that hears well and is not heard, nor against
+several unwell ones that agree. Here a verdict needs accusers, each of which has probed the suspect itself, and it names
+them; who has heard from the suspect lately believes no verdict, not even its own. Source: Rapid, USENIX ATC 2018, section 4.2
+(a process is removed once at least H of its K observers say so, and below that it stays under watch).
+"""
+
+from typing import Final
+
+import msgspec
+
+from p2pkv.mesh.members import MemberState, is_usable
+from p2pkv.mesh.parts import Parts
+from p2pkv.mesh.suspicion import Suspicion, timeout_min_s
+from p2pkv.transport.wire import MemberRecord
+
+LONE_VERDICT_MULT: Final = 2.0
+"""A member that suspects all by itself, and hears nothing of the suspect, judges after so many times the longest suspicion.
+It is cut off from those who could confirm, and must come to an end too."""
+
+
+def accusers_needed(accusers: int, *, voters: int) -> int:
+    """Return how many members must suspect one before it is dead: `accusers`, or the majority of `voters` if fewer.
+
+    `voters` are the members that could accuse: all but the suspect and others under suspicion, this node included. In a
+    mesh of two that is one, and of three two.
+    """
+    return max(1, min(accusers, voters // 2 + 1))
+
+
+class Verdicts:
+    """Decides whether a suspect is dead. Switched off (no observers), time alone decides, and every verdict is believed."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._config = parts.config
+        self._own = parts.own
+        self._table = parts.table
+        self._suspects = parts.suspects
+        self._contacts = parts.contacts
+        self._observations = parts.observations
+        self._health = parts.health
+        self._counts = parts.counts
+        self.enabled = parts.config.observers > 0
+
+    def doubt(self, record: MemberRecord, accusers: frozenset[str], now: float) -> MemberRecord:
+        """Return the record to believe: a verdict by hearsay is a suspicion to us if it is not proven, or we know better."""
+        known = self._table.get(record.id)
+        if not self.enabled or record.state != MemberState.DEAD or known is None or not is_usable(known):
+            return record
+        suspicion = self._suspects.get(record.id)
+        if suspicion is not None and known.incarnation == record.incarnation:
+            accusers |= suspicion.accusers
+        if self._proven(record.id, accusers) and not self._heard_lately(record.id, now):
+            return record
+        self._counts["verdicts_doubted"] += 1
+        return msgspec.structs.replace(record, state=int(MemberState.SUSPECT))
+
+    def is_dead(self, member: str, now: float) -> bool:
+        """Say whether a suspect whose time is over is dead. If not, it stays a suspect, and is looked at again."""
+        suspicion = self._suspects.get(member)
+        assert suspicion is not None, "a suspect that is due is suspected"
+        if not self.enabled:
+            return True
+        if not self._heard_lately(member, now) and self._proven(member, suspicion.accusers):
+            return True
+        if self._own.record.id in suspicion.accusers and self._silent_for_long(member, suspicion, now):
+            self._counts["verdicts_alone"] += 1
+            return True
+        self._counts["verdicts_prolonged"] += 1
+        if suspicion.accusers == {self._own.record.id}:
+            self._health.on_unconfirmed()
+        self._suspects.prolong(member, now + suspicion.min_s)
+        self._observations.begin(member)
+        return False
+
+    def _proven(self, member: str, accusers: frozenset[str]) -> bool:
+        """Whether enough accusers are named. Those that are dead to us do not count: they may be beyond a partition."""
+        others_suspected = len(self._suspects) - (self._suspects.get(member) is not None)
+        voters = self._table.mesh_size() - 1 - others_suspected
+        heard = sum(accuser == self._own.record.id or self._counts_on(accuser) for accuser in accusers)
+        return heard >= accusers_needed(self._config.accusers, voters=voters)
+
+    def _counts_on(self, member: str) -> bool:
+        known = self._table.get(member)
+        return known is not None and is_usable(known)
+
+    def _heard_lately(self, member: str, now: float) -> bool:
+        """Whether we heard from it more recently than the shortest suspicion takes: no true verdict comes so soon."""
+        config, members = self._config, self._table.mesh_size()
+        min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
+        return self._contacts.last(member) > now - min_s
+
+    def _silent_for_long(self, member: str, suspicion: Suspicion, now: float) -> bool:
+        long_s = LONE_VERDICT_MULT * suspicion.max_s
+        return now - max(suspicion.since, self._contacts.last(member)) >= long_s
