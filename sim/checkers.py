@@ -72,8 +72,6 @@ class Checkers:
         self.false_deaths = 0
         self.agreed_s: float | None = None
         """Since when everybody agrees; None while they do not."""
-        self.stream_messages_peak = 0
-        self.stream_bytes_peak = 0
 
     def watch(self, world: World, change: Change) -> None:
         """Take a change of belief."""
@@ -126,11 +124,9 @@ class Checkers:
                 "blocks on their way": (fetch.in_flight, self._config.fetch.in_flight_max),
             }
             found += [f"{id_of(number)} has {n} {what}, limit {most}" for what, (n, most) in sizes.items() if n > most]
-        messages, in_flight_bytes = world.network.streams.in_flight()
-        self.stream_messages_peak = max(self.stream_messages_peak, messages)
-        self.stream_bytes_peak = max(self.stream_bytes_peak, in_flight_bytes)
-        if messages > STREAM_QUEUE_MAX:
-            found.append(f"a stream has {messages} messages on their way, limit {STREAM_QUEUE_MAX}")
-        if in_flight_bytes > STREAM_BYTES_MAX:
-            found.append(f"a stream has {in_flight_bytes} bytes on their way, limit {STREAM_BYTES_MAX}")
+        streams = world.network.streams
+        if streams.overflows:
+            found.append(f"{streams.overflows} streams broke because {STREAM_QUEUE_MAX} messages were on their way")
+        if streams.bytes_peak > STREAM_BYTES_MAX:
+            found.append(f"a stream had {streams.bytes_peak} bytes on their way, limit {STREAM_BYTES_MAX}")
         return found

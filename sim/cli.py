@@ -5,6 +5,7 @@ import sys
 import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
+from p2pkv.sim.run_cli import run, scenarios
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
@@ -130,9 +131,13 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
         print_csv(list(row), [list(row.values())])
     else:
         print_table(f"detection: {nodes} nodes, {runs} crashes", ("measure", "value"), list(row.items()))
-    for run, one in enumerate(found):
+    for place, one in enumerate(found):
         if one.last_s is None:
             click.echo("problem: somebody did not notice the crash", err=True)
-            again = f"--nodes {nodes} --seed {seed + run} --runs 1 --loss {loss:g}"
+            again = f"--nodes {nodes} --seed {seed + place} --runs 1 --loss {loss:g}"
             click.echo(f"replay with: p2pkv sim detection {again}", err=True)
             sys.exit(FAILED)
+
+
+for command in (run, scenarios):
+    sim.add_command(command)
