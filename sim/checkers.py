@@ -60,6 +60,8 @@ class Bounds:
     """From here on the mesh has to agree, until the run ends."""
     false_deaths_max: int | None = None
     """How often a node may hold a member for dead that runs; None: that is not judged."""
+    doubtful: frozenset[int] = frozenset()
+    """Nodes that are slow or frozen at some time: a member that is silent cannot be told from a dead one."""
 
 
 class Checkers:
@@ -75,8 +77,8 @@ class Checkers:
 
     def watch(self, world: World, change: Change) -> None:
         """Take a change of belief."""
-        now_alive = change.boot == world.boot(change.subject) and world.is_well(change.subject)
-        self.false_deaths += change.state == MemberState.DEAD and now_alive
+        if change.state == MemberState.DEAD and change.subject not in self._bounds.doubtful:
+            self.false_deaths += world.is_running(change.subject) and world.boot(change.subject) == change.boot
 
     def look(self, world: World, engines: Engines | None, *, patience_s: float) -> list[str]:
         """Return what is wrong now. Engines wait `patience_s` longer than they say where nodes are stalled."""

@@ -1,10 +1,13 @@
 """`p2pkv sim`: run a scenario in the simulator and report; a run that went wrong says how to see it again."""
 
 import sys
+from pathlib import Path
 
 import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
+from p2pkv.sim.faults_cli import churn, partition
+from p2pkv.sim.options import plot_option
 from p2pkv.sim.run_cli import run, scenarios
 
 
@@ -30,19 +33,23 @@ def sim() -> None:
     show_default=True,
     help="Simulated seconds; one node is killed after a third of them.",
 )
+@plot_option
 @output_option
-def members(nodes: int, seed: int, loss: float, duration: float, output: str) -> None:
+def members(nodes: int, seed: int, loss: float, duration: float, plot: Path | None, output: str) -> None:
     """Have nodes meet through the first, kill one, and measure how long the others take to see either.
 
     Exit codes: 0 all agreed at the end, 1 some did not; then standard error has the command that replays the run.
     """
     from dataclasses import asdict
 
+    from p2pkv.sim.figures import Timeline, members_figure
     from p2pkv.sim.members import MembersOptions, run_members
+    from p2pkv.sim.plots import write_figure
 
     options = MembersOptions(nodes=nodes, seed=seed, loss=loss, duration_s=duration)
+    timeline = Timeline() if plot is not None else None
     try:
-        result = run_members(options)
+        result = run_members(options, also=timeline)
     except Exception:  # a broken invariant of ours: the traceback says which, the seed says how to get there again
         click.echo(f"replay with: {options.command()}", err=True)
         raise
@@ -53,6 +60,8 @@ def members(nodes: int, seed: int, loss: float, duration: float, output: str) ->
         print_table(
             f"members: {nodes} nodes, {duration:g} s", ("measure", "value"), [row for row in rows if row[1] != []]
         )
+    if plot is not None and timeline is not None:
+        write_figure(members_figure(options, result, timeline), plot)
     if result.problems:
         for problem in result.problems:
             click.echo(f"problem: {problem}", err=True)
@@ -66,8 +75,9 @@ def members(nodes: int, seed: int, loss: float, duration: float, output: str) ->
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time; changes no figure."
 )
+@plot_option
 @rows_output_option
-def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
+def lifeguard(nodes: int, seed: int, jobs: int, plot: Path | None, output: str) -> None:
     """Compare plain SWIM with each part of Lifeguard, and all of it, where some members are slow.
 
     Runs a grid of slow members, durations and intervals for each of five variants, 180 runs in all: minutes. Progress
@@ -77,7 +87,9 @@ def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
     """
     from dataclasses import asdict
 
+    from p2pkv.sim.figures import lifeguard_figure
     from p2pkv.sim.lifeguard import Cell, grid, run_lifeguard
+    from p2pkv.sim.plots import write_figure
 
     cells = grid(nodes, seed)
     with click.progressbar(length=len(cells), label="runs", file=sys.stderr) as bar:
@@ -95,9 +107,12 @@ def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
         shown = ("variant", "raised_fp", "raised_fp_ratio", "seen_fp_ratio", "message_ratio", "byte_ratio")
         columns = (*shown, "crash_detection_p50_s")
         print_table(f"lifeguard: {nodes} nodes", columns, [[row[column] for column in columns] for row in rows])
+    command = f"p2pkv sim lifeguard --nodes {nodes} --seed {seed}"
+    if plot is not None:
+        write_figure(lifeguard_figure(results, nodes=nodes, note=command), plot)
     if not results[0].raised_fp or any(result.crashes_detected < result.crashes for result in results):
         click.echo("problem: plain SWIM made no mistake, or a variant missed a crash: nothing is shown", err=True)
-        click.echo(f"replay with: p2pkv sim lifeguard --nodes {nodes} --seed {seed}", err=True)
+        click.echo(f"replay with: {command}", err=True)
         sys.exit(FAILED)
 
 
@@ -112,8 +127,9 @@ def lifeguard(nodes: int, seed: int, jobs: int, output: str) -> None:
     show_default=True,
     help="Share of datagrams that vanish.",
 )
+@plot_option
 @rows_output_option
-def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> None:
+def detection(nodes: int, seed: int, runs: int, loss: float, plot: Path | None, output: str) -> None:
     """Kill one member in each of many runs, and measure how soon the first and the last of the others notice.
 
     Exit codes: 0 everybody noticed every crash, 1 otherwise; then standard error has the command that replays one.
@@ -121,6 +137,8 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
     from dataclasses import asdict
 
     from p2pkv.sim.detection import run_detection, sum_up
+    from p2pkv.sim.figures import detection_figure
+    from p2pkv.sim.plots import write_figure
 
     found = [run_detection(nodes=nodes, seed=seed + run, loss=loss) for run in range(runs)]
     row = asdict(sum_up(found))
@@ -131,6 +149,9 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
         print_csv(list(row), [list(row.values())])
     else:
         print_table(f"detection: {nodes} nodes, {runs} crashes", ("measure", "value"), list(row.items()))
+    if plot is not None:
+        command = f"p2pkv sim detection --nodes {nodes} --seed {seed} --runs {runs} --loss {loss:g}"
+        write_figure(detection_figure(found, nodes=nodes, note=command), plot)
     for place, one in enumerate(found):
         if one.last_s is None:
             click.echo("problem: somebody did not notice the crash", err=True)
@@ -139,5 +160,5 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
             sys.exit(FAILED)
 
 
-for command in (run, scenarios):
+for command in (run, scenarios, churn, partition):
     sim.add_command(command)

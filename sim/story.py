@@ -32,7 +32,7 @@ class Story:
     settles_s: float = 20.0
     """From the last fault, or the start, until all agree, at most; and they agree until the end."""
     false_deaths_max: int | None = 0
-    """How often a node may hold a member for dead that runs, reads and writes; None: that is not judged."""
+    """How often a node may hold a member for dead that runs and is never slow or frozen; None: that is not judged."""
 
 
 Scenario: TypeAlias = Callable[[int, Random], Story]
@@ -87,7 +87,12 @@ def run_story(scenario: Scenario, *, name: str, nodes: int, seed: int) -> Run:
     if story.load is not None:
         config = with_room(config)
     begins_s = max(START_WITHIN_S, story.faults.last_s)
-    bounds = Bounds(settled_s=begins_s + story.settles_s, false_deaths_max=story.false_deaths_max)
+    stalled = [fault.nodes for fault in story.faults.slow] + [fault.nodes for fault in story.faults.freezes]
+    bounds = Bounds(
+        settled_s=begins_s + story.settles_s,
+        false_deaths_max=story.false_deaths_max,
+        doubtful=frozenset[int]().union(*stalled),
+    )
     checkers = Checkers(config, bounds)
     world = World(
         nodes=nodes,
