@@ -22,24 +22,32 @@ class Timeline:
         self._present: set[tuple[int, int]] = set()
         self.known: list[tuple[float, int]] = []
         """(seconds, pairs that count on one another), at each change."""
-        self.deaths: list[tuple[float, int, int]] = []
-        """(seconds, who, whom)."""
+        self.doubts: list[tuple[float, int, int, int]] = []
+        """(seconds, who, whom, suspect or dead)."""
 
     def __call__(self, change: Change) -> None:
         """Take a change of belief."""
         at_s, pair = change.at_us / SECOND_US, (change.observer, change.subject)
         (self._present.add if change.state in _USABLE else self._present.discard)(pair)
         self.known.append((at_s, len(self._present)))
-        if change.state == MemberState.DEAD:
-            self.deaths.append((at_s, *pair))
+        if change.state in {MemberState.SUSPECT, MemberState.DEAD}:
+            self.doubts.append((at_s, *pair, change.state))
 
 
 def members_figure(options: MembersOptions, result: MembersResult, timeline: Timeline) -> Figure:
     """Draw how soon everybody knows everybody, and how soon everybody knows of the crash."""
     crash_s, pairs = options.duration_s / 3, options.nodes * (options.nodes - 1)
     met = [(at, count / pairs) for at, count in timeline.known if at < crash_s]
-    noticed = sorted(at - crash_s for at, _, whom in timeline.deaths if at >= crash_s and id_of(whom) == result.crashed)
-    shares = [(place + 1) / (options.nodes - 1) for place in range(len(noticed))]
+
+    def noticed(state: MemberState) -> list[tuple[float, float]]:
+        """Return (seconds from the crash, share of members that had come to that belief)."""
+        firsts: dict[int, float] = {}
+        for at, who, whom, what in timeline.doubts:
+            if at >= crash_s and id_of(whom) == result.crashed and what == state:
+                firsts.setdefault(who, at - crash_s)
+        times = sorted(firsts.values())
+        return [(0.0, 0.0), *((at, (place + 1) / (options.nodes - 1)) for place, at in enumerate(times))]
+
     settled = min(crash_s, 2 * met[-1][0] if met else crash_s)
     return Figure(
         title=f"{options.nodes} nodes meet, and one dies",
@@ -54,8 +62,11 @@ def members_figure(options: MembersOptions, result: MembersResult, timeline: Tim
             Chart(
                 title="the crash",
                 x_label="time from the crash, s",
-                y_label="share of members that hold it for dead",
-                series=[_steps([(0.0, 0.0), *zip(noticed, shares, strict=True)])],
+                y_label="share of members that have noticed",
+                series=[
+                    _steps(noticed(MemberState.SUSPECT), "suspect the node"),
+                    _steps(noticed(MemberState.DEAD), "hold it for dead"),
+                ],
             ),
         ],
     )
@@ -82,9 +93,9 @@ def detection_figure(found: Sequence[Detection], *, nodes: int, note: str) -> Fi
             ),
             Chart(
                 title="how long the news takes",
-                x_label="from the first member to the last, s",
+                x_label="from the first member to the last, ms",
                 y_label="share of crashes",
-                series=[_steps([(0.0, 0.0), *zip(spread, shares, strict=False)])],
+                series=[_steps([(0.0, 0.0), *zip([1000 * one for one in spread], shares, strict=False)])],
             ),
         ],
     )
@@ -138,11 +149,11 @@ def lifeguard_figure(results: Sequence[VariantResult], *, nodes: int, note: str)
 
 def churn_figure(rows: Sequence[TurnoverRow], *, nodes: int, note: str) -> Figure:
     """Draw what coming and going does to beliefs, to the time to notice, and to traffic."""
-    x = [row.per_minute for row in rows]
+    x = [row.ended_per_minute for row in rows]
 
-    def chart(title: str, y_label: str, *series: tuple[str, list[float | None]]) -> Chart:
+    def chart(title: str, y_label: str, *series: tuple[str, list[float | None]], y_log: bool = False) -> Chart:
         drawn = [Series(x=x, y=y, label=label) for label, y in series]
-        return Chart(title=title, x_label="processes that end per minute", y_label=y_label, series=drawn)
+        return Chart(title=title, x_label="processes that end per minute", y_label=y_label, series=drawn, y_log=y_log)
 
     return Figure(
         title=f"Churn among {nodes} nodes",
@@ -150,10 +161,11 @@ def churn_figure(rows: Sequence[TurnoverRow], *, nodes: int, note: str) -> Figur
         charts=[
             chart("beliefs that are behind", "% of all beliefs", ("", [100 * row.stale_share for row in rows])),
             chart(
-                "how long it takes, median",
+                "time until it is noticed, median",
                 "s",
-                ("a crash, until somebody notices", [row.detection_p50_s for row in rows]),
-                ("a new life, until a member knows of it", [row.return_p50_s for row in rows]),
+                ("a crash, by the first member", [row.detection_p50_s for row in rows]),
+                ("a new life, by any member", [row.return_p50_s for row in rows]),
+                y_log=True,
             ),
             chart("traffic", "kB/s per node", ("", [row.bytes_per_node_s / 1000 for row in rows])),
         ],

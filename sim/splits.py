@@ -34,7 +34,9 @@ class SplitRow:
     deaths: int
     """Times that a node held one beyond the cut for dead; all of these run."""
     deaths_within: int
-    """The same within one side, where nothing is wrong."""
+    """Until the repair, the same within one side, where nothing is wrong."""
+    echoes: int
+    """After it, times that a node heard from beyond that one of its own side was dead, sooner than the refutation."""
     meet_s: float | None
     """From the repair until two of the two sides counted on one another again."""
     heal_s: float | None
@@ -92,6 +94,8 @@ def run_split(lasts_s: float, *, nodes: int, seed: int, share: float) -> Split:
             healed_s, healed = second, world.traffic.snapshot()
     across = [change for change in verdicts if (change.observer in island) != (change.subject in island)]
     cut = [change for change in across if change.at_us <= repaired_s * SECOND_US]
+    within = [change for change in verdicts if (change.observer in island) == (change.subject in island)]
+    early = sum(change.at_us <= repaired_s * SECOND_US for change in within)
     written_off = {(change.observer, change.subject) for change in cut}
     node_seconds = nodes * max(1.0, (healed_s or second) - repaired_s)
     if healed_s is None:
@@ -103,7 +107,8 @@ def run_split(lasts_s: float, *, nodes: int, seed: int, share: float) -> Split:
         detection_first_s=_since(cut[0].at_us) if cut else None,
         detection_last_s=_since(cut[-1].at_us) if len(written_off) == pairs else None,
         deaths=len(across),
-        deaths_within=len(verdicts) - len(across),
+        deaths_within=early,
+        echoes=len(within) - early,
         meet_s=None if meet_s is None else meet_s - repaired_s,
         heal_s=None if healed_s is None else healed_s - repaired_s,
         heal_datagrams_per_node_s=round((healed.datagrams - at_repair.datagrams) / node_seconds, 3),

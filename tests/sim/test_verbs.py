@@ -51,9 +51,8 @@ def test_a_cut_is_noticed_by_both_sides_and_heals() -> None:
     assert row.meet_s is not None
     assert row.heal_s is not None
     assert row.meet_s <= row.heal_s <= 60
-    assert [share for _, share in long.bridged][0] == 1.0
-    assert min(share for _, share in long.bridged) == 0.0
-    assert [share for _, share in long.bridged][-1] == 1.0
+    shares = [share for _, share in long.bridged]
+    assert (shares[0], min(shares), shares[-1]) == (1.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_every_verb_draws_what_it_prints(line: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("p2pkv.sim.splits.run_splits.__kwdefaults__", {"lasts_s": (5.0, 20.0)}, raising=False)
     path = tmp_path / "plot.svg"
     document = json.loads(invoke(f"{line} -o json --plot {path}").stdout)
-    assert document["scenario"] == line.split()[0]
+    assert document["scenario"] == line.split(maxsplit=1)[0]
     drawn = path.read_text(encoding="utf-8")
     assert drawn.startswith("<?xml")
     assert len(drawn) > 10_000
