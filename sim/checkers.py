@@ -60,6 +60,8 @@ class Bounds:
     """From here on the mesh has to agree, until the run ends."""
     false_deaths_max: int | None = None
     """How often a node may hold a member for dead that runs; None: that is not judged."""
+    doubtful: frozenset[int] = frozenset()
+    """Nodes that are slow or frozen at some time: a member that is silent cannot be told from a dead one."""
 
 
 class Checkers:
@@ -72,13 +74,11 @@ class Checkers:
         self.false_deaths = 0
         self.agreed_s: float | None = None
         """Since when everybody agrees; None while they do not."""
-        self.stream_messages_peak = 0
-        self.stream_bytes_peak = 0
 
     def watch(self, world: World, change: Change) -> None:
         """Take a change of belief."""
-        now_alive = change.boot == world.boot(change.subject) and world.is_well(change.subject)
-        self.false_deaths += change.state == MemberState.DEAD and now_alive
+        if change.state == MemberState.DEAD and change.subject not in self._bounds.doubtful:
+            self.false_deaths += world.is_running(change.subject) and world.boot(change.subject) == change.boot
 
     def look(self, world: World, engines: Engines | None, *, patience_s: float) -> list[str]:
         """Return what is wrong now. Engines wait `patience_s` longer than they say where nodes are stalled."""
@@ -126,11 +126,9 @@ class Checkers:
                 "blocks on their way": (fetch.in_flight, self._config.fetch.in_flight_max),
             }
             found += [f"{id_of(number)} has {n} {what}, limit {most}" for what, (n, most) in sizes.items() if n > most]
-        messages, in_flight_bytes = world.network.streams.in_flight()
-        self.stream_messages_peak = max(self.stream_messages_peak, messages)
-        self.stream_bytes_peak = max(self.stream_bytes_peak, in_flight_bytes)
-        if messages > STREAM_QUEUE_MAX:
-            found.append(f"a stream has {messages} messages on their way, limit {STREAM_QUEUE_MAX}")
-        if in_flight_bytes > STREAM_BYTES_MAX:
-            found.append(f"a stream has {in_flight_bytes} bytes on their way, limit {STREAM_BYTES_MAX}")
+        streams = world.network.streams
+        if streams.overflows:
+            found.append(f"{streams.overflows} streams broke because {STREAM_QUEUE_MAX} messages were on their way")
+        if streams.bytes_peak > STREAM_BYTES_MAX:
+            found.append(f"a stream had {streams.bytes_peak} bytes on their way, limit {STREAM_BYTES_MAX}")
         return found
