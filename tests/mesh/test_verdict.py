@@ -10,7 +10,7 @@ from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.verdict import LONE_VERDICT_MULT, accusers_needed
 from p2pkv.transport.wire import Ack, MemberRecord, Ping, PingRequest
 from tests.mesh.test_lifeguard import OTHERS, node, run, suspicion
-from tests.mesh.test_membership import ALIVE, DEAD, SUSPECT, changes, packet, record, sent
+from tests.mesh.test_membership import ALIVE, DEAD, LEFT, SUSPECT, changes, packet, record, sent
 
 MIN_S = 4.0
 """The shortest suspicion among ten members."""
@@ -155,3 +155,17 @@ def test_in_a_mesh_of_two_the_other_dies_though_nobody_can_confirm() -> None:
     effects = run(core, 0.0, 12.0, deaf_to="b")
     assert ("b", SUSPECT, DEAD) in changes(effects)
     assert not [body for _, body in sent(effects) if isinstance(body, PingRequest)]
+
+
+def test_accusers_that_died_since_make_room_for_others() -> None:
+    config = MeshConfig(observers=1, indirect_probes=0)  # so that we look at nobody ourselves
+    core = node(config)
+    run(core, 0.0, 30.0)
+    for accuser in "cdef":
+        core.on_message(accuser, packet(suspicion("b", accuser), sender=accuser), 30.0)
+    core.on_message("b", packet(sender="b"), 30.0 + MIN_S - 1)  # and it lived then
+    core.on_message("g", packet(record("c", state=LEFT, incarnation=1), sender="g"), 30.0)
+    effects = run(core, 30.0 + MIN_S - 1, 30.0 + 3 * MIN_S, deaf_to="")
+    assert ("b", SUSPECT, DEAD) not in changes(effects)
+    core.on_message("g", packet(suspicion("b", "g"), sender="g"), 30.0 + 3 * MIN_S)
+    assert core.statistics().confirmations == 4
