@@ -2,12 +2,22 @@
 
 MESH_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: bench-mesh bench-mesh-hour
+.PHONY: bench-mesh bench-mesh-hour bench-mesh-loss bench-mesh-thousand
 
-bench-mesh: setup ## Crash detection and the Lifeguard experiment, simulated (ten minutes of CPU)
-	$(BIN)/p2pkv sim detection --nodes 32 --seed 1 --runs 40 -o json
-	$(BIN)/p2pkv sim detection --nodes 100 --seed 1 --runs 20 -o json
+bench-mesh: setup ## Crashes, freezes and the Lifeguard experiments, simulated (half an hour of CPU)
+	$(BIN)/p2pkv sim detection --nodes 32 --seed 1 --runs 200 -o json
+	$(BIN)/p2pkv sim detection --nodes 100 --seed 1 --runs 60 -o json
 	$(BIN)/p2pkv sim lifeguard --nodes 32 --seed 1 --jobs $(MESH_JOBS) -o json
+	$(BIN)/p2pkv sim lifeguard --experiment threshold --seed 1 --jobs $(MESH_JOBS) -o json
+	$(BIN)/p2pkv sim freeze --nodes 64 --seed 1 -o json
+
+bench-mesh-loss: setup ## Lost datagrams at 200 nodes, SWIM, Lifeguard and observers, simulated (half an hour of CPU)
+	$(BIN)/p2pkv sim loss --nodes 200 --seed 1 --egress 0.8 --duration 300 --jobs $(MESH_JOBS) -o json
+	$(BIN)/p2pkv sim loss --nodes 200 --seed 1 --loss 0.2 --duration 300 --jobs $(MESH_JOBS) -o json
+
+bench-mesh-thousand: setup ## 50 crashes among 1,000 nodes, nothing lost and 10 %, simulated (some minutes)
+	$(BIN)/p2pkv sim crashes --nodes 1000 --crashes 50 --seed 1 -o json
+	$(BIN)/p2pkv sim crashes --nodes 1000 --crashes 50 --seed 1 --loss 0.1 -o json
 
 bench-mesh-hour: setup ## An hour of 200 nodes at 5 % loss, simulated (some minutes)
 	$(BIN)/p2pkv sim members --nodes 200 --seed 1 --loss 0.05 --duration 3600 -o json

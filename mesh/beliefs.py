@@ -8,7 +8,6 @@ import msgspec
 from p2pkv.effects import MemberChanged
 from p2pkv.mesh.accusers import NOBODY, split, with_accusers
 from p2pkv.mesh.members import RECORD_BYTES_MAX, Change, MemberState, is_usable, record_bytes
-from p2pkv.mesh.observers import is_observer
 from p2pkv.mesh.own import Answer
 from p2pkv.mesh.parts import Effect, Parts
 from p2pkv.mesh.suspicion import confirmations_wanted, timeout_min_s
@@ -39,6 +38,7 @@ class Beliefs:
         if record.id == self._own.record.id:
             self._hear_of_self(record, effects)
             return
+        accusers = self._verdicts.counted(accusers)
         self._believe(self._verdicts.doubt(record, accusers, now), accusers, now, effects, listed=listed)
 
     def _believe(
@@ -110,7 +110,7 @@ class Beliefs:
     def _start_suspicion(self, member: str, by: frozenset[str], now: float) -> None:
         """Give a new suspect its time: with Lifeguard long, and shorter with each further member that suspects it."""
         config, members, own = self._config, self._table.mesh_size(), self._own.record.id
-        if own not in by and is_observer(own, member, members=members, count=config.observers):
+        if own not in by and self._verdicts.observes(member):
             self._observations.begin(member)
         min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
         accusers_max = config.accusers if config.observers else 0

@@ -99,6 +99,10 @@ class Membership:
             packets_foreign=self._counts["packets_foreign"],
             pings_misdirected=self._counts["pings_misdirected"],
             records_refused=self._counts["records_refused"] + self._table.refused,
+            verdicts_doubted=self._counts["verdicts_doubted"],
+            verdicts_prolonged=self._counts["verdicts_prolonged"],
+            verdicts_alone=self._counts["verdicts_alone"],
+            observations_refused=self._parts.observations.refused,
         )
 
     # -- the verbs --------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Suspicion:
     prolonged_until: float = NEVER
     """When it is looked at again, if it was found wanting when its time was over."""
     prolongations: int = 0
+    """How often that was."""
     until: float = field(init=False)
     """When it is over, as confirmed as it is now; that may be past already. Asked at every message, hence kept."""
 
@@ -113,10 +114,12 @@ class Suspects:
         self._suspicions[member] = replace(suspicion, accusers=suspicion.accusers | by)
         return True
 
-    def prolong(self, member: str, until: float) -> None:
-        """Let a suspicion whose time is over go on: there is not enough to be said for it."""
+    def prolong(self, member: str, until: float, *, accusers: frozenset[str]) -> None:
+        """Let a suspicion whose time is over go on, with those of its accusers that still count."""
         suspicion = self._suspicions[member]
-        self._suspicions[member] = replace(suspicion, prolonged_until=until, prolongations=suspicion.prolongations + 1)
+        self._suspicions[member] = replace(
+            suspicion, accusers=accusers, prolonged_until=until, prolongations=suspicion.prolongations + 1
+        )
 
     def clear(self, member: str) -> None:
         """End a suspicion, if there is one: it was refuted, or has become certainty."""

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from p2pkv.mesh.members import MemberState, is_usable
+from p2pkv.mesh.observers import is_observer
 from p2pkv.mesh.parts import Parts
 from p2pkv.mesh.suspicion import Suspicion, timeout_min_s
 from p2pkv.transport.wire import MemberRecord
@@ -18,6 +19,8 @@ from p2pkv.transport.wire import MemberRecord
 LONE_VERDICT_MULT: Final = 2.0
 """A member that suspects all by itself, and hears nothing of the suspect, judges after so many times the longest suspicion.
 It is cut off from those who could confirm, and must come to an end too."""
+_DOUBLINGS_MAX: Final = 13
+"""By then everybody observes in the largest mesh."""
 
 
 def accusers_needed(accusers: int, *, voters: int) -> int:
@@ -45,12 +48,14 @@ class Verdicts:
 
     def doubt(self, record: MemberRecord, accusers: frozenset[str], now: float) -> MemberRecord:
         """Return the record to believe: a verdict by hearsay is a suspicion to us if it is not proven, or we know better."""
+        if record.state != MemberState.DEAD or not self.enabled:
+            return record
         known = self._table.get(record.id)
-        if not self.enabled or record.state != MemberState.DEAD or known is None or not is_usable(known):
+        if known is None or not is_usable(known):
             return record
         suspicion = self._suspects.get(record.id)
         if suspicion is not None and known.incarnation == record.incarnation:
-            accusers |= suspicion.accusers
+            accusers |= self.counted(suspicion.accusers)
         if self._proven(record.id, accusers) and not self._heard_lately(record.id, now):
             return record
         self._counts["verdicts_doubted"] += 1
@@ -62,7 +67,7 @@ class Verdicts:
         assert suspicion is not None, "a suspect that is due is suspected"
         if not self.enabled:
             return True
-        if not self._heard_lately(member, now) and self._proven(member, suspicion.accusers):
+        if not self._heard_lately(member, now) and self._proven(member, self.counted(suspicion.accusers)):
             return True
         if self._own.record.id in suspicion.accusers and self._silent_for_long(member, suspicion, now):
             self._counts["verdicts_alone"] += 1
@@ -70,16 +75,31 @@ class Verdicts:
         self._counts["verdicts_prolonged"] += 1
         if suspicion.accusers == {self._own.record.id}:
             self._health.on_unconfirmed()
-        self._suspects.prolong(member, now + suspicion.min_s)
-        self._observations.begin(member)
+        self._suspects.prolong(member, now + suspicion.min_s, accusers=self.counted(suspicion.accusers))
+        self._look_again(member, suspicion)
         return False
 
+    def counted(self, accusers: frozenset[str]) -> frozenset[str]:
+        """Return those whose word counts. Members that are dead to us accuse nobody: they may be beyond a partition."""
+        if not self.enabled or not accusers:
+            return accusers
+        return frozenset(accuser for accuser in accusers if accuser == self._own.record.id or self._counts_on(accuser))
+
+    def observes(self, member: str, *, times: int = 1) -> bool:
+        """Say whether this node is one of the observers of `member`, or of `times` as many."""
+        count = self._config.observers * times
+        return is_observer(self._own.record.id, member, members=self._table.mesh_size(), count=count)
+
+    def _look_again(self, member: str, suspicion: Suspicion) -> None:
+        """Have accusers and twice as many observers as the last time probe: the first may be the ones that are gone."""
+        times = 2 ** min(suspicion.prolongations + 1, _DOUBLINGS_MAX)
+        if self._own.record.id in suspicion.accusers or self.observes(member, times=times):
+            self._observations.begin(member)
+
     def _proven(self, member: str, accusers: frozenset[str]) -> bool:
-        """Whether enough accusers are named. Those that are dead to us do not count: they may be beyond a partition."""
         others_suspected = len(self._suspects) - (self._suspects.get(member) is not None)
         voters = self._table.mesh_size() - 1 - others_suspected
-        heard = sum(accuser == self._own.record.id or self._counts_on(accuser) for accuser in accusers)
-        return heard >= accusers_needed(self._config.accusers, voters=voters)
+        return len(accusers) >= accusers_needed(self._config.accusers, voters=voters)
 
     def _counts_on(self, member: str) -> bool:
         known = self._table.get(member)

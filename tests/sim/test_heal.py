@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from p2pkv.cli.main import cli
 from p2pkv.errors import LocalUseError
-from p2pkv.sim import partition as scenario
+from p2pkv.sim import heal as scenario
 from p2pkv.sim.heal import HealOptions, HealResult, run_heal
 
 HEALED_S_MAX = 30.0
