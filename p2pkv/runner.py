@@ -128,12 +128,22 @@ class Runner:
                     self.on_transfer(effect)
                 case Acquired():
                     self.on_acquired(effect)
-                case MemberChanged(record=record, before=before):
-                    known = "unknown" if before is None else MemberState(before).name.lower()
-                    state = MemberState(record.state).name.lower()
-                    level = self._log.warning if record.state == MemberState.DEAD else self._log.info
-                    level("member changed", member=record.name, address=record.address, before=known, now=state)
+                case MemberChanged():
+                    self._log_change(effect)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))
         if self._timer is not None:
             self._timer.deadline = self._next_deadline()
+
+    def _log_change(self, change: MemberChanged) -> None:
+        """Log what changed. That strangers are gone is history and no change: a new node hears of all of them."""
+        record, before = change.record, change.before
+        gone = record.state in {MemberState.DEAD, MemberState.LEFT}
+        level = self._log.info
+        if before is None and gone:
+            level = self._log.debug
+        elif record.state == MemberState.DEAD:
+            level = self._log.warning
+        known = "unknown" if before is None else MemberState(before).name.lower()
+        state = MemberState(record.state).name.lower()
+        level("member changed", member=record.name, address=record.address, before=known, now=state)

@@ -31,7 +31,7 @@ class Daemon:
         self.log = folder / f"{name}.log"
         command = [sys.executable, "-m", "p2pkv", "serve", "-o", "json", "--name", name, "--bind", bind]
         command += ["--socket", str(self.socket), "--host-bytes", "64MiB", "--profile", "loopback", *arguments]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         try:
