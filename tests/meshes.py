@@ -72,16 +72,26 @@ def _waited_s(pid: int) -> float:
         return 0.0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a daemon runs."""
+
+    bind: str = "127.0.0.1:0"
+    prefix: tuple[str, ...] = ()
+    """What goes before its command."""
+
+
 class Mesh:
     """Daemons by name. All join the first, on ports that stay theirs when they are started again."""
 
-    def __init__(self, folder: Path, count: int, *arguments: str) -> None:
+    def __init__(self, folder: Path, count: int, *arguments: str, places: Sequence[Place] = ()) -> None:
         self.names = tuple(f"n{number:02}" for number in range(count))
         self.daemons: dict[str, Daemon] = {}
         self.starvation = Starvation()
         self._folder = folder
         self._arguments = arguments
         self._addresses: dict[str, str] = {}
+        self._places = dict(zip(self.names, places or (Place(),) * count, strict=True))
         try:
             self.start(self.names[:1])
             self.start(self.names[1:])
@@ -98,8 +108,8 @@ class Mesh:
 
         def one(name: str) -> Daemon:
             join = () if name == self.names[0] else ("--join", self.seed)
-            bind = self._addresses.get(name, "127.0.0.1:0")
-            return Daemon(self._folder, name, *_SMALL, *join, *self._arguments, bind=bind)
+            bind, prefix = self._addresses.get(name, self._places[name].bind), self._places[name].prefix
+            return Daemon(self._folder, name, *_SMALL, *join, *self._arguments, bind=bind, prefix=prefix)
 
         chosen = list(names)
         with ThreadPoolExecutor(max(1, len(chosen))) as pool:
@@ -168,6 +178,10 @@ class Mesh:
             if line["event"] == "member changed"
         ]
 
+    def longest_wait_s(self) -> float:
+        """Longest that any of the running daemons waited for a processor."""
+        return max(self.starvation.longest_s(daemon.process.pid) for daemon in self.daemons.values())
+
     def wrong_deaths(self, since: Sequence[Verdict], *, expected: Iterable[str], suspicion_s: float) -> list[Verdict]:
         """Death verdicts after `since` on members that are not among the `expected` and were not starved.
 
@@ -208,9 +222,9 @@ def log_lines(log: Path) -> Iterator[dict[str, object]]:
 
 
 @contextmanager
-def running(folder: Path, count: int, *arguments: str) -> Iterator[Mesh]:
+def running(folder: Path, count: int, *arguments: str, places: Sequence[Place] = ()) -> Iterator[Mesh]:
     """Run a mesh and stop it, however the block ends."""
-    mesh = Mesh(folder, count, *arguments)
+    mesh = Mesh(folder, count, *arguments, places=places)
     try:
         yield mesh
     finally:
