@@ -15,7 +15,7 @@ from tests.namespaces import NoNamespacesError, cut, network, repair
 PORT = 7710
 COUNT = 4
 PERIOD_S, TIMEOUT_S = 1.0, 0.2
-ROUNDS = 3
+ROUNDS = 2
 """How often every member probes every other while the pair is cut."""
 HOPS = 4
 """Processes that must run one after the other before an indirect probe is answered, and the answer is heard."""
