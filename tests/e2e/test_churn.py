@@ -21,7 +21,7 @@ DATAGRAMS_MAX, BYTES_MAX = 2.2, 1000.0
 CHURN_ROUNDS = 12
 LINES_PER_CHANGE = 5
 """suspect, alive again, suspect, dead; and alive when it is back."""
-LINES_BESIDES = 40
+LINES_BESIDES = 20
 
 
 def datagrams_sent(mesh):

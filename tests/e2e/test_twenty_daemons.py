@@ -102,4 +102,4 @@ def test_logs_tell_changes_of_members_and_next_to_nothing_else(mesh):
     for name in mesh.names:
         lines = list(log_lines(mesh.daemons[name].log))
         other = [line for line in lines if line["event"] != "member changed"]
-        assert len(other) <= 40, other[-5:]
+        assert len(other) <= 20, other[-5:]
