@@ -1,4 +1,4 @@
-"""A mesh of many real daemons: started side by side, killed, frozen, restarted, and asked what it believes.
+"""A mesh of many real daemons: started together, killed, frozen, restarted, and asked what it believes.
 
 A claim about real processes on a shared machine has to say what it needs of the machine. Two do not need anything:
 what is asked for comes about in the end, and a process that was killed or frozen is named by everybody. The third, that
@@ -8,11 +8,12 @@ claim is made about all others on any machine.
 """
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ DEADLINE_S = 60.0
 """For anything a mesh must come to by itself. Many times what it takes, because nothing here is about time."""
 _SMALL = ("--host-bytes", "1MiB", "--log-format", "json")
 _SAMPLE_S = 0.05
+_STARTS_AT_ONCE = 2 * len(os.sched_getaffinity(0))
+"""All of a large mesh together would take the processors from each other until the first gives up."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Mesh:
         return self._addresses[self.names[0]]
 
     def start(self, names: Iterable[str]) -> None:
-        """Start `names` side by side, each where it was before if it was."""
+        """Start `names`, some at a time, each where it was before if it was."""
 
         def one(name: str) -> Daemon:
             join = () if name == self.names[0] else ("--join", self.seed)
@@ -112,7 +115,7 @@ class Mesh:
             return Daemon(self._folder, name, *_SMALL, *join, *self._arguments, bind=bind, prefix=prefix)
 
         chosen = list(names)
-        with ThreadPoolExecutor(max(1, len(chosen))) as pool:
+        with ThreadPoolExecutor(_STARTS_AT_ONCE) as pool:
             for name, starting in [(name, pool.submit(one, name)) for name in chosen]:
                 daemon = starting.result()
                 self.daemons[name] = daemon
@@ -130,6 +133,10 @@ class Mesh:
     def send(self, number: signal.Signals, names: Iterable[str]) -> None:
         for name in names:
             self.daemons[name].process.send_signal(number)
+
+    def descriptors(self, name: str) -> int:
+        """How many files and sockets a daemon has open."""
+        return sum(1 for _ in Path(f"/proc/{self.daemons[name].process.pid}/fd").iterdir())
 
     def members(self, name: str) -> list[MemberView]:
         with self.daemons[name].client(staging_bytes=0) as client:
@@ -201,8 +208,10 @@ class Mesh:
         self.starvation.close()
         self.send(signal.SIGCONT, self.daemons)
         self.send(signal.SIGTERM, self.daemons)
-        for daemon in self.daemons.values():
-            daemon.stop()
+        with ExitStack() as stack:  # one that does not end must not keep the others from being stopped
+            for daemon in self.daemons.values():
+                stack.callback(daemon.stop)
+                stack.callback(daemon.process.wait, DEADLINE_S)  # they end together, and so each takes longer
 
 
 def subtract(later: Sequence[Verdict], earlier: Sequence[Verdict]) -> list[Verdict]:

@@ -1,5 +1,6 @@
 """Twenty real daemons for a minute or more: what they send when nothing happens, and what they say when much does."""
 
+import signal
 import subprocess
 import time
 from contextlib import ExitStack
@@ -18,10 +19,16 @@ REST_S = 60.0
 DATAGRAMS_MAX, BYTES_MAX = 2.2, 1000.0
 """Per node and second: what a mesh of up to 128 may send at LAN defaults, everything included."""
 
+STILL_S = 12.0
+"""Longer than any suspicion of the profile lasts, were it counted."""
+SUSPICION_S = 1.9
+
 CHURN_ROUNDS = 12
 LINES_PER_CHANGE = 5
 """suspect, alive again, suspect, dead; and alive when it is back."""
 LINES_BESIDES = 20
+DESCRIPTORS_MAX = 4 * COUNT + 40
+"""Twice a stream each way for every member, and what a daemon has anyway."""
 
 
 def datagrams_sent(mesh):
@@ -55,6 +62,19 @@ def test_at_rest_each_sends_two_datagrams_a_second_and_less_than_a_kilobyte(tmp_
     assert bytes_sent <= BYTES_MAX
 
 
+def test_a_machine_that_stands_still_for_a_while_kills_nobody(tmp_path):
+    with running(tmp_path, COUNT) as mesh:
+        mesh.wait_agreed(mesh.names, "all are there")
+        before = mesh.verdicts()
+        mesh.send(signal.SIGSTOP, mesh.names)
+        time.sleep(STILL_S)
+        mesh.send(signal.SIGCONT, mesh.names)
+        time.sleep(STILL_S)
+        mesh.wait_agreed(mesh.names, "all are there again")
+        assert mesh.wrong_deaths(before, expected=[], suspicion_s=SUSPICION_S) == []
+        print(f"{len(mesh.verdicts()) - len(before)} changes of belief")  # noqa: T201 - a figure, for pytest -rP
+
+
 def test_a_minute_of_churn_is_told_in_a_few_lines_and_shown_rightly_all_along(tmp_path):
     random, changes = Random(1), 0
     with running(tmp_path, COUNT) as mesh:
@@ -72,9 +92,11 @@ def test_a_minute_of_churn_is_told_in_a_few_lines_and_shown_rightly_all_along(tm
             assert mesh.status(others[0]).members["alive"] == COUNT
             changes += len(victims)
         passed_s = time.monotonic() - began
+        descriptors = max(mesh.descriptors(name) for name in mesh.names)
         lines = [list(log_lines(mesh.daemons[name].log)) for name in mesh.names]
     besides = [sum(line["event"] != "member changed" for line in own) for own in lines]
     most = max(map(len, lines))
     print(f"{changes} restarts in {passed_s:.0f} s: at most {most} lines per daemon, {max(besides)} not of members")  # noqa: T201 - a figure, for pytest -rP
+    assert descriptors <= DESCRIPTORS_MAX
     assert most <= COUNT + LINES_PER_CHANGE * changes + LINES_BESIDES
     assert max(besides) <= LINES_BESIDES
