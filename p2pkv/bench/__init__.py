@@ -1,1 +1,1 @@
-"""Measurements of real processes, beside others' where there are any; what a virtual clock can show is in `p2pkv.sim`."""
+"""What `p2pkv bench` runs against real memory and real sockets, each figure beside its limit in the same run."""
