@@ -125,9 +125,13 @@ class MemberTable:
         return len(self.usable()) + 1
 
     def dead(self) -> tuple[MemberRecord, ...]:
-        """Return the records of members that died, as opposed to those that left, longest gone first."""
+        """Return the members that died, did not leave, and may be only cut off, longest gone first.
+
+        Earlier lives of those that were restarted are left out: a usable member has their address.
+        """
         gone = (self._records[member] for member in self._gone_at)
-        return tuple(record for record in gone if record.state == MemberState.DEAD)
+        taken = {record.address for record in self.usable()}
+        return tuple(record for record in gone if record.state == MemberState.DEAD and record.address not in taken)
 
     def take(self, record: MemberRecord, now: float) -> Change | None:
         """Merge `record` in; None if nothing changed, because as much or more was known."""

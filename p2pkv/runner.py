@@ -15,7 +15,7 @@ from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
-from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
 from p2pkv.transport.base import DatagramSocket
@@ -132,6 +132,8 @@ class Runner:
                     known = "unknown" if before is None else MemberState(before).name.lower()
                     state = MemberState(record.state).name.lower()
                     level = self._log.warning if record.state == MemberState.DEAD else self._log.info
+                    if before is None and not is_usable(record):  # history, of which a new node hears all
+                        level = self._log.debug
                     level("member changed", member=record.name, address=record.address, before=known, now=state)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))

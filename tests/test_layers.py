@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"staging", "runner"}),
     frozenset({"client", "transfer", "local_server"}),
     frozenset({"connectors", "agent"}),
-    frozenset({"daemon", "blocking", "demo", "sim", "testing", "cli"}),
+    frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
 """Lowest first. A module imports from its own layer and from those below; the most particular name counts."""
 
