@@ -13,10 +13,10 @@ bench-mesh: setup ## Crash detection and the Lifeguard experiment, simulated (te
 
 bench-mesh-scale: setup ## Rest, partition, join storm and chitchat's figures, simulated (half an hour of CPU)
 	for nodes in 128 200 500 1000; do $(BIN)/p2pkv sim rest --nodes $$nodes --seed 1 -o json || exit 1; done
-	for seed in 1 2 3; do $(BIN)/p2pkv sim partition --nodes 200 --seed $$seed -o json || exit 1; done
-	$(BIN)/p2pkv sim partition --nodes 200 --seed 1 --apart 1800 -o json
-	$(BIN)/p2pkv sim partition --nodes 200 --seed 1 --apart 130 --reap 40 -o json
-	for nodes in 2 3 10; do $(BIN)/p2pkv sim partition --nodes $$nodes --seed 1 -o json || exit 1; done
+	for seed in 1 2 3; do $(BIN)/p2pkv sim heal --nodes 200 --seed $$seed -o json || exit 1; done
+	$(BIN)/p2pkv sim heal --nodes 200 --seed 1 --apart 1800 -o json
+	$(BIN)/p2pkv sim heal --nodes 200 --seed 1 --apart 130 --reap 40 -o json
+	for nodes in 2 3 10; do $(BIN)/p2pkv sim heal --nodes $$nodes --seed 1 -o json || exit 1; done
 	$(BIN)/p2pkv sim storm --nodes 500 --seed 1 -o json
 	$(BIN)/p2pkv sim storm --nodes 500 --seed 1 --loss 0.1 -o json
 	$(BIN)/p2pkv sim anchors --runs 10 -o json

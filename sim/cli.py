@@ -5,7 +5,7 @@ import sys
 import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
-from p2pkv.sim.mesh_cli import anchors, partition, rest, storm
+from p2pkv.sim.mesh_cli import anchors, heal, rest, storm
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
@@ -13,7 +13,7 @@ def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
 
 
-for _command in (anchors, partition, rest, storm):
+for _command in (anchors, heal, rest, storm):
     sim.add_command(_command)
 
 

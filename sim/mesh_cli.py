@@ -1,4 +1,4 @@
-"""`p2pkv sim rest|partition|storm|anchors`: what a large mesh costs, and how it comes together."""
+"""`p2pkv sim rest|heal|storm|anchors`: what a large mesh costs, and how it comes together."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ def rest(**arguments: Any) -> None:
 @datagram_overhead_option
 @stream_overhead_option
 @rows_output_option
-def partition(**arguments: Any) -> None:
+def heal(**arguments: Any) -> None:
     """Cut a mesh in two until both sides have given each other up, mend it, and measure until it is one again.
 
     Exit codes: 0 it healed, 1 it did not; then standard error has the command that replays the run.
@@ -95,13 +95,13 @@ def partition(**arguments: Any) -> None:
     from dataclasses import asdict
 
     from p2pkv.sim.overheads import Overheads
-    from p2pkv.sim.partition import PartitionOptions, run_partition
+    from p2pkv.sim.heal import HealOptions, run_heal
 
     overheads = Overheads(arguments.pop("datagram_overhead"), arguments.pop("stream_overhead"))
     output, apart_s, reap_s = arguments.pop("output"), arguments.pop("apart"), arguments.pop("reap")
-    options = PartitionOptions(**arguments, apart_s=apart_s, reap_s=reap_s, overheads=overheads)
-    result = run_partition(options)
-    _report("partition", asdict(options), asdict(result), output)
+    options = HealOptions(**arguments, apart_s=apart_s, reap_s=reap_s, overheads=overheads)
+    result = run_heal(options)
+    _report("heal", asdict(options), asdict(result), output)
     _judge(result.problems, options.command())
 
 

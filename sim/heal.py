@@ -18,7 +18,7 @@ _DEAD: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionOptions:
+class HealOptions:
     """What to run. Together with the revision of the code it is the run."""
 
     nodes: int = 200
@@ -44,14 +44,14 @@ class PartitionOptions:
     def command(self) -> str:
         """Return the command that replays the run."""
         text = (
-            f"p2pkv sim partition --nodes {self.nodes} --seed {self.seed} --island {self.island} "
+            f"p2pkv sim heal --nodes {self.nodes} --seed {self.seed} --island {self.island} "
             f"--apart {self.apart_s:g} --reap {self.reap_s:g} --dead {self.dead} --loss {self.loss:g}"
         )
         return f"{text} --one-way" if self.one_way else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionResult:
+class HealResult:
     """What came out. Times are seconds of the simulated clock; None means it did not happen."""
 
     nodes: int
@@ -72,7 +72,7 @@ class PartitionResult:
     events: int
 
 
-def run_partition(options: PartitionOptions) -> PartitionResult:
+def run_heal(options: HealOptions) -> HealResult:
     """Run the scenario. Pure: the same options give the same result, whatever else the process does."""
     random = Random(f"{options.seed}/partition")
     living = options.nodes - options.dead
@@ -109,7 +109,7 @@ def run_partition(options: PartitionOptions) -> PartitionResult:
     healed_s = None if healed_at_s is None else healed_at_s - repair_s
     spent = options.overheads.load(apart, world.traffic, node_seconds=living)
     waiting = options.overheads.load(quarter, apart, node_seconds=living * options.apart_s / 4)
-    return PartitionResult(
+    return HealResult(
         nodes=options.nodes,
         seed=options.seed,
         trace_hash=world.trace_hash,

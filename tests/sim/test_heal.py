@@ -7,14 +7,14 @@ from click.testing import CliRunner
 
 from p2pkv.cli.main import cli
 from p2pkv.errors import LocalUseError
-from p2pkv.sim import partition as scenario
-from p2pkv.sim.partition import PartitionOptions, PartitionResult, run_partition
+from p2pkv.sim import heal as scenario
+from p2pkv.sim.heal import HealOptions, HealResult, run_heal
 
 HEALED_S_MAX = 30.0
 
 
-def healed(**options: object) -> PartitionResult:
-    result = run_partition(PartitionOptions(**options))  # type: ignore[arg-type] # each by its name
+def healed(**options: object) -> HealResult:
+    result = run_heal(HealOptions(**options))  # type: ignore[arg-type] # each by its name
     assert result.problems == []
     assert result.healed_s is not None
     assert result.healed_s <= HEALED_S_MAX
@@ -65,7 +65,7 @@ def test_two_hundred_nodes_cut_in_half_heal_within_thirty_seconds(seed: int) -> 
 
 
 def test_looking_for_the_lost_costs_a_mesh_of_any_size_the_same() -> None:
-    alone, cut = (run_partition(PartitionOptions(nodes=nodes, apart_s=300.0)) for nodes in (10, 20))
+    alone, cut = (run_heal(HealOptions(nodes=nodes, apart_s=300.0)) for nodes in (10, 20))
     # Half a datagram of less than 300 bytes a second from each side, shared by 5 and by 10.
     assert alone.apart_bytes_per_node_s - cut.apart_bytes_per_node_s < 300 * 0.5 / 5
     assert cut.apart_bytes_per_node_s < 300
@@ -73,24 +73,24 @@ def test_looking_for_the_lost_costs_a_mesh_of_any_size_the_same() -> None:
 
 def test_what_cannot_be_cut_is_refused() -> None:
     with pytest.raises(LocalUseError, match="island is 10"):
-        PartitionOptions(nodes=10, island=10)
+        HealOptions(nodes=10, island=10)
     with pytest.raises(LocalUseError, match="two must remain"):
-        PartitionOptions(nodes=10, dead=9)
+        HealOptions(nodes=10, dead=9)
 
 
 def test_the_command_prints_one_document_and_replays() -> None:
-    arguments = ["sim", "partition", "--nodes", "4", "--seed", "3", "-o", "json"]
+    arguments = ["sim", "heal", "--nodes", "4", "--seed", "3", "-o", "json"]
     documents = [json.loads(CliRunner().invoke(cli, arguments).stdout) for _ in range(2)]
     assert documents[0] == documents[1]
     assert documents[0]["options"]["nodes"] == 4
-    assert documents[0]["healed_s"] == run_partition(PartitionOptions(nodes=4, seed=3)).healed_s
+    assert documents[0]["healed_s"] == run_heal(HealOptions(nodes=4, seed=3)).healed_s
 
 
 def test_a_mesh_that_does_not_heal_fails_and_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario, "WATCHED_S", 0.1)
-    done = CliRunner().invoke(cli, ["sim", "partition", "--nodes", "4", "-o", "csv"])
+    done = CliRunner().invoke(cli, ["sim", "heal", "--nodes", "4", "-o", "csv"])
     assert done.exit_code == 1
     assert "does not believe in" in done.stderr
     assert done.stderr.endswith(
-        "replay with: p2pkv sim partition --nodes 4 --seed 1 --island 0 --apart 90 --reap 3600 --dead 0 --loss 0\n"
+        "replay with: p2pkv sim heal --nodes 4 --seed 1 --island 0 --apart 90 --reap 3600 --dead 0 --loss 0\n"
     )
