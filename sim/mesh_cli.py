@@ -94,8 +94,8 @@ def heal(**arguments: Any) -> None:
     """
     from dataclasses import asdict
 
-    from p2pkv.sim.overheads import Overheads
     from p2pkv.sim.heal import HealOptions, run_heal
+    from p2pkv.sim.overheads import Overheads
 
     overheads = Overheads(arguments.pop("datagram_overhead"), arguments.pop("stream_overhead"))
     output, apart_s, reap_s = arguments.pop("output"), arguments.pop("apart"), arguments.pop("reap")
