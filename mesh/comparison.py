@@ -37,6 +37,8 @@ class Comparison:
         self._own = own
         self._table = table
         self._hashes = RecordHashes()
+        self._version: tuple[int, MemberRecord] | None = None
+        self._digests: dict[int, bytes] = {}  # of this version, by their number of buckets: at most 13
 
     def ask(self, address: str) -> SendStream:
         """Return the question whether whoever is at `address` believes the same."""
@@ -74,7 +76,13 @@ class Comparison:
         return [SendStream(message.records[0].address, piece) for piece in pieces]
 
     def _digest(self, count: int) -> bytes:
-        return self._hashes.digest((self._own.record, *self._table.usable()), count)
+        version = (self._table.changes, self._own.record)
+        if version != self._version:
+            self._version = version
+            self._digests.clear()
+        if count not in self._digests:
+            self._digests[count] = self._hashes.digest((self._own.record, *self._table.usable()), count)
+        return self._digests[count]
 
     def _in_buckets(self, wanted: frozenset[int], count: int) -> Iterator[tuple[int, MemberRecord]]:
         for record in (self._own.record, *self._table.records()):

@@ -9,12 +9,16 @@ bytes for one to two members, the digest of a thousand members is 8 KiB, less th
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 import msgspec
 
 from p2pkv.transport.wire import BUCKET_BYTES, BUCKETS_MAX, MemberRecord
 
+_PLACES_MAX: Final = 16_384
+"""Ids whose place is kept, twice what a table lists."""
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -70,6 +74,7 @@ def bucket_of(member: str, buckets: int) -> int:
     return _place(member) & (buckets - 1)
 
 
+@lru_cache(maxsize=_PLACES_MAX)
 def _place(member: str) -> int:
     return int.from_bytes(blake2b(member.encode(), digest_size=8).digest(), "little")
 

@@ -6,14 +6,15 @@ from typing import Final
 
 from p2pkv.errors import LocalUseError
 from p2pkv.sim.checkers import disagreements
-from p2pkv.sim.faults import Crash, Egress, Faults, Partition
+from p2pkv.sim.faults import Crash, Egress, Faults, Partition, to_us
 from p2pkv.sim.meeting import is_one_mesh, mesh_config, run_until_one_mesh, start_all, views
 from p2pkv.sim.overheads import ASSUMED, Overheads
-from p2pkv.sim.world import FIRST, World
+from p2pkv.sim.world import FIRST, Change, World
 
 CUT_AT_S: Final = 20.0
 WATCHED_S: Final = 120.0
 """How long after the repair the mesh may take before the run gives up."""
+_DEAD: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ class HealResult:
     """How many members a node counted on when the cut was mended, the least and the most over all nodes."""
     healed_s: float | None
     """From the repair until every node counted on all of them."""
+    deaths_after_repair: int
+    """How often a node held one that ran for dead from the repair on: the sides have to be believed alive, and stay so."""
     heal_bytes_per_node: float
     """Sent from the repair until then, by each node on average."""
     apart_bytes_per_node_s: float
@@ -83,11 +86,19 @@ def run_heal(options: HealOptions) -> HealResult:
         else Faults(loss=options.loss, partitions=(Partition(CUT_AT_S, repair_s, island),))
     )
     crashes = tuple(Crash(CUT_AT_S / 2, number) for number in range(living, options.nodes))
+    deaths = 0
+
+    def watch(change: Change) -> None:
+        nonlocal deaths
+        if change.state == _DEAD and change.at_us >= to_us(repair_s) and change.subject < living:
+            deaths += 1
+
     world = World(
         nodes=options.nodes,
         seed=options.seed,
         config=mesh_config(reap_s=options.reap_s),
         faults=Faults(loss=cut.loss, egress=cut.egress, partitions=cut.partitions, crashes=crashes),
+        watch=watch,
     )
     start_all(world, random)
     world.run(CUT_AT_S + 0.75 * options.apart_s)
@@ -106,6 +117,7 @@ def run_heal(options: HealOptions) -> HealResult:
         members_seen_at_repair_min=min(seen),
         members_seen_at_repair_max=max(seen),
         healed_s=None if healed_s is None else round(healed_s, 3),
+        deaths_after_repair=deaths,
         heal_bytes_per_node=spent.bytes_per_node_s,
         apart_bytes_per_node_s=waiting.bytes_per_node_s,
         events=world.events,
