@@ -239,7 +239,7 @@ class World:
         place.started_us = self.now_us
         self._note(b"start", number)
         place.node = self._make(number, place.boot)
-        for other, generation in self.network.streams.reset(number):
+        for other, generation in self.network.streams.reset(number) if place.boot > 1 else ():
             told_us = self.now_us + self.network.round_trip_us(number, other)
             self.later(told_us, partial(self._link_lost, other, number, generation))
         now = place.clock.now_s(self.now_us)
