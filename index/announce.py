@@ -9,7 +9,7 @@ Keys of unknown depth are all announced. Where parents are unknown a block may s
 that costs a key in the filter, never an answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 STEP: Final = 8
@@ -44,7 +44,7 @@ def reach(length: int) -> int:
 class Announcer:
     """Decides which of the held keys are in the summary, and tells `say` and `unsay` of each.
 
-    Memory: an entry per held key of known depth. Like its summary, it takes a key added twice to be there twice.
+    Memory: an entry per held key. Like its summary, it takes a key added twice to be there twice.
     """
 
     def __init__(self, say: Callable[[bytes], None], unsay: Callable[[bytes], None]) -> None:
@@ -54,31 +54,49 @@ class Announcer:
         """Depth and parent, b"" if unknown, of each key whose depth is known."""
         self._children: dict[bytes, int] = {}
         """How many held keys follow a key, which itself may not be held."""
+        self._plain: dict[bytes, int] = {}
+        """How often each key of unknown depth is held, or one of known depth once more."""
+        self.said = 0
+        """Keys announced now, as often as they are."""
+        self.refused = 0
+        """Removals of keys that were not held; obeying them would have denied other keys."""
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._held) + len(self._plain)
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield the keys that are announced, as often as they are."""
+        yield from (key for key in self._held if self._is_said(key))
+        for key, times in self._plain.items():
+            yield from (key for _ in range(times))
 
     def add(self, key: bytes, depth: int | None, parent: bytes) -> None:
         """Take that a key is held, at `depth` if that is known, behind `parent` unless that is empty."""
         if depth is None or key in self._held:
-            self._say(key)
+            self._plain[key] = self._plain.get(key, 0) + 1
+            self._announce(key)
             return
         self._held[key] = depth, parent
         if self._is_said(key):
-            self._say(key)
+            self._announce(key)
         if parent:
             was_said = self._is_said(parent)
             self._children[parent] = self._children.get(parent, 0) + 1
             if was_said and not self._is_said(parent):
-                self._unsay(parent)
+                self._withdraw(parent)
 
     def remove(self, key: bytes) -> None:
-        """Take that a key is held no longer."""
+        """Take that a key is held no longer, or once less; of one that is not held nothing was announced."""
+        if times := self._plain.pop(key, 0):
+            if times > 1:
+                self._plain[key] = times - 1
+            self._withdraw(key)
+            return
         if key not in self._held:
-            self._unsay(key)
+            self.refused += 1
             return
         if self._is_said(key):
-            self._unsay(key)
+            self._withdraw(key)
         _, parent = self._held.pop(key)
         if parent:
             was_said = self._is_said(parent)
@@ -86,7 +104,15 @@ class Announcer:
             if left:
                 self._children[parent] = left
             if not was_said and self._is_said(parent):
-                self._say(parent)
+                self._announce(parent)
+
+    def _announce(self, key: bytes) -> None:
+        self.said += 1
+        self._say(key)
+
+    def _withdraw(self, key: bytes) -> None:
+        self.said -= 1
+        self._unsay(key)
 
     def _is_said(self, key: bytes) -> bool:
         """Say whether a key of known depth is held and announced."""
