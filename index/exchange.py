@@ -6,7 +6,7 @@ lookup.py); and what peers' own answers say of their claims (absent.py, trust.py
 ALGORITHM.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from p2pkv.config import SummaryConfig
@@ -110,6 +110,10 @@ class Summaries:
         """Note that a block that was added is held no longer."""
         self._announcer.remove(key)
         self._publisher.changed(now)
+
+    def announced(self) -> Iterator[bytes]:
+        """Yield the keys in our filter, as often as they are; O(keys held)."""
+        return self._announcer.keys()
 
     def longest(self, keys: Sequence[bytes]) -> dict[str, int]:
         """Return for each peer that seems to hold a prefix of `keys` its length in blocks. A guess, not a promise.

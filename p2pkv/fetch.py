@@ -115,6 +115,10 @@ class FetchStatistics:
     """Blocks that a fetch did not ask for because another had them on their way."""
     shed_blocks: int
     """Blocks not asked for because `in_flight_max` were on their way."""
+    questions: int
+    """Lease requests sent."""
+    questions_wasted: int
+    """Those that were granted no block at all."""
 
 
 class Fetches:
@@ -133,6 +137,8 @@ class Fetches:
         self._shared = 0
         self._shed = 0
         self._started = 0
+        self._questions = 0
+        self._questions_wasted = 0
 
     def start(
         self,
@@ -214,6 +220,7 @@ class Fetches:
             note = Note("lease grant makes no sense", (("peer", peer),), warning=True)
             return (note, *self._settle([(key, "refused") for key in request.keys], peer, now))
         granted = {info.key for _, info in infos}
+        self._questions_wasted += not infos
         effects: list[FetchEffect] = []
         if infos:
             self._ids += 1
@@ -272,7 +279,15 @@ class Fetches:
 
     def statistics(self) -> FetchStatistics:
         """Return the totals of now."""
-        return FetchStatistics(self._started, len(self._flights), dict(self._outcomes), self._shared, self._shed)
+        return FetchStatistics(
+            fetches=self._started,
+            in_flight=len(self._flights),
+            outcomes=dict(self._outcomes),
+            shared_blocks=self._shared,
+            shed_blocks=self._shed,
+            questions=self._questions,
+            questions_wasted=self._questions_wasted,
+        )
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -291,6 +306,7 @@ class Fetches:
             part = tuple(keys[start : start + KEYS_PER_LEASE_MAX])
             self._ids += 1
             self._requests[self._ids] = _Request(peer, part, now, deadline)
+            self._questions += 1
             effects.append(SendStream(self._address_of[peer], LeaseRequest(self._ids, join_keys(part), remaining_ms)))
         return effects
 

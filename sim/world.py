@@ -7,22 +7,25 @@ were the same one.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil, inf
 from random import Random
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
-from p2pkv.node import Effect, Node
+from p2pkv.fetch import StartTransfer
+from p2pkv.node import Acquired, Effect, Node
 from p2pkv.sim.faults import SECOND_US, Faults, to_us
 from p2pkv.sim.network import Network
 from p2pkv.sim.stalls import Stalls
 from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, AnyMessage, MemberRecord, decode_untrusted, encode
+
+T = TypeVar("T")
 
 FIRST: Final = 0
 """The node that all others join through."""
@@ -70,7 +73,14 @@ class _LinkLost:
     address: str
 
 
-_Input: TypeAlias = _Start | _Stop | _Wake | _Datagram | _StreamMessage | _LinkLost
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something outside of the nodes happens."""
+
+    happen: Callable[[], None]
+
+
+_Input: TypeAlias = _Start | _Stop | _Wake | _Datagram | _StreamMessage | _LinkLost | _Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,10 @@ class World:
         self.now_us = 0
         self.traffic = Traffic()
         self.events = 0
+        self.on_transfer: Callable[[int, StartTransfer], None] | None = None
+        """Called to move blocks to a node; without it every transfer is lost."""
+        self.on_acquired: Callable[[int, Acquired], None] | None = None
+        """Called when an engine's acquire is over."""
         self._seed = seed
         self._config = config
         self._watch = watch
@@ -170,6 +184,26 @@ class World:
                 self._happen(number, event)
         self.now_us = until_us
 
+    # -- for what else moves in this world ----------------------------------------------------------------------
+
+    def later(self, at_us: int, happen: Callable[[], None]) -> None:
+        """Have `happen` called at a time; of several at one time the first scheduled comes first."""
+        self._schedule(at_us, FIRST, _Call(happen))
+
+    def call(self, number: int, what: bytes, verb: Callable[[Node, float], tuple[T, Sequence[Effect]]]) -> T:
+        """Run `verb` on a node that runs, carry out what it says, and return its result; `what` is for the trace."""
+        node = self._nodes[number]
+        assert node is not None
+        self._note(what, number)
+        result, effects = verb(node, self.now_us / SECOND_US)
+        self._perform(number, tuple(effects), own=False)
+        self._arm(number, node)
+        return result
+
+    def tell(self, number: int, what: bytes, verb: Callable[[Node, float], Sequence[Effect]]) -> None:
+        """Run a `verb` that has no result."""
+        self.call(number, what, lambda node, now: (None, verb(node, now)))
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _schedule(self, at_us: int, number: int, event: _Input) -> None:
@@ -199,7 +233,7 @@ class World:
                         return True
                 self._schedule(until_us, number, event)
                 return True
-            case _Start() | _Stop():
+            case _Start() | _Stop() | _Call():
                 return False
 
     def _happen(self, number: int, event: _Input) -> None:
@@ -241,12 +275,15 @@ class World:
                     return
                 self._note(b"lost", number, address.encode())
                 effects = node.on_link_lost(address, now)
+            case _Call(happen=happen):
+                happen()
+                return
         assert node is not None
         self._perform(number, effects, own=isinstance(event, _Wake))
         self._arm(number, node)
 
     def _perform(self, number: int, effects: tuple[Effect, ...], *, own: bool) -> None:
-        """Do what a shell would; what concerns blocks and logs has no part in this world yet."""
+        """Do what a shell would; blocks are moved by whoever asked to be called for that."""
         leaves_us = self._stalls.mute_until(number, self.now_us)
         for effect in effects:
             match effect:
@@ -269,6 +306,10 @@ class World:
                 case MemberChanged(record=record):
                     subject = self._numbers_by_id[record.id]
                     self._watch(Change(self.now_us, number, subject, record.state, own))
+                case StartTransfer() if self.on_transfer is not None:
+                    self.on_transfer(number, effect)
+                case Acquired() if self.on_acquired is not None:
+                    self.on_acquired(number, effect)
                 case _:
                     pass
 
