@@ -77,7 +77,7 @@ class Engines:
         """Have a request come at its time."""
         self.world.later(to_us(request.at_s), partial(self.ask, request))
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: Request, *, counts: bool = True) -> None:
         """Have an engine ask for a chain now; nothing happens if its node does not run."""
         if not self.world.is_running(request.node):
             return
@@ -87,9 +87,10 @@ class Engines:
             oracle = local
             while oracle < len(request.keys) and self._holders.get(request.keys[oracle]):
                 oracle += 1
-            counts = self.world.now_us >= self.counts_from_us
             number, effects = node.acquire(request.keys, holder=_HOLDER, deadline=now + ENGINE_TIMEOUT_S, now=now)
-            self._open[request.node, number] = _Asked(request, oracle, local, counts)
+            self._open[request.node, number] = _Asked(
+                request, oracle, local, counts and self.world.now_us >= self.counts_from_us
+            )
             return None, effects
 
         self.world.call(request.node, b"acquire", acquire)

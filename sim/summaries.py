@@ -205,7 +205,7 @@ def _ask_until_served(engines: Engines, number: int, requests: Sequence[Request]
     now_s = world.now_us / SECOND_US
     lately = [request for request in requests if now_s - 10.0 <= request.at_s < now_s - 1.0]
     if lately:
-        engines.ask(Request(now_s, number, engines.random.choice(lately).keys))
+        engines.ask(Request(now_s, number, engines.random.choice(lately).keys), counts=False)
     again = partial(_ask_until_served, engines, number, requests, options)
     world.later(world.now_us + to_us(_RETRY_S), again)
 
