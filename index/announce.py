@@ -80,10 +80,7 @@ class Announcer:
         if self._is_said(key):
             self._announce(key)
         if parent:
-            was_said = self._is_said(parent)
-            self._children[parent] = self._children.get(parent, 0) + 1
-            if was_said and not self._is_said(parent):
-                self._withdraw(parent)
+            self._follow(parent, 1)
 
     def remove(self, key: bytes) -> None:
         """Take that a key is held no longer, or once less; of one that is not held nothing was announced."""
@@ -99,12 +96,19 @@ class Announcer:
             self._withdraw(key)
         _, parent = self._held.pop(key)
         if parent:
-            was_said = self._is_said(parent)
-            left = self._children.pop(parent) - 1
-            if left:
-                self._children[parent] = left
-            if not was_said and self._is_said(parent):
-                self._announce(parent)
+            self._follow(parent, -1)
+
+    def _follow(self, parent: bytes, change: int) -> None:
+        """Take that a key follows another one, or does no longer; that may make the other a tip or a fork, or neither."""
+        was_said = self._is_said(parent)
+        children = self._children.pop(parent, 0) + change
+        if children:
+            self._children[parent] = children
+        is_said = self._is_said(parent)
+        if is_said and not was_said:
+            self._announce(parent)
+        if was_said and not is_said:
+            self._withdraw(parent)
 
     def _announce(self, key: bytes) -> None:
         self.said += 1
@@ -117,4 +121,4 @@ class Announcer:
     def _is_said(self, key: bytes) -> bool:
         """Say whether a key of known depth is held and announced."""
         known = self._held.get(key)
-        return known is not None and (is_landmark(known[0]) or key not in self._children)
+        return known is not None and (is_landmark(known[0]) or self._children.get(key, 0) != 1)

@@ -155,7 +155,7 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
 @click.option(
     "--rate", type=click.FloatRange(0.01, 100), default=1.0, show_default=True, help="Requests a second and node."
 )
-@click.option("--blocks", type=click.IntRange(256), default=4096, show_default=True, help="Blocks each tier holds.")
+@click.option("--blocks", type=click.IntRange(256), default=1024, show_default=True, help="Blocks each tier holds.")
 @click.option(
     "--period",
     "periods",

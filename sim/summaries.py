@@ -1,6 +1,6 @@
 """The scenario about summaries: engines ask, blocks move and go, and an oracle says what exact knowledge had found.
 
-N nodes meet and serve conversations, or a recorded trace, from tiers too small for all of it. After a third of the
+N nodes meet and serve conversations, or a recorded trace, from tiers too small for all of it. After half of the
 run the counting begins. Meanwhile newcomers join one after another, each asking for what is popular until its first
 block comes from a peer. A run is made for each of several `summary.period_s`, the staleness of what nodes know.
 """
@@ -41,11 +41,11 @@ class SummariesOptions:
     duration_s: float = 60.0
     rate: float = 1.0
     """Requests a second and node; a trace has its own times."""
-    blocks: int = 4096
+    blocks: int = 1024
     """A node's tier holds so many."""
     periods_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
     joins: int = 5
-    """Nodes that join after the first third."""
+    """Nodes that join after the first half."""
     loss: float = 0.0
     budget_bytes_s: int = 0
     """0: the default."""
@@ -117,7 +117,7 @@ def run_summaries(options: SummariesOptions, period_s: float) -> SummariesRow:
     random = Random(f"{options.seed}/summaries")
     for number in range(options.nodes):
         world.start(number, random.random() if number else 0.0)
-    counted_s = options.duration_s / 3
+    counted_s = options.duration_s / 2
     engines = Engines(world, Random(f"{options.seed}/engines"), to_us(counted_s))
     requests = _requests(options)
     for request in requests:
