@@ -1,9 +1,10 @@
-"""Which keys of a chain are announced: the first 8 depths, every 8th after them, and the tip.
+"""Which keys of a chain are announced: the first 8 depths, every 8th after them, the tip, and forks.
 
 A peer that holds block 23 of a chain holds the 23 before it, or nearly so: a chain is published from its root and evicted
 from its tail. So most keys need not be said. *Landmarks* are the depths that always are: 0 to 7, because short prefixes
 are the most common ones, then 15, 23, 31, ... The *tip*, the held block that no held block follows, is said too, or up to
-seven blocks behind the last landmark could not be found; when it goes, the block before it is the tip.
+seven blocks behind the last landmark could not be found; when it goes, the block before it is the tip. So is a *fork*, a
+block that two held ones follow: where the conversations of one application part is where the next one parts, too.
 
 Keys of unknown depth are all announced. Where parents are unknown a block may stay announced as a tip that is none:
 that costs a key in the filter, never an answer.
@@ -119,6 +120,6 @@ class Announcer:
         self._unsay(key)
 
     def _is_said(self, key: bytes) -> bool:
-        """Say whether a key of known depth is held and announced."""
+        """Say whether a key of known depth is held and announced: one that one other follows is neither tip nor fork."""
         known = self._held.get(key)
         return known is not None and (is_landmark(known[0]) or self._children.get(key, 0) != 1)

@@ -23,7 +23,7 @@ class Budget:
 
     def room(self, now: float) -> int:
         """Return how many bytes may be sent now."""
-        while self._sent and self._sent[0][1] <= now - WINDOW_S:
+        while self._sent and self._sent[0][1] + WINDOW_S <= now:  # just as next_room_s has it
             self._sum -= self._sent.popleft()[2]
         return self.bytes_s - self._sum
 

@@ -250,6 +250,8 @@ class PeerSummary:
             return
         coming = self._assembly
         if self._is_old(page.seq):
+            if page.seq == self._seq:  # the peer's own word that others were wrong
+                self._seq_rumoured = -1
             self._counts.repeated += 1
             return
         piece = piece_of_untrusted(page, peer=self._peer)
