@@ -91,11 +91,11 @@ def test_what_follows_an_unknown_parent_leaves_it_announced() -> None:
 def test_where_two_chains_part_is_announced_while_they_do() -> None:
     said = Said()
     said.hold(0, range(FORK + 3))
-    assert name(0, FORK - 1) not in said.keys()
+    assert name(0, FORK - 1) not in set(said.keys())
     said.announcer.add(name(1, FORK), FORK, name(1, FORK - 1))
-    assert name(0, FORK - 1) in said.keys()
+    assert name(0, FORK - 1) in set(said.keys())
     said.announcer.remove(name(1, FORK))
-    assert name(0, FORK - 1) not in said.keys()
+    assert name(0, FORK - 1) not in set(said.keys())
 
 
 def test_a_tail_that_is_evicted_block_by_block_costs_a_tip_each_and_leaves_one() -> None:
@@ -104,7 +104,7 @@ def test_a_tail_that_is_evicted_block_by_block_costs_a_tip_each_and_leaves_one()
     before = said.changes
     said.announcer.remove(name(1, 29))
     assert said.changes == before + 2, "the old tip goes, the block before it comes"
-    assert name(1, 28) in said.keys()
+    assert name(1, 28) in set(said.keys())
 
 
 near = st.tuples(st.integers(0, 1), st.integers(FORK - 4, FORK + 4))

@@ -1,5 +1,6 @@
 """The publisher under a budget, over simulated time: what leaves in any second, and what happens to what waits."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -147,7 +148,7 @@ def test_after_a_quiet_time_a_few_deltas_may_go_at_once_and_then_one_a_period() 
         while not told(core, now):
             now = core.next_deadline()
         times.append(now)
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(times)]
     assert all(wait == pytest.approx(GATHER_S_MAX) for wait in waits[: BURST_FLUSHES - 1])
     assert all(wait == pytest.approx(PERIOD_S, abs=BURST_FLUSHES * GATHER_S_MAX) for wait in waits[BURST_FLUSHES - 1 :])
 
