@@ -116,13 +116,13 @@ class Publisher:
         self._readers[peer].losses = 0
 
     def on_request(self, peer: str, bits_log2_max: int, now: float) -> None:
-        """Have the whole filter sent, unless that was just done: then the request crossed it on the way."""
+        """Have the whole filter sent, unless that was just done, and the request crossed it, or is about to be."""
         reader = self._readers[peer]
         size_log2 = max(BITS_LOG2_MIN, min(bits_log2_max or BITS_LOG2_MAX, BITS_LOG2_MAX))
         same_size = min(size_log2, self._writer.bits_log2) == self._size_for(reader)
         reader.size_log2 = size_log2
-        if same_size and reader.seq >= 0 and now < reader.sent_at + self._period_s:
-            self.requests_ignored += 1
+        if peer in self._waiting or (same_size and reader.seq >= 0 and now < reader.sent_at + self._period_s):
+            self.requests_ignored += 1  # who waits keeps its turn, and gets the size it asked for last
         else:
             self._restart(peer, now)
 

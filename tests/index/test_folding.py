@@ -132,6 +132,32 @@ def test_a_large_mesh_in_little_memory_still_has_everybody() -> None:
     assert said.filter_bytes <= 4 * 2**12
 
 
+def test_growth_shrinking_folding_and_leaving_leave_nothing_behind() -> None:
+    mesh = Pressed(6, 8 * 2**10)
+    for round_ in range(6):
+        for name, writer in mesh.writers.items():
+            if round_ % 2:
+                while len(mesh.held[name]) > 100:
+                    writer.remove(mesh.held[name].pop(), mesh.now)
+            else:
+                mesh.change(name, 1500 + 1000 * (round_ == 2))
+        mesh.run(30.0)
+        mesh.check()
+        assert mesh.reader.statistics().filter_bytes <= 4 * 8 * 2**10
+    assert all(writer.statistics().resized >= 4 for writer in mesh.writers.values())
+    for name in list(mesh.writers):
+        del mesh.writers[name]
+        mesh.carry("r", mesh.reader.on_member(member(name, DEAD), mesh.now))
+    mesh.run(100.0)
+    reader = mesh.reader
+    assert (reader.statistics().filter_bytes, reader.statistics().peers) == (0, 0)
+    assert reader._matcher._places == reader._matcher._slabs == {}
+    assert reader._follower._sources == {}
+    assert reader._follower._held_bytes == 0
+    assert (reader._short_ids, reader._publisher._readers, reader._publisher._waiting) == ({}, {}, {})
+    assert reader.next_deadline() == float("inf")
+
+
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=40), st.integers(6, 12))
 def test_a_folded_delta_says_what_changed_in_the_folded_filter(keys: list[bytes], size: int) -> None:
     writer = SummaryWriter(1, 12, 3)

@@ -170,6 +170,22 @@ def test_a_snapshot_goes_page_by_page_within_its_budget_and_deltas_follow_it() -
     assert SummaryDelta in kinds[: len(kinds) - kinds[::-1].index(SummaryPage)], "while the snapshot was on its way"
 
 
+def test_who_waits_for_a_snapshot_and_asks_again_keeps_its_turn() -> None:
+    core = core_with(0, snapshot_bytes_s=40_000)
+    random = Random(2)
+    for _ in range(40_000):
+        core.add(random.randbytes(32), 0.0)
+    core.on_time(0.5)
+    for name in ("first", "second", "third"):
+        core.on_member(member(name), 1.0)
+    core.on_message("second", "second:1", SummaryRequest(), 1.1)
+    now, order = 1.1, list[str]()
+    while now < 10.0:
+        now = max(now, core.next_deadline())
+        order += [effect.address for effect in core.on_time(now) if isinstance(effect.message, SummaryPage)]
+    assert order == ["first:1", *2 * ["second:1"], *2 * ["third:1"]], "the first page went at once"
+
+
 def test_a_reader_short_of_memory_is_sent_a_folded_filter_and_the_changes_of_that() -> None:
     core = core_with(2)
     for key in KEYS[:50]:
