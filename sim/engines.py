@@ -122,6 +122,7 @@ class Engines:
                 key = request.keys[depth]
                 if not self._store(node, _info(key), now, depth, request.keys[depth - 1] if depth else None):
                     break
+            node.ledger.touch(request.keys[first:])  # as a daemon does: the tail goes first
             node.ledger.release(lease, holder=_HOLDER)
             return ()
 
