@@ -302,9 +302,46 @@ class SummaryConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=2**30,
-            description=("How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."),
+            description=(
+                "How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold. More blocks make it "
+                "grow, which costs every peer one snapshot for each doubling."
+            ),
         ),
     ] = 0
+    budget_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=2**40,
+            description=(
+                "Most bytes of deltas that this node sends in any one second, to all peers together. What does not fit waits, "
+                "and is merged with what changes meanwhile. Each peer costs about 6 bytes for a block added or evicted that is "
+                "announced; lower shows new blocks later."
+            ),
+        ),
+    ] = 2**18
+    snapshot_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=2**16,
+            le=2**40,
+            description=(
+                "The same for snapshots, whole filters for those who have none or missed a delta. Lower spares the network "
+                "while a mesh starts; a new node finds its first blocks later."
+            ),
+        ),
+    ] = 2**24
+    filter_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=2**12,
+            le=2**46,
+            description=(
+                "Memory for the filters of all peers. If they need more, the largest are folded in half, which makes them claim "
+                "more that is not there. While peers leave, up to four times as much is in use."
+            ),
+        ),
+    ] = 2**30
 
 
 class HostConfig(Section, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ from p2pkv.transport.wire import (
     SummaryDelta,
     SummaryPage,
     SummaryRequest,
+    SummaryVersions,
     bitmap,
 )
 
@@ -153,7 +154,7 @@ class Node:
         match message:
             case Packet() | PushPull() | ListDigest() | ListDifference() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
-            case SummaryPage() | SummaryDelta() | SummaryRequest():
+            case SummaryPage() | SummaryDelta() | SummaryRequest() | SummaryVersions():
                 record = self._known(sender)
                 if record is None:
                     return ()
@@ -161,7 +162,9 @@ class Node:
             case LeaseRequest():
                 return self._grant(sender, message, now)
             case LeaseGrant():
-                return self._route(self._fetches.on_grant(sender, message, now), now)
+                judged = self._fetches.judge(sender, message)
+                effects = self.summaries.on_answer(sender, judged.confirmed, judged.contradicted, now)
+                return self._route((*effects, *self._fetches.on_grant(sender, message, now)), now)
             case LeaseRelease(lease=lease):
                 self.ledger.release(lease, holder=_peer(sender))
                 return ()
@@ -242,13 +245,15 @@ class Node:
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
-    def match(self, keys: Sequence[BlockKey]) -> Match:
-        """Return how much of a chain is here and how much peers claim, without asking anybody."""
+    def match(self, keys: Sequence[BlockKey], now: float | None = None) -> Match:
+        """Return how much of a chain is here and how much peers claim, without asking anybody.
+
+        With `now`, claims end where the peer itself said lately that it has no more.
+        """
         local = self.ledger.prefix(keys)
+        claims = self.summaries.longest(keys) if now is None else self.summaries.claims(keys, now)
         holders = [
-            (record, depth)
-            for peer, depth in self.summaries.longest(keys).items()
-            if depth and (record := self._usable(peer)) is not None
+            (record, depth) for peer, depth in claims.items() if depth and (record := self._usable(peer)) is not None
         ]
         holders.sort(key=lambda pair: (-pair[1], pair[0].id))
         reachable = max([local, *(depth for _, depth in holders)])
@@ -281,10 +286,17 @@ class Node:
             return number, (self._finish(_Acquire(number, chain, {}, holder, guard.id, "all here"), {}, now),)
         claims = {
             peer: depth - first
-            for peer, depth in self.summaries.longest(keys).items()
+            for peer, depth in self.summaries.claims(keys, now).items()
             if depth - first > local and self._usable(peer) is not None and self.links.usable(peer, now)
         }
-        decided = plan(start=local, stop=len(chain), claims=claims, link=self.links.estimate, cost=cost)
+        decided = plan(
+            start=local,
+            stop=len(chain),
+            claims=claims,
+            link=self.links.estimate,
+            cost=cost,
+            trusted=lambda peer: self.summaries.is_trusted(peer, now),
+        )
         if not decided.runs:
             acquire = _Acquire(number, chain, {}, holder, guard.id, decided.reason)
             return number, (self._finish(acquire, {}, now),)
@@ -349,6 +361,8 @@ class Node:
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
         out: list[Effect] = []
+        compared: dict[str, None] = {}
+        """Whom the member list goes to: our versions of summaries go along."""
         for effect in effects:
             match effect:
                 case MemberChanged(record=record):
@@ -363,10 +377,15 @@ class Node:
                     acquire = self._acquires.pop(fetch_id)
                     acquire.reason = self._why_shorter(acquire, dict(failures))
                     out.append(self._finish(acquire, dict(sources), now))
+                case SendStream(address=address, message=PushPull()):
+                    out.append(effect)
+                    compared[address] = None
                 case SendDatagram() | SendStream() | Note() | StartTransfer():
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
+        for address in compared:
+            out += self.summaries.versions_for(address)
         return tuple(out)
 
     def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:

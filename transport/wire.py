@@ -31,7 +31,9 @@ ALSO_SUSPECTED_BY_MAX: Final = 7
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
-"""Flipped bits in one `SummaryDelta`, four bytes each."""
+"""Flipped bits in one `SummaryDelta`; coded they take two to three bytes each."""
+VERSIONS_PER_MESSAGE_MAX: Final = 4096
+"""Members in one `SummaryVersions`, twelve bytes each."""
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -180,18 +182,41 @@ class SummaryPage(Message, tag=7, frozen=True):
     """Position of `data` in the filter, bytes."""
     # Trailing zero bytes are left out, so that an empty filter is a few bytes and not a megabyte.
     data: Annotated[bytes, Meta(max_length=PAGE_BYTES_MAX)]
+    set_bits: Annotated[int, Meta(ge=0, le=8 * PAGE_BYTES_MAX)] = 0
+    """Not 0: `data` is no bits, but the positions of so many set bits in the piece, coded as in `SummaryDelta`."""
+    gap_bits: Annotated[int, Meta(ge=0, le=31)] = 0
 
 
 class SummaryDelta(Message, tag=8, frozen=True):
-    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, as u32 little-endian positions."""
+    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, folded to 2**bits_log2 bits for this reader.
+
+    `flips` are the gaps between the positions of `count` bits, Rice-coded with `gap_bits` low bits; `index/gaps.py` has
+    the format.
+    """
 
     epoch: Count
     seq: Count
+    bits_log2: Annotated[int, Meta(ge=6, le=36)]
+    count: Annotated[int, Meta(ge=0, le=FLIPS_PER_DELTA_MAX)]
+    gap_bits: Annotated[int, Meta(ge=0, le=31)]
     flips: Annotated[bytes, Meta(max_length=FLIPS_PER_DELTA_MAX * 4)]
 
 
 class SummaryRequest(Message, tag=9, frozen=True):
     """Send me your whole filter: I have none, or missed a delta."""
+
+    bits_log2_max: Annotated[int, Meta(ge=0, le=36)] = 0
+    """Not 0: fold it to at most 2**bits_log2_max bits, and what follows of it too; I have no memory for more."""
+
+
+class SummaryVersions(Message, tag=23, frozen=True):
+    """Which versions of members' filters I have, mine included; sent beside `PushPull` to the same member.
+
+    Whoever is behind on one of them, and stays so, asks that member for a snapshot.
+    """
+
+    versions: Annotated[bytes, Meta(max_length=VERSIONS_PER_MESSAGE_MAX * 12)]
+    """Per member three u32, little-endian: a digest of its id, and the low bits of the filter's epoch and seq."""
 
 
 # -- fetching -------------------------------------------------------------------------------------------------------
@@ -271,6 +296,7 @@ AnyMessage: TypeAlias = (
     | SummaryPage
     | SummaryDelta
     | SummaryRequest
+    | SummaryVersions
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease

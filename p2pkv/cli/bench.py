@@ -86,6 +86,26 @@ def filters(peers: int, keys: int, chains: int, seed: int, output: str) -> None:
 
 
 @bench.command()
+@click.option(
+    "--keys", type=click.IntRange(1000, 2**24), default=1_000_000, show_default=True, help="Keys in the summary."
+)
+@click.option(
+    "--pairs", type=click.IntRange(1, 500), default=25, show_default=True, help="Keys that come, and go, in a delta."
+)
+@click.option("--deltas", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Deltas measured.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance.")
+@output_option
+def deltas(keys: int, pairs: int, deltas: int, seed: int, output: str) -> None:
+    """Count the bytes of an announced change, for several ways of telling it, and what each costs a reader."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.deltas import DeltaOptions, run_deltas
+
+    options = DeltaOptions(keys=keys, pairs=pairs, deltas=deltas, seed=seed)
+    _report("deltas", f"{pairs} pairs among {keys} keys", asdict(options), asdict(run_deltas(options)), output)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Members of the ring.")
 @click.option(
     "--changes", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Joins and leaves, in turn."
