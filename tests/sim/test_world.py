@@ -113,7 +113,7 @@ def test_names_are_told_apart() -> None:
     assert address_of(7) == "node-0007:7710"
 
 
-PLAIN = MeshConfig(local_health=False, dynamic_suspicion=False, buddy=False)
+PLAIN = MeshConfig(local_health=False, dynamic_suspicion=False, buddy=False, observers=0)
 
 
 def test_a_frozen_process_holds_nobody_for_dead_and_comes_back() -> None:
@@ -176,7 +176,7 @@ def test_one_run_with_every_fault_is_the_same_run_twice() -> None:
 
 def test_the_ping_over_the_stream_keeps_the_living_alive_where_datagrams_do_not() -> None:
     def own_verdicts(seed: int, *, with_streams: bool) -> int:
-        mesh = MeshConfig(stream_probe=with_streams)
+        mesh = MeshConfig(stream_probe=with_streams, observers=0)  # which would keep them alive as well
         lossy, changes = world(Faults(loss=0.5), nodes=10, seed=seed, mesh=mesh)
         lossy.run(240.0)
         return sum(change.state == DEAD and change.own for change in changes)
