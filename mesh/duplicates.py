@@ -6,7 +6,7 @@ So whoever hears of the other tells it directly, over the stream, and then both 
 name conflict where it is noticed, and takes a vote.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
@@ -52,6 +52,12 @@ class Duplicates:
             told_at = self._told_at = now
         self._found[address] = Duplicate(address, max(boot, known_boot), state, first_at, now, told_at)
         return due
+
+    def on_link_lost(self, address: str) -> None:
+        """Note that one could not be told: it is to be when it is heard of next."""
+        known = self._found.get(address)
+        if known is not None:
+            self._found[address] = replace(known, told_at=-inf)
 
     def found(self) -> tuple[Duplicate, ...]:
         """Return all that are remembered, the one heard of last first."""

@@ -1,9 +1,9 @@
 """Whom to ask to be let in, and when to ask again.
 
 Seeds are asked until any member has answered, and again whenever this node is alone: a node that outlives all others
-must find them when they come back. A seed that is found later, by a source, is asked when it is found; one that could
-not be reached, or at whose address a member died, is asked from time to time, because another part of the mesh may be
-behind it. They are never trusted for more than that; who is a member is decided by merging.
+must find them when they come back. A seed that is found later, by a source, is asked when it is found; those that are
+nobody's address are tried from time to time (reunion.py), because another part of the mesh may be behind them. They are
+never trusted for more than that; who is a member is decided by merging.
 """
 
 from collections.abc import Container, Iterable
@@ -14,11 +14,9 @@ BACKOFF_MAX: Final = 16
 """The wait between two rounds doubles up to this many times the first."""
 SEEDS_MAX: Final = 256
 """Seeds at a time, those of the configuration first; more are not taken and counted."""
-RETRY_MIN_S: Final = 5.0
-"""First wait before a lost seed is asked again by a node that is not alone. Longer than a connection may take to open,
-so that a failure is known by then."""
-RETRY_MAX_S: Final = 16.0
-"""It doubles up to this. Two parts of a mesh whose network is whole again meet within this time at a seed."""
+
+FAILURE_TOLD_S: Final = 10.0
+"""By then a stream that could not be opened has been reported; `fetch.connect_timeout_s` is 2 s."""
 _LOST: Final = ("unreachable", "gone")
 
 
@@ -35,10 +33,9 @@ class Joiner:
         self._seeking = bool(self._seeds)
         self._next_round_at = 0.0
         self._new_at = inf
-        self._retry_at = inf
-        self._retry_wait_s = RETRY_MIN_S
         self._states: dict[str, str] = dict.fromkeys(self._seeds, "waiting")
         self._asked_again: set[str] = set()  # of those shown as lost
+        self._retried_at: dict[str, float] = {}  # of those, without a failure since
         self.refused = 0
         """Addresses that were found and not taken, because there were `SEEDS_MAX`."""
 
@@ -54,6 +51,7 @@ class Joiner:
         new = [seed for seed in self._seeds if seed not in self._states]
         self._states = {seed: self._states.get(seed, "waiting") for seed in self._seeds}
         self._asked_again &= self._states.keys()
+        self._retried_at = {seed: at for seed, at in self._retried_at.items() if seed in self._states}
         if new and self._seeking:
             self._next_round_at, self._wait_s = now, self._retry_s
         elif new:
@@ -67,50 +65,42 @@ class Joiner:
         self._wait_s = self._retry_s
         self._next_round_at = now + self._wait_s
 
-    def on_answer(self, now: float) -> None:
+    def on_answer(self) -> None:
         """Stop asking: a member has answered, be it a seed or somebody a seed sent.
 
         Which seed it was cannot be told, as a seed may be written by another name than its member's address; but those
         asked again without a new failure are no longer known to be unreachable.
         """
-        if not self._seeking:
-            return
         self._seeking = False
         self._states.update(dict.fromkeys(self._asked_again, "asked"))
         self._asked_again.clear()
-        self._plan_retry(now)
 
-    def on_link_lost(self, address: str, now: float) -> None:
+    def on_link_lost(self, address: str) -> None:
         """Note that a seed could not be reached; it is asked again."""
-        if address in self._states:
-            self._states[address] = "unreachable"
-            self._asked_again.discard(address)
-            self._plan_retry(now)
+        self._lose(address, "unreachable")
 
-    def on_gone(self, addresses: Iterable[str], now: float) -> None:
+    def on_gone(self, addresses: Iterable[str]) -> None:
         """Note that a member with these addresses died or left; if one of them is a seed, it is asked again."""
         for address in addresses:
-            if address in self._states:
-                self._states[address] = "gone"
-                self._asked_again.discard(address)
-                self._plan_retry(now)
+            self._lose(address, "gone")
 
     def next_deadline(self) -> float:
-        """When `on_time` or `retries` has something to say; infinite while nobody has to be asked."""
-        return self._next_round_at if self._seeking else min(self._new_at, self._retry_at)
+        """When `on_time` has somebody to ask; infinite while nobody has to be asked."""
+        return self._next_round_at if self._seeking else self._new_at
 
     def on_time(self, now: float, *, reached: Container[str]) -> tuple[str, ...]:
-        """Return the seeds to ask now: those not among the `reached` addresses of usable members, nor ourselves."""
+        """Return the seeds to ask now: those not among the `reached` addresses of usable members, nor ourselves.
+
+        While members answer, only the seeds that were found since.
+        """
+        if now < self.next_deadline():
+            return ()
+        asked = self.unreached(reached)
         if self._seeking:
-            if now < self._next_round_at:
-                return ()
             self._next_round_at = now + self._wait_s
             self._wait_s = min(2 * self._wait_s, BACKOFF_MAX * self._retry_s)
-            asked = self._unreached(reached)
         else:
-            if now < self._new_at:
-                return ()
-            asked = tuple(seed for seed in self._unreached(reached) if self._states[seed] == "waiting")
+            asked = tuple(seed for seed in asked if self._states[seed] == "waiting")
         self._new_at = inf
         for seed in asked:
             # "unreachable" stays until something better is known: it is what a person at a lonely node has to read.
@@ -120,17 +110,20 @@ class Joiner:
                 self._states[seed] = "asked"
         return asked
 
-    def retries(self, now: float, *, reached: Container[str]) -> tuple[str, ...]:
-        """Return the lost seeds to ask now by a node that is not alone. They need to hear of this node only."""
-        if self._seeking or now < self._retry_at:
-            return ()
-        for seed in self._asked_again:  # and no failure was reported since
+    def on_retry(self, seed: str, now: float) -> None:
+        """Note that a seed is tried although members have answered; if an earlier try did not fail, it can be reached."""
+        if self._states[seed] not in _LOST:
             self._states[seed] = "asked"
-        lost = tuple(seed for seed in self._unreached(reached) if self._states[seed] in _LOST)
-        self._asked_again = set(lost)
-        self._retry_wait_s = min(2 * self._retry_wait_s, RETRY_MAX_S) if lost else RETRY_MIN_S
-        self._retry_at = now + self._retry_wait_s if lost else inf
-        return lost
+        elif now - self._retried_at.setdefault(seed, now) > FAILURE_TOLD_S:
+            self._states[seed] = "asked"
+            del self._retried_at[seed]
+
+    def unreached(self, reached: Container[str]) -> tuple[str, ...]:
+        """Return the seeds that are neither ourselves nor among the `reached` addresses of usable members.
+
+        One written by another name than its member's address counts as unreached for good.
+        """
+        return tuple(seed for seed in self._seeds if seed not in self._own_addresses and seed not in reached)
 
     def states(self, *, reached: Container[str]) -> tuple[tuple[str, str], ...]:
         """Return each seed with what became of it.
@@ -148,10 +141,8 @@ class Joiner:
 
         return tuple((seed, state(seed)) for seed in self._seeds)
 
-    def _unreached(self, reached: Container[str]) -> tuple[str, ...]:
-        return tuple(seed for seed in self._seeds if seed not in self._own_addresses and seed not in reached)
-
-    def _plan_retry(self, now: float) -> None:
-        if self._retry_at == inf and any(state in _LOST for state in self._states.values()):
-            self._retry_wait_s = RETRY_MIN_S
-            self._retry_at = now + RETRY_MIN_S
+    def _lose(self, address: str, state: str) -> None:
+        if address in self._states:
+            self._states[address] = state
+            self._asked_again.discard(address)
+            self._retried_at.pop(address, None)

@@ -245,6 +245,30 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = True
+    observers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description=(
+                "About how many members probe a suspect at once and out of turn, and confirm the suspicion or have it refuted "
+                "(Rapid's K, USENIX ATC 2018). More: a member whose packets are mostly lost is refuted for more surely, and a "
+                "suspicion costs more packets. 0 switches confirmation by observers off; then time alone decides."
+            ),
+        ),
+    ] = 10
+    accusers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=8,
+            description=(
+                "Members that must each have got no answer from a suspect before it is declared dead, or the majority where the "
+                "mesh is smaller (Rapid's watermarks). More: members that do not hear well kill fewer others, and it takes a "
+                "larger mesh or longer to agree on a true death. Only with `observers`."
+            ),
+        ),
+    ] = 4
     stream_probe: Annotated[
         bool,
         Meta(
@@ -282,8 +306,9 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description=(
-                "How often whole member lists are compared with a random member over the stream; repairs what gossip lost. Above 32 "
-                "members the period is multiplied by `ceil(log2 n - 5) + 1`. memberlist's `PushPullInterval`."
+                "How often member lists are compared with a random member over the stream, at rest; repairs what gossip "
+                "lost. Above 32 members up to several times more rarely, and much more often while there is something to "
+                "learn. Only hashes are sent where lists are equal."
             )
         ),
     ] = 30.0
@@ -341,9 +366,46 @@ class SummaryConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=2**30,
-            description=("How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."),
+            description=(
+                "How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold. More blocks make it "
+                "grow, which costs every peer one snapshot for each doubling."
+            ),
         ),
     ] = 0
+    budget_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=2**40,
+            description=(
+                "Most bytes of deltas that this node sends in any one second, to all peers together. What does not fit waits, "
+                "and is merged with what changes meanwhile. Each peer costs about 6 bytes for a block added or evicted that is "
+                "announced; lower shows new blocks later."
+            ),
+        ),
+    ] = 2**18
+    snapshot_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=2**16,
+            le=2**40,
+            description=(
+                "The same for snapshots, whole filters for those who have none or missed a delta. Lower spares the network "
+                "while a mesh starts; a new node finds its first blocks later."
+            ),
+        ),
+    ] = 2**24
+    filter_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=2**12,
+            le=2**46,
+            description=(
+                "Memory for the filters of all peers. If they need more, the largest are folded in half, which makes them claim "
+                "more that is not there. While peers leave, up to four times as much is in use."
+            ),
+        ),
+    ] = 2**30
 
 
 class HostConfig(Section, frozen=True, kw_only=True):

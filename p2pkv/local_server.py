@@ -223,7 +223,7 @@ class _Session:
         return Welcome(LOCAL_PROTOCOL, me.id, me.name, tier.arena_bytes, tier.table_bytes)
 
     def _match(self, keys: tuple[BlockKey, ...]) -> Reply:
-        match = self._served.runner.ask(lambda node: node.match(keys))
+        match = self._served.runner.ask(lambda node: node.match(keys, trio.current_time()))
         holders = tuple(Holder(record.id, record.name, depth) for record, depth in match.holders)
         return MatchReply(match.local, match.reachable, holders)
 
@@ -352,7 +352,7 @@ class _Session:
                 "leases": ledger.leases,
                 "evictions": ledger.evictions,
             },
-            summary=asdict(node.summaries.statistics()),
+            summary=asdict(node.summaries.statistics(trio.current_time())),
             fetch={
                 "fetches": figures.fetch.fetches,
                 "in_flight": figures.fetch.in_flight,

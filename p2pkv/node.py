@@ -31,6 +31,8 @@ from p2pkv.transport.wire import (
     LeaseGrant,
     LeaseRelease,
     LeaseRequest,
+    ListDifference,
+    ListDigest,
     MemberRecord,
     Packet,
     Ping,
@@ -38,6 +40,7 @@ from p2pkv.transport.wire import (
     SummaryDelta,
     SummaryPage,
     SummaryRequest,
+    SummaryVersions,
     bitmap,
 )
 
@@ -153,9 +156,9 @@ class Node:
     def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
         """Take a message that the shell has decoded and whose sender's id it knows."""
         match message:
-            case Packet() | PushPull() | Ping():
+            case Packet() | PushPull() | ListDigest() | ListDifference() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
-            case SummaryPage() | SummaryDelta() | SummaryRequest():
+            case SummaryPage() | SummaryDelta() | SummaryRequest() | SummaryVersions():
                 record = self._known(sender)
                 if record is None:
                     return ()
@@ -163,7 +166,9 @@ class Node:
             case LeaseRequest():
                 return self._grant(sender, message, now)
             case LeaseGrant():
-                return self._route(self._fetches.on_grant(sender, message, now), now)
+                judged = self._fetches.judge(sender, message)
+                effects = self.summaries.on_answer(sender, judged.confirmed, judged.contradicted, now)
+                return self._route((*effects, *self._fetches.on_grant(sender, message, now)), now)
             case LeaseRelease(lease=lease):
                 self.ledger.release(lease, holder=_peer(sender))
                 return ()
@@ -254,13 +259,15 @@ class Node:
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
-    def match(self, keys: Sequence[BlockKey]) -> Match:
-        """Return how much of a chain is here and how much peers claim, without asking anybody."""
+    def match(self, keys: Sequence[BlockKey], now: float | None = None) -> Match:
+        """Return how much of a chain is here and how much peers claim, without asking anybody.
+
+        With `now`, claims end where the peer itself said lately that it has no more.
+        """
         local = self.ledger.prefix(keys)
+        claims = self.summaries.longest(keys) if now is None else self.summaries.claims(keys, now)
         holders = [
-            (record, depth)
-            for peer, depth in self.summaries.longest(keys).items()
-            if depth and (record := self._usable(peer)) is not None
+            (record, depth) for peer, depth in claims.items() if depth and (record := self._usable(peer)) is not None
         ]
         holders.sort(key=lambda pair: (-pair[1], pair[0].id))
         reachable = max([local, *(depth for _, depth in holders)])
@@ -293,10 +300,17 @@ class Node:
             return number, (self._finish(_Acquire(number, chain, {}, holder, guard.id, "all here"), {}, now),)
         claims = {
             peer: depth - first
-            for peer, depth in self.summaries.longest(keys).items()
+            for peer, depth in self.summaries.claims(keys, now).items()
             if depth - first > local and self._usable(peer) is not None and self.links.usable(peer, now)
         }
-        decided = plan(start=local, stop=len(chain), claims=claims, link=self.links.estimate, cost=cost)
+        decided = plan(
+            start=local,
+            stop=len(chain),
+            claims=claims,
+            link=self.links.estimate,
+            cost=cost,
+            trusted=lambda peer: self.summaries.is_trusted(peer, now),
+        )
         if not decided.runs:
             acquire = _Acquire(number, chain, {}, holder, guard.id, decided.reason)
             return number, (self._finish(acquire, {}, now),)
@@ -369,6 +383,8 @@ class Node:
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
         out: list[Effect] = []
+        compared: dict[str, None] = {}
+        """Whom the member list goes to: our versions of summaries go along."""
         for effect in effects:
             match effect:
                 case MemberChanged(record=record):
@@ -389,10 +405,15 @@ class Node:
                     acquire = self._acquires.pop(fetch_id)
                     acquire.reason = self._why_shorter(acquire, dict(failures))
                     out.append(self._finish(acquire, dict(sources), now))
+                case SendStream(address=address, message=PushPull()):
+                    out.append(effect)
+                    compared[address] = None
                 case SendDatagram() | SendStream() | Resolve() | Note() | StartTransfer():
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
+        for address in compared:
+            out += self.summaries.versions_for(address)
         return tuple(out)
 
     def _has_ended(self, record: MemberRecord) -> bool:

@@ -15,11 +15,11 @@ from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
-from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
+from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.streams import ControlStreams
-from p2pkv.transport.udp import Datagrams
 from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Runner:
     """Owns one `Node`."""
 
     def __init__(
-        self, node: Node, *, datagrams: Datagrams, streams: ControlStreams, metrics: Metrics, log: Log
+        self, node: Node, *, datagrams: DatagramSocket, streams: ControlStreams, metrics: Metrics, log: Log
     ) -> None:
         self._node = node
         self._datagrams = datagrams
@@ -90,7 +90,7 @@ class Runner:
         """Receive gossip and fire timers until cancelled."""
         while True:
             with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
-                await trio.lowlevel.wait_readable(self._datagrams.socket)
+                await self._datagrams.wait()
             self._timer = None
             for data, source in self._datagrams.drain():
                 self._take_datagram(data, source)
@@ -136,6 +136,8 @@ class Runner:
                     known = "unknown" if before is None else MemberState(before).name.lower()
                     state = MemberState(record.state).name.lower()
                     level = self._log.warning if record.state == MemberState.DEAD else self._log.info
+                    if before is None and not is_usable(record):  # history, of which a new node hears all
+                        level = self._log.debug
                     level("member changed", member=record.name, address=record.address, before=known, now=state)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))

@@ -23,6 +23,11 @@ DATAGRAM_BYTES_MAX: Final = 1400
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
+BUCKETS_MAX: Final = 4096
+"""Buckets of a `ListDigest`: 32 KiB of hashes."""
+BUCKET_BYTES: Final = 8
+ALSO_SUSPECTED_BY_MAX: Final = 7
+"""Members named in a record besides the first that suspects; a verdict needs fewer (`mesh.accusers`)."""
 ALSO_AT_MAX: Final = 3
 """Further addresses of one member."""
 TIERS_MAX: Final = 8
@@ -33,7 +38,9 @@ WEIGHTS_CHARACTERS_MAX: Final = 96
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
-"""Flipped bits in one `SummaryDelta`, four bytes each."""
+"""Flipped bits in one `SummaryDelta`; coded they take two to three bytes each."""
+VERSIONS_PER_MESSAGE_MAX: Final = 4096
+"""Members in one `SummaryVersions`, twelve bytes each."""
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -79,6 +86,8 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Memory the node offers to the mesh over all tiers; its weight on the ring."""
     suspected_by: OptionalNodeId = ""
     """Of a suspect: a member that got no answer from it. Suspicions by different members confirm each other."""
+    also_suspected_by: Annotated[tuple[NodeId, ...], Meta(max_length=ALSO_SUSPECTED_BY_MAX)] = ()
+    """Further ones. Of a dead member: on whose word, with `suspected_by`, it was declared dead."""
     rack: Name = ""
     """Where in its zone the node stands; empty when unknown."""
     also_at: Annotated[tuple[Address, ...], Meta(max_length=ALSO_AT_MAX)] = ()
@@ -159,6 +168,30 @@ class PushPull(Message, tag=6, frozen=True):
     reply: bool
 
 
+class ListDigest(Message, tag=20, frozen=True):
+    """Is this what you believe too? Hashes over the sender's own record and those of the members it counts on.
+
+    Answered by `ListDifference` if it is not, and by nothing if it is. See `p2pkv.mesh.digest`.
+    """
+
+    own: MemberRecord
+    buckets: Annotated[bytes, Meta(min_length=BUCKET_BYTES, max_length=BUCKETS_MAX * BUCKET_BYTES)]
+    """One hash after the other; their number is a power of two."""
+
+
+class ListDifference(Message, tag=21, frozen=True):
+    """Answer to `ListDigest`: what the sender believes of the members in buckets whose hashes differ, or a part of it.
+
+    The first record is the sender's own. The receiver answers with a `PushPull` of what it knows better.
+    """
+
+    records: Annotated[tuple[MemberRecord, ...], Meta(min_length=1, max_length=RECORDS_PER_PUSH_MAX)]
+    bucket_count: Annotated[int, Meta(ge=1, le=BUCKETS_MAX)]
+    """As in the digest."""
+    differing: Annotated[bytes, Meta(max_length=BUCKETS_MAX // 8)]
+    """Bit i, least significant first: bucket i is told in this message."""
+
+
 # -- summaries ------------------------------------------------------------------------------------------------------
 
 
@@ -173,18 +206,41 @@ class SummaryPage(Message, tag=7, frozen=True):
     """Position of `data` in the filter, bytes."""
     # Trailing zero bytes are left out, so that an empty filter is a few bytes and not a megabyte.
     data: Annotated[bytes, Meta(max_length=PAGE_BYTES_MAX)]
+    set_bits: Annotated[int, Meta(ge=0, le=8 * PAGE_BYTES_MAX)] = 0
+    """Not 0: `data` is no bits, but the positions of so many set bits in the piece, coded as in `SummaryDelta`."""
+    gap_bits: Annotated[int, Meta(ge=0, le=31)] = 0
 
 
 class SummaryDelta(Message, tag=8, frozen=True):
-    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, as u32 little-endian positions."""
+    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, folded to 2**bits_log2 bits for this reader.
+
+    `flips` are the gaps between the positions of `count` bits, Rice-coded with `gap_bits` low bits; `index/gaps.py` has
+    the format.
+    """
 
     epoch: Count
     seq: Count
+    bits_log2: Annotated[int, Meta(ge=6, le=36)]
+    count: Annotated[int, Meta(ge=0, le=FLIPS_PER_DELTA_MAX)]
+    gap_bits: Annotated[int, Meta(ge=0, le=31)]
     flips: Annotated[bytes, Meta(max_length=FLIPS_PER_DELTA_MAX * 4)]
 
 
 class SummaryRequest(Message, tag=9, frozen=True):
     """Send me your whole filter: I have none, or missed a delta."""
+
+    bits_log2_max: Annotated[int, Meta(ge=0, le=36)] = 0
+    """Not 0: fold it to at most 2**bits_log2_max bits, and what follows of it too; I have no memory for more."""
+
+
+class SummaryVersions(Message, tag=23, frozen=True):
+    """Which versions of members' filters I have, mine included; sent beside `PushPull` to the same member.
+
+    Whoever is behind on one of them, and stays so, asks that member for a snapshot.
+    """
+
+    versions: Annotated[bytes, Meta(max_length=VERSIONS_PER_MESSAGE_MAX * 12)]
+    """Per member three u32, little-endian: a digest of its id, and the low bits of the filter's epoch and seq."""
 
 
 # -- fetching -------------------------------------------------------------------------------------------------------
@@ -259,9 +315,12 @@ class Pull(Message, tag=15, frozen=True):
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
+    | ListDigest
+    | ListDifference
     | SummaryPage
     | SummaryDelta
     | SummaryRequest
+    | SummaryVersions
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease

@@ -26,3 +26,13 @@ def test_what_is_known_of_one_grows_and_the_one_heard_of_last_is_first() -> None
     first, second = duplicates.found()
     assert (first.address, first.boot, first.first_at, first.heard_at) == ("b:1", 7, 1.0, 3.0)
     assert second.address == "c:1"
+
+
+def test_one_that_could_not_be_told_is_told_when_it_is_heard_of_next() -> None:
+    duplicates = Duplicates()
+    assert heard(duplicates, "b:1", 0.0)
+    duplicates.on_link_lost("b:1")
+    duplicates.on_link_lost("stranger:1")
+    assert not heard(duplicates, "b:1", TELL_GAP_S - 0.1)
+    assert heard(duplicates, "b:1", TELL_GAP_S)
+    assert not heard(duplicates, "b:1", 2 * TELL_GAP_S)

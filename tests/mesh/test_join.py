@@ -28,7 +28,7 @@ def test_the_wait_doubles_up_to_sixteen_times_the_first() -> None:
 def test_one_answer_ends_the_asking() -> None:
     joiner = make_joiner("a:1", "b:1")
     joiner.on_time(0.0, reached=())
-    joiner.on_answer(99.0)
+    joiner.on_answer()
     assert joiner.next_deadline() == float("inf")
     assert joiner.on_time(99.0, reached=()) == ()
     assert joiner.states(reached={"b:1"}) == (("a:1", "asked"), ("b:1", "reached"))
@@ -37,7 +37,7 @@ def test_one_answer_ends_the_asking() -> None:
 def test_a_lonely_node_starts_again_with_the_short_wait() -> None:
     joiner = make_joiner("a:1")
     round_times(joiner, 5)
-    joiner.on_answer(99.0)
+    joiner.on_answer()
     joiner.seek(100.0)
     joiner.seek(100.2)
     assert joiner.next_deadline() == 100.5
@@ -48,11 +48,11 @@ def test_a_lost_link_is_shown_until_somebody_answers_after_the_seed_was_asked_ag
     joiner = make_joiner("a:1")
     assert joiner.states(reached=()) == (("a:1", "waiting"),)
     joiner.on_time(0.0, reached=())
-    joiner.on_link_lost("a:1", 0.0)
-    joiner.on_link_lost("stranger:1", 0.0)
+    joiner.on_link_lost("a:1")
+    joiner.on_link_lost("stranger:1")
     joiner.on_time(0.5, reached=())
     assert joiner.states(reached=()) == (("a:1", "unreachable"),)
-    joiner.on_answer(99.0)
+    joiner.on_answer()
     assert joiner.states(reached=()) == (("a:1", "asked"),)
 
 
@@ -60,8 +60,8 @@ def test_a_seed_that_failed_again_stays_unreachable_though_another_answers() -> 
     joiner = make_joiner("a:1", "b:1")
     for at in (0.0, 0.5):
         joiner.on_time(at, reached=())
-        joiner.on_link_lost("a:1", 0.0)
-    joiner.on_answer(99.0)
+        joiner.on_link_lost("a:1")
+    joiner.on_answer()
     assert joiner.states(reached={"b:1"}) == (("a:1", "unreachable"), ("b:1", "reached"))
 
 
@@ -74,7 +74,7 @@ def test_without_seeds_nobody_is_ever_asked() -> None:
 def test_a_seed_that_is_found_is_asked_at_once_and_one_that_is_known_is_not_asked_again() -> None:
     joiner = make_joiner("a:1")
     joiner.on_time(0.0, reached=())
-    joiner.on_answer(0.1)
+    joiner.on_answer()
     joiner.find(("b:1", "a:1", "me:1"), 5.0)
     assert joiner.next_deadline() == 5.0
     assert joiner.on_time(5.0, reached={"a:1"}) == ("b:1",)
@@ -108,51 +108,54 @@ def test_there_is_a_limit_to_seeds_and_the_configured_ones_come_first() -> None:
     assert joiner.refused == 1000 - SEEDS_MAX
 
 
-def settled() -> Joiner:
+def test_a_seed_that_was_unreachable_is_no_longer_when_a_later_try_has_not_failed() -> None:
+    joiner = make_joiner("a:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer()
+    joiner.on_link_lost("a:1")
+    joiner.on_retry("a:1", 20.0)
+    joiner.on_link_lost("a:1")
+    joiner.on_retry("a:1", 40.0)
+    joiner.on_retry("a:1", 45.0)  # too soon to tell
+    assert joiner.states(reached=()) == (("a:1", "unreachable"),)
+    joiner.on_retry("a:1", 60.0)
+    assert joiner.states(reached=()) == (("a:1", "asked"),)
+
+
+def test_seeds_that_are_neither_ourselves_nor_anybodys_address_are_unreached() -> None:
+    assert make_joiner("a:1", "me:1", "b:1").unreached({"b:1"}) == ("a:1",)
+
+
+def test_a_seed_whose_member_is_gone_is_shown_so_until_a_later_try_has_not_failed() -> None:
     joiner = make_joiner("a:1", "b:1")
     joiner.on_time(0.0, reached=())
-    joiner.on_answer(0.1)
-    return joiner
+    joiner.on_answer()
+    joiner.on_gone(("a:1", "stranger:1"))
+    assert joiner.states(reached={"b:1"}) == (("a:1", "gone"), ("b:1", "reached"))
+    assert joiner.unreached({"b:1"}) == ("a:1",)
+    joiner.on_retry("a:1", 20.0)
+    assert joiner.states(reached={"b:1"}) == (("a:1", "gone"), ("b:1", "reached"))
+    joiner.on_retry("a:1", 40.0)
+    assert joiner.states(reached={"b:1"}) == (("a:1", "asked"), ("b:1", "reached"))
 
 
-def retry_times(joiner: Joiner, seed: str, count: int, *, fails: bool) -> list[float]:
-    found = []
-    for _ in range(count):
-        now = joiner.next_deadline()
-        assert joiner.on_time(now, reached={"b:1"}) == ()
-        assert joiner.retries(now, reached={"b:1"}) == (seed,)
-        found.append(now)
-        if fails:
-            joiner.on_link_lost(seed, now + 0.1)
-    return found
-
-
-def test_a_lost_seed_is_asked_from_time_to_time_by_a_node_that_is_not_alone() -> None:
-    joiner = settled()
-    joiner.on_gone(("a:1", "stranger:1"), 10.0)
-    assert retry_times(joiner, "a:1", 5, fails=True) == [15.0, 25.0, 41.0, 57.0, 73.0]
-    assert joiner.states(reached={"b:1"}) == (("a:1", "unreachable"), ("b:1", "reached"))
-
-
-def test_a_lost_seed_that_takes_the_question_is_lost_no_more() -> None:
-    joiner = settled()
-    joiner.on_link_lost("a:1", 10.0)
-    assert retry_times(joiner, "a:1", 1, fails=False) == [15.0]
-    assert joiner.retries(joiner.next_deadline(), reached={"b:1"}) == ()
-    assert joiner.states(reached=()) == (("a:1", "asked"), ("b:1", "asked"))
-    assert joiner.next_deadline() == float("inf")
-
-
-def test_a_lost_seed_whose_member_is_back_is_not_asked() -> None:
-    joiner = settled()
-    joiner.on_gone(("a:1",), 10.0)
-    assert joiner.retries(15.0, reached={"a:1", "b:1"}) == ()
-    assert joiner.next_deadline() == float("inf")
-
-
-def test_a_seed_that_was_lost_while_seeking_is_asked_again_afterwards() -> None:
-    joiner = make_joiner("a:1", "b:1")
+def test_a_seed_that_was_found_and_then_tried_as_one_of_the_lost_is_not_asked_again() -> None:
+    joiner = make_joiner("a:1")
     joiner.on_time(0.0, reached=())
-    joiner.on_link_lost("a:1", 0.0)
-    joiner.on_answer(0.1)
-    assert retry_times(joiner, "a:1", 1, fails=True) == [5.0]
+    joiner.on_answer()
+    joiner.find(("b:1",), 5.0)
+    joiner.on_retry("b:1", 5.0)
+    assert joiner.on_time(5.0, reached={"a:1"}) == ()
+    assert joiner.states(reached={"a:1"}) == (("a:1", "reached"), ("b:1", "asked"))
+
+
+def test_a_lost_seed_that_its_source_no_longer_gives_is_tried_anew_when_it_is_found_again() -> None:
+    joiner = make_joiner("a:1")
+    joiner.find(("b:1",), 0.0)
+    joiner.on_link_lost("b:1")
+    joiner.on_retry("b:1", 1.0)
+    joiner.find((), 2.0)
+    joiner.find(("b:1",), 3.0)
+    joiner.on_link_lost("b:1")
+    joiner.on_retry("b:1", 20.0)
+    assert joiner.states(reached=()) == (("a:1", "waiting"), ("b:1", "unreachable"))

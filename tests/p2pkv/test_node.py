@@ -648,6 +648,100 @@ def test_a_block_missing_within_an_announced_step_is_a_shorter_prefix() -> None:
     assert acquired.reason.startswith("absent")
 
 
+# -- summaries corrected ---------------------------------------------------------------------------------------------
+
+
+def forget_silently(mesh: Mesh, name: str, blocks: list[BlockKey]) -> None:
+    """Have a node lose blocks that its summary goes on to claim."""
+    for one in blocks:
+        assert mesh.nodes[name].ledger.drop(one)
+
+
+def questions(mesh: Mesh, name: str) -> int:
+    return mesh.nodes[name].statistics().fetch.questions
+
+
+def test_what_a_peer_said_it_lacks_is_not_asked_for_again_for_a_while() -> None:
+    mesh = met()
+    mesh.hold_chain("a", CHAIN)
+    mesh.run(2.0)
+    forget_silently(mesh, "a", CHAIN[2:])
+    node = mesh.nodes["b"]
+    assert node.match(CHAIN, mesh.now).reachable == 6
+    assert leased(mesh.acquire("b", CHAIN)) == CHAIN[:2]
+    assert node.match(CHAIN).reachable == 6, "what the summary says"
+    assert node.match(CHAIN, mesh.now).reachable == 2, "and what its owner said"
+    asked = questions(mesh, "b")
+    again = mesh.acquire("b", CHAIN)
+    assert (leased(again), again.reason, questions(mesh, "b")) == (CHAIN[:2], "no peer claims the next block", asked)
+    mesh.run(20.0)
+    assert node.match(CHAIN, mesh.now).reachable == 6
+    mesh.acquire("b", CHAIN)
+    assert questions(mesh, "b") == asked + 1
+
+
+def test_blocks_asked_for_in_hope_speak_against_nobody() -> None:
+    mesh, chain = met(), [key(i) for i in range(31)]
+    mesh.hold_chain("a", chain)
+    mesh.run(2.0)
+    ours = chain[:24] + [key(100 + i) for i in range(20)]
+    for number in range(20):
+        acquired = mesh.acquire("b", ours)
+        assert leased(acquired) == chain[:24]
+        assert questions(mesh, "b") == number + 1
+        mesh.nodes["b"].ledger.release(acquired.lease.id, holder="e")
+        forget_silently(mesh, "b", chain[:24])
+    assert mesh.nodes["b"].summaries.statistics(mesh.now).absences_known == 0
+    assert mesh.nodes["b"].summaries.statistics(mesh.now).peers_distrusted == 0
+
+
+def test_a_summary_that_is_mostly_contradicted_is_asked_for_anew_and_believed_last() -> None:
+    mesh, chain = met("abc"), [key(i) for i in range(40)]
+    mesh.hold("a", *chain)
+    mesh.hold("b", *chain)
+    mesh.run(2.0)
+    mesh.nodes["c"].links.on_transfer("b", 2**20, 10.0)  # a is faster
+    forget_silently(mesh, "a", chain)
+    before = mesh.nodes["c"].summaries.statistics()
+    assert set(mesh.acquire("c", chain).sources) == {"b"}
+    mesh.run(1.0)
+    after = mesh.nodes["c"].summaries.statistics(mesh.now)
+    assert after.peers_distrusted == 1
+    assert after.requests_sent == before.requests_sent + 1
+    assert after.assembled == before.assembled + 1
+    assert after.peers_unsettled == 0
+    other = [key(200 + i) for i in range(4)]
+    mesh.hold("a", *other)
+    mesh.hold("b", *other)
+    mesh.run(2.0)
+    assert set(mesh.acquire("c", other).sources) == {"b"}, "though a is faster"
+    mesh.run(300.0)
+    assert mesh.nodes["c"].summaries.statistics(mesh.now).peers_distrusted == 0
+
+
+def test_versions_of_summaries_go_along_when_member_lists_are_compared() -> None:
+    mesh = met("abc")
+    mesh.hold("a", CHAIN[0])
+    mesh.run(2.0)
+    seen: list[tuple[str, str]] = []
+    carry = mesh.do
+
+    def watch(name: str, verb: Callable[[Node], tuple[Effect, ...]]) -> None:
+        def told(node: Node) -> tuple[Effect, ...]:
+            effects = verb(node)
+            kinds = [type(effect.message).__name__ for effect in effects if isinstance(effect, SendStream)]
+            if "PushPull" in kinds:
+                seen.append((kinds[0], kinds[-1]))
+            return effects
+
+        carry(name, told)
+
+    mesh.do = watch  # type: ignore[method-assign]  # a tap on the wire
+    mesh.run(60.0)
+    assert len(seen) >= 6
+    assert set(seen) == {("PushPull", "SummaryVersions")}
+
+
 # -- strangers and nonsense ------------------------------------------------------------------------------------------
 
 

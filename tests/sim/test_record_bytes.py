@@ -18,8 +18,8 @@ SETTLED_S = 60.0
 class Described(World):
     """A world whose nodes have names, zones and addresses of the usual length, and are all a little busy."""
 
-    def _make(self, number: int) -> Node:
-        node = super()._make(number)
+    def _make(self, number: int, boot: int) -> Node:
+        node = super()._make(number, boot)
         own = node.membership._own
         own.record = msgspec.structs.replace(
             own.record,
@@ -46,12 +46,10 @@ def sent_at_rest(nodes: int, seconds: float, *, update_period_s: float = 0.0) ->
     before = world.traffic.snapshot()
     for second in range(int(seconds)) if update_period_s else ():
         world.run(SETTLED_S + second)
-        for number, node in world.running():
+        for number, _ in world.running():
             if second % update_period_s == number % update_period_s:
-                world._perform(
-                    number, node.update_self(SETTLED_S + second, offered={"host": 2**30 + second * 2**28}), own=True
-                )
-                world._arm(number, node)
+                offered = {"host": 2**30 + second * 2**28}
+                world.tell(number, b"update", lambda node, now, said=offered: node.update_self(now, offered=said))
     world.run(SETTLED_S + seconds)
     after, node_seconds = world.traffic, nodes * seconds
     sent = after.datagram_bytes + after.stream_bytes - before.datagram_bytes - before.stream_bytes

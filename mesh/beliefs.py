@@ -1,0 +1,138 @@
+"""What is believed: the one way a record takes, wherever it comes from.
+
+`hear` admits it to the table; `_settle` tells the parts that care: prober, suspects, gossip and the shell.
+"""
+
+import msgspec
+
+from p2pkv.effects import MemberChanged, SendStream
+from p2pkv.mesh.accusers import NOBODY, split, with_accusers
+from p2pkv.mesh.members import RECORD_BYTES_MAX, Change, MemberState, is_usable, record_bytes
+from p2pkv.mesh.metadata import addresses
+from p2pkv.mesh.own import Answer
+from p2pkv.mesh.parts import Effect, Parts
+from p2pkv.mesh.suspicion import confirmations_wanted, timeout_min_s
+from p2pkv.mesh.verdict import Verdicts
+from p2pkv.transport.wire import MemberRecord, PushPull
+
+
+class Beliefs:
+    """Changes the table, and nobody else does, but for reaping."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._config = parts.config
+        self._own = parts.own
+        self._table = parts.table
+        self._queue = parts.queue
+        self._outbox = parts.outbox
+        self._health = parts.health
+        self._prober = parts.prober
+        self._suspects = parts.suspects
+        self._observations = parts.observations
+        self._verdicts = Verdicts(parts)
+        self._joiner = parts.joiner
+        self._duplicates = parts.duplicates
+        self._loads = parts.loads
+        self._notes = parts.notes
+        self._counts = parts.counts
+
+    def hear(self, record: MemberRecord, now: float, effects: list[Effect], *, listed: bool = False) -> None:
+        """Merge one record, whoever it came from; `listed` if it was read in a list, and not said by its member."""
+        record, accusers = split(record)
+        if record.id == self._own.record.id:
+            self._hear_of_self(record, now, effects)
+            return
+        accusers = self._verdicts.counted(accusers)
+        self._believe(self._verdicts.doubt(record, accusers, now), accusers, now, effects, listed=listed)
+
+    def _believe(
+        self, record: MemberRecord, accusers: frozenset[str], now: float, effects: list[Effect], *, listed: bool = False
+    ) -> None:
+        if record == self._table.get(record.id):  # by far the most frequent case
+            if record.state == MemberState.SUSPECT and self._suspects.confirm(record.id, accusers):
+                self._counts["confirmations"] += 1
+                self._queue.put(with_accusers(record, self._accusers_of(record.id)))
+            return
+        if not record.address or record_bytes(record) > RECORD_BYTES_MAX:
+            self._counts["records_refused"] += 1
+            return
+        change = self._table.take(record, now)
+        if change is not None:
+            self._settle(change, accusers, now, effects, listed=listed)
+
+    def _hear_of_self(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
+        match self._own.hear(record):
+            case Answer.REFUTE:
+                self._counts["refutations"] += 1
+                self._health.on_refutation()
+                self._queue.put(self._own.record)
+            case Answer.DUPLICATE:
+                self.meet_duplicate(record.boot, record.address, record.state, now, effects)
+            case Answer.NOTHING:
+                pass
+
+    def _settle(
+        self, change: Change, accusers: frozenset[str], now: float, effects: list[Effect], *, listed: bool
+    ) -> None:
+        """Tell the parts that care about a record that has entered the table, and whom it named for what it says."""
+        record, before = change.after, change.before
+        if is_usable(record):
+            self._prober.insert(record.id)
+            if before is None or before.boot != record.boot or not is_usable(before):
+                self._outbox.introduce(record.id)
+        else:
+            self._prober.remove(record.id)
+            self._outbox.forget(record.id)
+            self._loads.forget(record.id)
+            self._joiner.on_gone(addresses(record))
+        if record.state == MemberState.SUSPECT:
+            self._start_suspicion(record.id, accusers, now)
+        else:
+            if record.state == MemberState.DEAD:
+                accusers |= self._accusers_of(record.id)
+            self._suspects.clear(record.id)
+            self._observations.cancel(record.id)
+        # Of a stranger's funeral nobody needs to hear. And a stranger in a list is news to us alone: whoever let it in has
+        # told the others. A newcomer that gossiped a list of hundreds would drown what is news to all (decision 13).
+        if before is not None or (is_usable(record) and not listed):
+            self._queue.put(with_accusers(record, accusers))
+        if before is None or record != msgspec.structs.replace(before, incarnation=record.incarnation):
+            effects.append(MemberChanged(record, before.state if before is not None else None))
+
+    def judge(self, member: str, now: float, effects: list[Effect]) -> None:
+        """Come to a verdict on a suspect whose time is over."""
+        if not self._verdicts.is_dead(member, now):
+            return
+        record = self._table.get(member)
+        assert record is not None, "a suspect is listed"
+        assert record.state == MemberState.SUSPECT, "whoever is no longer suspected has been cleared"
+        self._counts["declared_dead"] += 1
+        self._believe(msgspec.structs.replace(record, state=int(MemberState.DEAD)), NOBODY, now, effects)
+
+    def _accusers_of(self, member: str) -> frozenset[str]:
+        suspicion = self._suspects.get(member)
+        return NOBODY if suspicion is None else suspicion.accusers
+
+    def _start_suspicion(self, member: str, by: frozenset[str], now: float) -> None:
+        """Give a new suspect its time: with Lifeguard long, and shorter with each further member that suspects it."""
+        config, members, own = self._config, self._table.mesh_size(), self._own.record.id
+        if own not in by and self._verdicts.observes(member):
+            self._observations.begin(member)
+        min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
+        accusers_max = config.accusers if config.observers else 0
+        if not config.dynamic_suspicion:
+            self._suspects.suspect(member, by=by, now=now, min_s=min_s, accusers_max=accusers_max)
+            return
+        wanted = confirmations_wanted(mult=config.suspicion_mult, members=members)
+        max_s = config.suspicion_max_mult * min_s
+        self._suspects.suspect(
+            member, by=by, now=now, min_s=min_s, max_s=max_s, wanted=wanted, accusers_max=accusers_max
+        )
+
+    def meet_duplicate(self, boot: int, address: str, state: int, now: float, effects: list[Effect]) -> None:
+        """Report another process with our id, once; and tell it of us, so that it can report us."""
+        own = self._own.record
+        facts = (("id", own.id), ("boot", boot), ("address", address), ("own_boot", own.boot))
+        effects += self._notes.warn_once("duplicate node id", facts, about=(address,))
+        if self._duplicates.heard(boot=boot, address=address, state=state, now=now):
+            effects.append(SendStream(address, PushPull(records=(own,), reply=False)))
