@@ -8,7 +8,7 @@ import click
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
 from p2pkv.sim.faults_cli import churn, partition
 from p2pkv.sim.options import plot_option
-from p2pkv.sim.run_cli import run, scenarios
+from p2pkv.sim.run_cli import pace, run, scenarios
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
@@ -160,5 +160,5 @@ def detection(nodes: int, seed: int, runs: int, loss: float, plot: Path | None, 
             sys.exit(FAILED)
 
 
-for command in (run, scenarios, churn, partition):
+for command in (run, scenarios, churn, partition, pace):
     sim.add_command(command)

@@ -99,6 +99,9 @@ class World:
         """Lay out the world; `watch` is called with every change of a belief, as it happens."""
         self.now_us = 0
         self.traffic = Traffic()
+        self.bytes_sent = [0] * nodes
+        """By each node, datagrams and streams."""
+        self.bytes_sent_to = [0] * nodes
         self.events = 0
         self.network: Final = Network(faults, Random(f"{seed}/network"))
         self.on_transfer: Callable[[int, StartTransfer], None] | None = None
@@ -362,6 +365,8 @@ class World:
                     self.traffic.datagrams += 1
                     self.traffic.datagram_bytes += len(data)
                     to = self._numbers[address]
+                    self.bytes_sent[number] += len(data)
+                    self.bytes_sent_to[to] += len(data)
                     for arrives_us in self.network.datagram(number, to, leaves_us):
                         self.later(arrives_us, partial(self._datagram, to, number, data))
                 case SendStream(address=address, message=message):
@@ -383,6 +388,8 @@ class World:
     def _send_stream(self, number: int, to: int, data: bytes, leaves_us: int) -> None:
         self.traffic.stream_messages += 1
         self.traffic.stream_bytes += len(data)
+        self.bytes_sent[number] += len(data)
+        self.bytes_sent_to[to] += len(data)
         sent = self.network.stream(number, to, leaves_us, len(data))
         if sent is None:
             return
