@@ -11,7 +11,7 @@ from p2pkv.config import Config
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.mesh.relay import RELAYS_MAX
 from p2pkv.sim.clock import SECOND_US, to_us
-from p2pkv.sim.engines import Engines
+from p2pkv.sim.prompts import Engines
 from p2pkv.sim.world import Change, World, id_of
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 

@@ -86,3 +86,10 @@ def test_quantiles_are_values_that_were_there() -> None:
     assert quantile([], 0.5) is None
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([float(n) for n in range(100)], 0.99) == 99.0
+
+
+def test_pace_says_what_simulating_takes() -> None:
+    one, other = (json.loads(invoke("pace --nodes 12 --minutes 0.5 -o json").stdout)["rows"][0] for _ in range(2))
+    assert one["trace_hash"] == other["trace_hash"]
+    assert one["rest_events"] > 12 * 30
+    assert one["rest_cpu_s"] > 0
