@@ -33,9 +33,11 @@ def test_a_daemon_whose_log_nobody_takes_any_more_goes_on_and_leaves_in_good_ord
             with first.client(staging_bytes=0) as client:
                 wait_until(lambda: alive(client) == {"a", "b"}, "a knows b", seconds=DEADLINE_S)
                 third = Daemon(tmp_path, "c", "--join", first.address)
-                with third.client(staging_bytes=0) as at_third:  # or it would have nobody to say goodbye to
-                    wait_until(lambda: alive(at_third) == {"a", "b", "c"}, "c knows all", seconds=DEADLINE_S)
-                third.stop()
+                try:
+                    with third.client(staging_bytes=0) as at_third:  # or it would have nobody to say goodbye to
+                        wait_until(lambda: alive(at_third) == {"a", "b", "c"}, "c knows all", seconds=DEADLINE_S)
+                finally:
+                    third.stop()
                 wait_until(lambda: "c" in left(client), "c has left", seconds=DEADLINE_S)
                 assert second.poll() is None
                 second.terminate()
