@@ -314,8 +314,7 @@ class Node:
     def ring(self) -> Ring:
         """Return the ring of the members of now."""
         if self._ring is None:
-            usable = (record for record in self.membership.members() if record.state <= MemberState.SUSPECT)
-            self._ring = Ring({record.id: max(1, record.offered_bytes) for record in usable})
+            self._ring = Ring.of(self.membership.members())
         return self._ring
 
     def leave(self, now: float) -> tuple[Effect, ...]:
