@@ -18,10 +18,13 @@ from p2pkv.index.lookup import lengths
 from p2pkv.index.matcher import Matcher
 from p2pkv.index.publish import Publisher
 from p2pkv.index.statistics import SummaryStatistics
+from p2pkv.index.subset import Subset
 from p2pkv.index.summary import SummaryWriter
 from p2pkv.transport.wire import MemberRecord, SummaryDelta, SummaryPage, SummaryRequest
 
 FILTER_BYTES_MAX: Final = 4 * 2**30
+DECLINE_PERIODS: Final = 10
+"""How often a member is told again that its summary is not wanted, if it goes on sending."""
 _USABLE: Final = (0, 1)
 """States of a member that may hold blocks: alive, suspect."""
 
@@ -41,6 +44,8 @@ class Summaries:
         blocks_expected: int,
         bits_log2_max: int = BITS_LOG2_MAX,
         filter_bytes_max: int = FILTER_BYTES_MAX,
+        zone: str = "",
+        host_id: str = "",
     ) -> None:
         """Start with an empty summary.
 
@@ -52,6 +57,8 @@ class Summaries:
             bits_log2_max: the largest filter taken from one peer.
             filter_bytes_max: for all of them, at the sizes they have when sent; a snapshot that would exceed it is
                 not taken. What they take in memory is in slab.py.
+            zone: this node's; members of it are preferred where there is not room for all summaries.
+            host_id: the same for its host.
         """
         self._node_id = node_id
         size = size_for(config.blocks_expected or blocks_expected, config.false_positive_ratio)
@@ -63,6 +70,10 @@ class Summaries:
             self._matcher, period_s=config.period_s, bits_log2_max=bits_log2_max, filter_bytes_max=filter_bytes_max
         )
         self._members: dict[str, tuple[int, str]] = {}  # usable ones: boot, address
+        self._subset = Subset(node_id, config.peers_max, zone=zone, host_id=host_id)
+        self._decline_s = DECLINE_PERIODS * config.period_s
+        self._declined: dict[str, float] = {}
+        """When each member was last told that its summary is not wanted."""
         self._from_strangers = 0
 
     def __repr__(self) -> str:
@@ -104,17 +115,20 @@ class Summaries:
         if record.id == self._node_id or (known is not None and record.boot < known[0]):
             return ()
         if record.state not in _USABLE:
-            self._forget(record.id)
+            self._forget(record.id, now)
             return ()
+        declines: tuple[SendStream, ...] = ()
         if known is None or record.boot > known[0]:
-            self._forget(record.id)
-            self._follower.welcome(record.id, record.address, now)
+            self._forget(record.id, now)
+            self._members[record.id] = (record.boot, record.address)
             self._publisher.welcome(record.id, record.address, now)
+            declines = self._admit(record, now)
         elif record.address != known[1]:  # what was sent to the old address may be lost
-            self._follower.move(record.id, record.address)
+            self._members[record.id] = (record.boot, record.address)
+            if record.id in self._subset:
+                self._follower.move(record.id, record.address)
             self._publisher.welcome(record.id, record.address, now)
-        self._members[record.id] = (record.boot, record.address)
-        return self.on_time(now)
+        return (*declines, *self.on_time(now))
 
     def on_message(
         self,
@@ -128,7 +142,11 @@ class Summaries:
             self._from_strangers += 1
             return ()
         self._publisher.heard(sender)
+        if not isinstance(message, SummaryRequest) and sender not in self._subset:
+            return self._decline(sender, now)
         match message:
+            case SummaryRequest(wanted=False):
+                self._publisher.on_declined(sender)
             case SummaryRequest():
                 self._publisher.on_request(sender, now)
             case SummaryPage():
@@ -150,10 +168,38 @@ class Summaries:
         """Let time pass. Calling early, late or twice is harmless."""
         return (*self._publisher.on_time(now), *self._follower.on_time(now))
 
-    def _forget(self, peer: str) -> None:
+    def blind(self) -> int:
+        """Return how many members there are whose summary is missing, known to be behind, or not kept."""
+        followed = min(len(self._members), self._subset.size)
+        return len(self._members) - followed + self._follower.unsettled()
+
+    def _admit(self, record: MemberRecord, now: float) -> tuple[SendStream, ...]:
+        """Follow a new member if it is among those there is room for; return what to say to whom there is not."""
+        pushed_out = self._subset.add(record)
+        if record.id in self._subset:
+            self._follower.welcome(record.id, record.address, now)
+        else:
+            pushed_out = record.id
+        if pushed_out is None:
+            return ()
+        self._follower.forget(pushed_out)
+        return self._decline(pushed_out, now)
+
+    def _decline(self, peer: str, now: float) -> tuple[SendStream, ...]:
+        if now < self._declined.get(peer, -float("inf")) + self._decline_s:
+            return ()
+        self._declined[peer] = now
+        return (SendStream(self._members[peer][1], SummaryRequest(wanted=False)),)
+
+    def _forget(self, peer: str, now: float) -> None:
         self._members.pop(peer, None)
+        self._declined.pop(peer, None)
         self._publisher.forget(peer)
         self._follower.forget(peer)
+        has_room = self._subset.remove(peer)
+        if has_room is not None:
+            self._declined.pop(has_room, None)
+            self._follower.welcome(has_room, self._members[has_room][1], now)
 
     def statistics(self) -> SummaryStatistics:
         """Return what happened so far and what is held. Counts the bits of our filter: not for every message."""

@@ -35,6 +35,8 @@ class _Reader:
     sent_at: float = -inf
     losses: int = 0
     """Losses of the link since anything was heard over it."""
+    declined: bool = False
+    """It asked to be sent nothing."""
 
 
 class Publisher:
@@ -75,15 +77,21 @@ class Publisher:
 
     def on_request(self, peer: str, now: float) -> None:
         """Have the whole filter sent, unless that was just done: then the request crossed it on the way."""
+        self._readers[peer].declined = False
         if peer not in self._due and now < self._readers[peer].sent_at + self._period_s:
             self.requests_ignored += 1
         else:
             self._due.set(peer, now)
 
+    def on_declined(self, peer: str) -> None:
+        """Send nothing to a reader until it asks."""
+        self._readers[peer].declined = True
+        self._due.drop(peer)
+
     def on_link_lost(self, address: str, now: float) -> None:
         """Take that what was sent to `address` may not have arrived."""
         for peer, reader in self._readers.items():
-            if reader.address == address:
+            if reader.address == address and not reader.declined:
                 reader.losses += 1
                 self._due.set(peer, now + backoff_s(self._period_s, reader.losses))
 
@@ -105,7 +113,7 @@ class Publisher:
         deltas = self._writer.seal()
         if deltas:
             self._flushed_at = now
-        current = [peer for peer in self._readers if peer not in self._due]
+        current = [peer for peer, reader in self._readers.items() if peer not in self._due and not reader.declined]
         if whole:
             for peer in current:
                 self._due.set(peer, now)

@@ -69,10 +69,14 @@ class Ring:
     def of(cls, records: Iterable[MemberRecord]) -> "Ring":
         """Return the ring of the usable members among `records`; this node's own record should be there too.
 
-        One that offers nothing counts as offering a byte, so that it is known, and owns next to nothing. Of the last
-        two views the ring is kept: it is the same for all nodes of a process.
+        One that offers nothing counts as offering a byte, so that it is known, and owns next to nothing.
         """
-        return _of(view(records))
+        return cls.of_view(view(records))
+
+    @staticmethod
+    def of_view(stakes: tuple[Stake, ...]) -> "Ring":
+        """Return the ring of a view. The last few are kept, as many nodes of one simulation have equal views."""
+        return _of(stakes)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -134,7 +138,8 @@ class Ring:
         members = self._members
         return tuple([members[number] for number in self._table[at : at + min(r, self.owners_max)]])
 
-    def _rows(self) -> npt.NDArray[np.uint16]:
+    def rows(self) -> npt.NDArray[np.uint16]:
+        """Return the table: for each slot its owners as places in `members`."""
         return np.frombuffer(self._table, np.uint16).reshape(-1, max(1, self.owners_max))
 
     def _owners(self, weights: list[int], bound: float | None) -> list[Members]:
@@ -158,7 +163,7 @@ def view(records: Iterable[MemberRecord]) -> tuple[Stake, ...]:
     return tuple(sorted(stakes))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _of(stakes: tuple[Stake, ...]) -> Ring:
     return Ring({member: weight for member, weight, _ in stakes}, places={member: at for member, _, at in stakes})
 

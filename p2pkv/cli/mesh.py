@@ -56,6 +56,7 @@ def status(socket: Path | None, output: str) -> None:
         ("host tier", f"{size_text(tier['used_bytes'])} of {size_text(tier['capacity_bytes'])}"),
         ("blocks", f"{tier['blocks']} ({tier['pinned_blocks']} pinned, {tier['evictions']} evicted)"),
         ("summary", f"version {reply.summary['epoch']:.0f}.{reply.summary['seq']:.0f}"),
+        ("directory", f"{reply.directory['told']} records at owners, {reply.directory['kept']} kept here"),
         ("fetches", f"{reply.fetch['fetches']} ({reply.fetch['in_flight']} blocks on their way)"),
     ]
     print_table("status", ("", ""), rows)

@@ -388,16 +388,16 @@ def test_of_a_dead_member_nothing_is_asked_or_kept() -> None:
     mesh = met("abc")
     mesh.hold("b", *CHAIN)
     mesh.run(2.0)
-    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by != ()
+    assert mesh.nodes["a"].locate(CHAIN[0], mesh.now).claimed_by != ()
     mesh.nodes["a"].links.on_failure("b", mesh.now + 1000)
     mesh.cut.add("b")
     mesh.run(25.0, until=lambda: ("a", "b", MemberState.SUSPECT) in mesh.changes)
     assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "a suspect is innocent until it is dead"
-    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 3
+    assert len(mesh.nodes["a"].ring(mesh.now).owners(CHAIN[0], 3)) == 3
     mesh.run(25.0, until=lambda: ("a", "b", MemberState.DEAD) in mesh.changes)
     assert mesh.nodes["a"].match(CHAIN).reachable == 0
-    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by == ()
-    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 2
+    assert mesh.nodes["a"].locate(CHAIN[0], mesh.now).claimed_by == ()
+    assert len(mesh.nodes["a"].ring(mesh.now).owners(CHAIN[0], 3)) == 2
     assert mesh.nodes["a"].links.usable("b", mesh.now)
 
 
@@ -555,8 +555,8 @@ def test_a_chain_is_found_and_brought_though_most_of_it_is_not_announced() -> No
     assert leased(mesh.acquire("b", chain)) == chain
     mesh.run(2.0)
     assert mesh.nodes["c"].match(chain).reachable == 30
-    assert {record.id for record in mesh.nodes["c"].locate(chain[15]).claimed_by} == {"a", "b"}
-    assert mesh.nodes["c"].locate(chain[12]).claimed_by == (), "fetched blocks are announced as sparsely"
+    assert {record.id for record in mesh.nodes["c"].locate(chain[15], mesh.now).claimed_by} == {"a", "b"}
+    assert mesh.nodes["c"].locate(chain[12], mesh.now).claimed_by == (), "fetched blocks are announced as sparsely"
 
 
 def test_where_chains_part_between_landmarks_all_of_the_common_part_is_brought() -> None:
@@ -663,10 +663,10 @@ def test_a_block_can_be_located() -> None:
     mesh = met("abc")
     mesh.hold("a", CHAIN[0])
     mesh.run(2.0)
-    there = mesh.nodes["a"].locate(CHAIN[0])
+    there = mesh.nodes["a"].locate(CHAIN[0], mesh.now)
     assert there.held is not None
     assert there.held.info == info(CHAIN[0])
-    elsewhere = mesh.nodes["b"].locate(CHAIN[0])
+    elsewhere = mesh.nodes["b"].locate(CHAIN[0], mesh.now)
     assert elsewhere.held is None
     assert [one.id for one in elsewhere.claimed_by] == ["a"]
     assert elsewhere.owners == there.owners, "the ring is the same everywhere"
