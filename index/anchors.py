@@ -18,7 +18,7 @@ SEGMENT_BLOCKS: Final = 32
 
 def anchor_of(key: bytes) -> bytes:
     """Return the anchor that stands for the segment which begins with `key`."""
-    return key[:ANCHOR_BYTES]
+    return key[-ANCHOR_BYTES:]
 
 
 def anchors(chain: Sequence[bytes], first: int = 0) -> list[bytes]:

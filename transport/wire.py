@@ -193,7 +193,7 @@ class DirectoryPut(Message, tag=25, frozen=True):
     tier: Annotated[int, Meta(ge=0, le=3)]
     """Fastest tier that all of the blocks are in: 0 host memory."""
     anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX * ANCHOR_BYTES)]
-    """The first bytes of the key of each segment's first block, one after another."""
+    """The last 16 bytes of the key of each segment's first block, one after another."""
     blocks: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX)]
     """For each anchor, how many blocks of the segment from its start are held; 0 withdraws the record."""
     fresh: bool = False

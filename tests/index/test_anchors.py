@@ -9,7 +9,7 @@ from p2pkv.index.anchors import SEGMENT_BLOCKS, Anchors, anchor_of, anchors
 
 def chain_key(branch: int, depth: int, parted: int) -> bytes:
     """Branches share what is before `parted`."""
-    return (0 if depth < parted else branch + 1).to_bytes(2, "big") + depth.to_bytes(2, "big") + bytes(28)
+    return bytes(28) + (0 if depth < parted else branch + 1).to_bytes(2, "big") + depth.to_bytes(2, "big")
 
 
 PARTED = 20
