@@ -1,9 +1,9 @@
-"""What this node holds of segments of chains, for the directory: how many blocks from the start of each.
+"""What this node holds of stretches of chains, for the directory: how many blocks from the start of each.
 
-A chain is cut in segments of 32 blocks. The key of a segment's first block, its *anchor*, stands for the segment, so the
+A chain is cut in stretches of 32 blocks. The key of a stretch's first block, its *anchor*, stands for the stretch, so the
 directory has one record where a summary has five keys and more. A key of unknown depth is an anchor by itself.
 
-Where chains part within a segment, one anchor stands for several branches, and the longest counts. Who asks for another
+Where chains part within a stretch, one anchor stands for several branches, and the longest counts. Who asks for another
 branch is told too much, and the holder says so.
 """
 
@@ -12,22 +12,22 @@ from typing import Final
 
 from p2pkv.transport.wire import ANCHOR_BYTES
 
-SEGMENT_BLOCKS: Final = 32
-"""512 tokens in blocks of 16. Longer segments make fewer records, and say less where chains part."""
+STRETCH_BLOCKS: Final = 32
+"""512 tokens in blocks of 16. Longer stretches make fewer records, and say less where chains part."""
 
 
 def anchor_of(key: bytes) -> bytes:
-    """Return the anchor that stands for the segment which begins with `key`."""
+    """Return the anchor that stands for the stretch which begins with `key`."""
     return key[-ANCHOR_BYTES:]
 
 
 def anchors(chain: Sequence[bytes], first: int = 0) -> list[bytes]:
-    """Return the anchors of the segments of `chain` from the one that block `first` lies in."""
-    return [anchor_of(key) for key in chain[first // SEGMENT_BLOCKS * SEGMENT_BLOCKS :: SEGMENT_BLOCKS]]
+    """Return the anchors of the stretches of `chain` from the one that block `first` lies in."""
+    return [anchor_of(key) for key in chain[first // STRETCH_BLOCKS * STRETCH_BLOCKS :: STRETCH_BLOCKS]]
 
 
-class _Segment:
-    """How many of the held keys stand at each place of one segment, and how long the run from its start is."""
+class _Stretch:
+    """How many of the held keys stand at each place of one stretch, and how long the run from its start is."""
 
     __slots__ = ("counts", "run")
 
@@ -52,34 +52,34 @@ class _Segment:
 
 
 class Anchors:
-    """Runs of all segments this node holds something of. `changed` collects those to be told of.
+    """Runs of all stretches this node holds something of. `changed` collects those to be told of.
 
-    Memory: an entry per held key. A key whose parent is not known to be in any segment waits for it; until then it is
+    Memory: an entry per held key. A key whose parent is not known to be in any stretch waits for it; until then it is
     not counted, because nobody could use it from here alone.
     """
 
     def __init__(self) -> None:
         self.changed: dict[bytes, None] = {}
         """Anchors whose run changed since somebody last emptied this, the earliest first."""
-        self._segments: dict[bytes, _Segment] = {}
+        self._stretches: dict[bytes, _Stretch] = {}
         self._of: dict[bytes, tuple[bytes, int, bytes]] = {}
         """Anchor (b"" while it is unknown), place and parent of each held key."""
         self._orphans: dict[bytes, dict[bytes, None]] = {}
         """Held keys by the parent they wait for."""
 
     def __len__(self) -> int:
-        return len(self._segments)
+        return len(self._stretches)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._segments)
+        return iter(self._stretches)
 
     def blocks(self, anchor: bytes) -> int:
-        """Return how many blocks of the segment from its start are held."""
-        segment = self._segments.get(anchor)
-        return segment.run if segment is not None else 0
+        """Return how many blocks of the stretch from its start are held."""
+        stretch = self._stretches.get(anchor)
+        return stretch.run if stretch is not None else 0
 
     def place(self, key: bytes) -> tuple[bytes, int] | None:
-        """Return anchor and place in the segment of a held key, None if they are not known."""
+        """Return anchor and place in the stretch of a held key, None if they are not known."""
         known = self._of.get(key)
         return known[:2] if known is not None and known[0] else None
 
@@ -87,7 +87,7 @@ class Anchors:
         """Take that a key is held, at `depth` if that is known, behind `parent` unless that is empty."""
         if key in self._of:
             return
-        place = 0 if depth is None else depth % SEGMENT_BLOCKS
+        place = 0 if depth is None else depth % STRETCH_BLOCKS
         if place == 0:
             self._enter(key, anchor_of(key), 0, parent if depth is not None else b"")
             return
@@ -115,7 +115,7 @@ class Anchors:
                 del self._orphans[parent]
 
     def _enter(self, key: bytes, anchor: bytes, place: int, parent: bytes) -> None:
-        """Count a key whose segment is known, and those that waited for it."""
+        """Count a key whose stretch is known, and those that waited for it."""
         entering = [(key, place, parent)]
         while entering:
             one, at, before = entering.pop()
@@ -124,10 +124,10 @@ class Anchors:
             entering += [(orphan, self._of[orphan][1], one) for orphan in self._orphans.pop(one, ())]
 
     def _count(self, anchor: bytes, place: int, change: int) -> None:
-        segment = self._segments.get(anchor)
-        if segment is None:
-            segment = self._segments[anchor] = _Segment()
-        if segment.put(place, change):
+        stretch = self._stretches.get(anchor)
+        if stretch is None:
+            stretch = self._stretches[anchor] = _Stretch()
+        if stretch.put(place, change):
             self.changed[anchor] = None
-        if not segment.counts:
-            del self._segments[anchor]
+        if not stretch.counts:
+            del self._stretches[anchor]

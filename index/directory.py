@@ -1,4 +1,4 @@
-"""The directory that lives on the ring: exact records of who holds what, at the owners of each segment's anchor.
+"""The directory that lives on the ring: exact records of who holds what, at the owners of each stretch's anchor.
 
 A core like any other. It joins what this node holds (anchors.py), what it tells the owners of that (registrar.py), what it
 keeps as an owner itself (records.py), and what it asks others (inquiry.py). What may go wrong without harm is in
@@ -46,7 +46,7 @@ class DirectoryStatistics:
     """What happened so far and what is kept."""
 
     anchors: int
-    """Segments of which this node holds something."""
+    """Stretches of which this node holds something."""
     told: int
     """Records that owners have from this node."""
     kept: int
@@ -114,7 +114,7 @@ class Directory:
         self._plan_flush(now)
 
     def place(self, key: bytes) -> tuple[bytes, int] | None:
-        """Return the anchor of the segment that a held key is in, and its place there; None if it is not known."""
+        """Return the anchor of the stretch that a held key is in, and its place there; None if it is not known."""
         return self._anchors.place(key)
 
     # -- what it wants to know ----------------------------------------------------------------------------------

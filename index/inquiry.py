@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from p2pkv.index.anchors import SEGMENT_BLOCKS
+from p2pkv.index.anchors import STRETCH_BLOCKS
 from p2pkv.index.records import blocks_of, tier_of
 from p2pkv.transport.wire import CLAIM_BYTES, DirectoryAnswer
 
@@ -18,7 +18,7 @@ QUESTIONS_MAX: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one owner says: `holder` has `blocks` blocks, from its start, of the segment at `place` in the question."""
+    """What one owner says: `holder` has `blocks` blocks, from its start, of the stretch at `place` in the question."""
 
     place: int
     holder: str
@@ -124,7 +124,7 @@ def _parsed(owner: str, answer: DirectoryAnswer, places: Sequence[int]) -> list[
     for at in range(0, len(answer.claims), CLAIM_BYTES):
         place = int.from_bytes(answer.claims[at : at + 2], "little")
         number, packed = answer.claims[at + 2], answer.claims[at + 3]
-        if place >= len(places) or number >= len(answer.holders) or not 0 < blocks_of(packed) <= SEGMENT_BLOCKS:
+        if place >= len(places) or number >= len(answer.holders) or not 0 < blocks_of(packed) <= STRETCH_BLOCKS:
             return None
         claims.append(Claim(places[place], answer.holders[number], blocks_of(packed), tier_of(packed), owner))
     return claims
@@ -137,18 +137,18 @@ def lengths(claims: Iterable[Claim], first: int = 0) -> Lengths:
     """Return for each holder how many blocks of the chain it seems to hold, counted from the chain's root.
 
     Args:
-        claims: about the segments of one chain, of which the one at place 0 has block `first` in it.
-        first: blocks that are not looked for; holders need not have the segments before theirs.
+        claims: about the stretches of one chain, of which the one at place 0 has block `first` in it.
+        first: blocks that are not looked for; holders need not have the stretches before theirs.
     """
     runs: dict[str, dict[int, int]] = {}
     for claim in claims:
         of_holder = runs.setdefault(claim.holder, {})
         of_holder[claim.place] = max(claim.blocks, of_holder.get(claim.place, 0))
-    base = first // SEGMENT_BLOCKS * SEGMENT_BLOCKS
+    base = first // STRETCH_BLOCKS * STRETCH_BLOCKS
     found = {}
     for holder, run in runs.items():
         place = 0
-        while run.get(place, 0) == SEGMENT_BLOCKS:
+        while run.get(place, 0) == STRETCH_BLOCKS:
             place += 1
-        found[holder] = base + place * SEGMENT_BLOCKS + run.get(place, 0)
+        found[holder] = base + place * STRETCH_BLOCKS + run.get(place, 0)
     return {holder: length for holder, length in found.items() if length > max(first, base)}

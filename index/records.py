@@ -1,4 +1,4 @@
-"""What this node keeps as an owner: who holds how much of which segment, each holder's records under one lease.
+"""What this node keeps as an owner: who holds how much of which stretch, each holder's records under one lease.
 
 A lease belongs to a holder and not to a record, so that renewing a thousand records takes one message. Both sides carry a
 fingerprint, the exclusive or of a hash of each record: what was lost on the way is noticed with the next renewal.
@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
-from p2pkv.index.anchors import SEGMENT_BLOCKS
+from p2pkv.index.anchors import STRETCH_BLOCKS
 from p2pkv.index.deadlines import Deadlines
 from p2pkv.transport.wire import ANCHOR_BYTES, HOLDERS_PER_ANCHOR_MAX, HOLDERS_PER_ANSWER_MAX, DirectoryPut
 
@@ -25,7 +25,7 @@ _FINGERPRINT: Final = 2**53 - 1
 Record: TypeAlias = int
 """Blocks in the low six bits, the tier above them."""
 Said: TypeAlias = dict[str, Record]
-"""By holder, what it holds of one segment."""
+"""By holder, what it holds of one stretch."""
 Handover: TypeAlias = tuple[str, str, bytes, Record]
 """(new owner, holder, anchor, record)."""
 
@@ -48,12 +48,12 @@ class OwnerTable(Protocol):
 
 
 def record(blocks: int, tier: int) -> Record:
-    """Return what is kept of a segment."""
+    """Return what is kept of a stretch."""
     return blocks | tier << _BLOCK_BITS
 
 
 def blocks_of(packed: Record) -> int:
-    """Return how many blocks from the segment's start a record speaks of."""
+    """Return how many blocks from the stretch's start a record speaks of."""
     return packed & _BLOCKS
 
 
@@ -118,7 +118,7 @@ class Records:
 
         A holder's own word counts for more: what others hand over never replaces it.
         """
-        if len(put.anchors) != ANCHOR_BYTES * len(put.blocks) or max(put.blocks, default=0) > SEGMENT_BLOCKS:
+        if len(put.anchors) != ANCHOR_BYTES * len(put.blocks) or max(put.blocks, default=0) > STRETCH_BLOCKS:
             self.counts.malformed += 1
             return
         own = sender == put.holder
@@ -150,7 +150,7 @@ class Records:
         self._given.pop(holder, None)
 
     def said(self, anchor: bytes) -> Said:
-        """Return what is known of a segment, by holder; what this node owned lately, too."""
+        """Return what is known of a stretch, by holder; what this node owned lately, too."""
         now_kept = self._slots.get(self._slot(anchor), {}).get(anchor)
         former = self._former.get(anchor)
         if former is None:
@@ -160,8 +160,8 @@ class Records:
     def answer(self, anchors: Sequence[bytes], asker: str) -> tuple[tuple[str, ...], bytes]:
         """Return holders, and claims as `DirectoryAnswer` has them.
 
-        Where more hold a segment than an answer names, the longest go first, and among equals an order that is each
-        asker's own: the same for all segments of a chain, so that one holder is named for all of it, and another for
+        Where more hold a stretch than an answer names, the longest go first, and among equals an order that is each
+        asker's own: the same for all stretches of a chain, so that one holder is named for all of it, and another for
         every asker, so that not all go to the same.
         """
         holders: dict[str, int] = {}

@@ -7,3 +7,5 @@ bench-index: setup ## Measure lookups, summaries and the ring
 	$(BIN)/p2pkv bench lookup --peers 1000
 	$(BIN)/p2pkv bench filters
 	$(BIN)/p2pkv bench ring
+	$(BIN)/p2pkv bench directory --nodes 100
+	$(BIN)/p2pkv bench directory --nodes 1000 --seconds 10

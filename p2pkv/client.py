@@ -380,7 +380,7 @@ class Client:
         return self._call(MembersRequest(), MembersReply).members
 
     def locate(self, key: bytes) -> LocateReply:
-        """Return where a block is: what the node knows, and what the owners of its segment say, who are asked."""
+        """Return where a block is: what the node knows, and what the owners of its stretch say, who are asked."""
         return self._call(LocateRequest(key), LocateReply)
 
     def ring(self) -> RingReply:

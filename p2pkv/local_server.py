@@ -132,7 +132,7 @@ class LocalServer:
         return result[0]
 
     async def locate(self, key: BlockKey) -> Located:
-        """Have the owners of a key's segment asked where it is; takes `directory.timeout_s` at most."""
+        """Have the owners of a key's stretch asked where it is; takes `directory.timeout_s` at most."""
         event, result = trio.Event(), list[Located]()
 
         def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:

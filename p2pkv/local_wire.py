@@ -225,13 +225,13 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one owner's records say of the segment that a key is in."""
+    """What one owner's records say of the stretch that a key is in."""
 
     peer: Name
     """Who holds blocks of it."""
     name: Name
     blocks: Count
-    """How many, from the segment's start."""
+    """How many, from the stretch's start."""
     tier: Count
     said_by: Name
     """Name of the owner."""
@@ -246,9 +246,9 @@ class LocateReply(LocalMessage, tag=26, frozen=True):
     claimed_by: tuple[Holder, ...]
     owners: tuple[Holder, ...]
     anchor: str = ""
-    """Of the key's segment; the key's own if its place in a chain is not known here."""
+    """Of the key's stretch; the key's own if its place in a chain is not known here."""
     place: Count = 0
-    """Blocks of the segment before the key."""
+    """Blocks of the stretch before the key."""
     recorded: tuple[Recorded, ...] = ()
     silent: tuple[Name, ...] = ()
     """Owners that did not answer in time."""

@@ -88,12 +88,12 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The owners of a key's segment have been asked where it is; what they say is hearsay like a summary's claim."""
+    """The owners of a key's stretch have been asked where it is; what they say is hearsay like a summary's claim."""
 
     locate: int
     anchor: bytes
     place: int
-    """Of the key in its segment; a holder has it if it has more blocks than that."""
+    """Of the key in its stretch; a holder has it if it has more blocks than that."""
     claims: tuple[Claim, ...]
     asked: tuple[str, ...]
     silent: tuple[str, ...]
@@ -347,9 +347,9 @@ class Node:
         return Location(self.ledger.get(key), claimed, owners)
 
     def locate_in_directory(self, key: BlockKey, now: float) -> tuple[int, tuple[Effect, ...]]:
-        """Ask the owners of a key's segment where it is; `Located` with the returned id says the result.
+        """Ask the owners of a key's stretch where it is; `Located` with the returned id says the result.
 
-        A key that is not held here is taken for the first of its segment, as its place in a chain is not known.
+        A key that is not held here is taken for the first of its stretch, as its place in a chain is not known.
         """
         self._acquire_ids += 1
         anchor, place = self.directory.place(key) or (anchor_of(key), 0)

@@ -12,7 +12,7 @@ from typing import Final
 
 from p2pkv.config import DirectoryConfig
 from p2pkv.effects import SendStream
-from p2pkv.index.anchors import SEGMENT_BLOCKS, anchors
+from p2pkv.index.anchors import STRETCH_BLOCKS, anchors
 from p2pkv.index.directory import Directory, DirectoryEffect
 from p2pkv.index.inquiry import Heard, lengths
 from p2pkv.mesh.chance import pick
@@ -268,7 +268,7 @@ def _stale(mesh: _Mesh) -> tuple[float, float]:
         if asker == name:
             continue
         chain = pick(list(mesh.holders[name].chains)[:-young], mesh.random)
-        more = [mesh.random.randbytes(32) for _ in range(SEGMENT_BLOCKS)]
+        more = [mesh.random.randbytes(32) for _ in range(STRETCH_BLOCKS)]
         found = lengths(mesh.lookup(asker, [*chain, *more]).claims)
         asked += 1
         missed += name not in found

@@ -28,12 +28,12 @@ PAGE_BYTES_MAX: Final = 32 * 1024
 FLIPS_PER_DELTA_MAX: Final = 8192
 """Flipped bits in one `SummaryDelta`, four bytes each."""
 ANCHOR_BYTES: Final = 16
-"""Of a key that stands for a segment in the directory: enough that no two meet by chance."""
+"""Of a key that stands for a stretch in the directory: enough that no two meet by chance."""
 ANCHORS_PER_PUT_MAX: Final = 1024
 ANCHORS_PER_ASK_MAX: Final = 1024
-"""Segments of one question: half a million tokens in blocks of 16."""
+"""Stretches of one question: half a million tokens in blocks of 16."""
 HOLDERS_PER_ANCHOR_MAX: Final = 8
-"""Holders of one segment that an answer names; more than a fetch tries."""
+"""Holders of one stretch that an answer names; more than a fetch tries."""
 HOLDERS_PER_ANSWER_MAX: Final = 64
 CLAIM_BYTES: Final = 4
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -179,7 +179,7 @@ class SummaryRequest(Message, tag=9, frozen=True):
 
 
 class DirectoryPut(Message, tag=25, frozen=True):
-    """Records of `holder` for the receiver to keep: what it holds of segments of chains, by their anchors.
+    """Records of `holder` for the receiver to keep: what it holds of stretches of chains, by their anchors.
 
     Sent by the holder itself: changes since its last one, or nothing but a renewal of what was sent before. Sent by
     another member: what that owned and the receiver owns now.
@@ -193,9 +193,9 @@ class DirectoryPut(Message, tag=25, frozen=True):
     tier: Annotated[int, Meta(ge=0, le=3)]
     """Fastest tier that all of the blocks are in: 0 host memory."""
     anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX * ANCHOR_BYTES)]
-    """The last 16 bytes of the key of each segment's first block, one after another."""
+    """The last 16 bytes of the key of each stretch's first block, one after another."""
     blocks: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX)]
-    """For each anchor, how many blocks of the segment from its start are held; 0 withdraws the record."""
+    """For each anchor, how many blocks of the stretch from its start are held; 0 withdraws the record."""
     fresh: bool = False
     """Forget what the holder said before: this and what follows is all."""
     settled: bool = False
@@ -209,7 +209,7 @@ class DirectoryResend(Message, tag=26, frozen=True):
 
 
 class DirectoryAsk(Message, tag=27, frozen=True):
-    """Who holds segments with these anchors? Answered by `DirectoryAnswer` with the same `request`."""
+    """Who holds stretches with these anchors? Answered by `DirectoryAnswer` with the same `request`."""
 
     request: Count
     anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * ANCHOR_BYTES)]

@@ -49,7 +49,7 @@ def locate(key: bytes, socket: Path | None, output: str) -> None:
     """Show where the block KEY is: here, at peers whose summary claims it, and at those its owners have records of.
 
     The summaries are this node's own copies. The owners, whom the ring names, are really asked; what they say is about
-    the segment of 32 blocks that KEY is in, or begins if this node does not know its place in a chain.
+    the stretch of 32 blocks that KEY is in, or begins if this node does not know its place in a chain.
     """
     from p2pkv.client import Client
 
@@ -88,7 +88,10 @@ def locate(key: bytes, socket: Path | None, output: str) -> None:
     owners = ", ".join(holder.name for holder in reply.owners)
     rows = [("here", here), ("claimed by (summaries)", claimed), ("owners (ring)", owners)]
     rows += [
-        (f"recorded by {one.said_by}", f"{one.name or one.peer} has {one.blocks} blocks of its segment")
+        (
+            f"recorded by {one.said_by}",
+            f"{one.name or one.peer} has {one.blocks} block{'s' * (one.blocks != 1)} of its stretch",
+        )
         for one in reply.recorded
     ]
     if not reply.recorded:

@@ -16,7 +16,7 @@ def test_a_node_without_summaries_finds_and_fetches_a_chain_by_the_directory_alo
     chain = Chain(1, blocks=40)
     with mesh(tmp_path, "a", "b", "c", arguments=NO_SUMMARIES) as (a, b, c), a.client() as at_a, c.client() as at_c:
         at_a.publish(chain.namespace, chain.keys, chain.fill, first_depth=0)
-        wait_until(lambda: located(c, chain.keys[32])["directory"]["records"] != [], "owners have the second segment")
+        wait_until(lambda: located(c, chain.keys[32])["directory"]["records"] != [], "owners have the second stretch")
         assert at_c.match(chain.keys).reachable_blocks == 0, "c holds no summary"
         assert at_c.status().summary["peers_with_filter"] == 0
         with at_c.acquire(chain.keys) as lease:
@@ -47,7 +47,7 @@ def test_locate_shows_both_answers_and_who_gave_them(tmp_path, chain):
         assert all(record["has_block"] for record in at_holder["directory"]["records"])
         table = p2pkv("locate", chain.keys[0].hex(), "--socket", str(b.socket)).stdout.decode()
         assert "claimed by (summaries)" in table
-        assert "has 6 blocks of its segment" in table
+        assert "has 6 blocks of its stretch" in table
 
 
 def test_ring_shows_shares_that_all_nodes_agree_on(tmp_path):
@@ -76,7 +76,7 @@ def test_with_owners_killed_an_acquire_fails_nobody_and_the_living_say_where(tmp
     chain = Chain(1, blocks=6)
     with mesh(tmp_path, "a", "b", "c", "d", arguments=NO_SUMMARIES) as (a, b, c, d), a.client() as at_a:
         at_a.publish(chain.namespace, chain.keys, chain.fill, first_depth=0)
-        wait_until(lambda: located(d, chain.keys[0])["directory"]["records"] != [], "owners have the segment")
+        wait_until(lambda: located(d, chain.keys[0])["directory"]["records"] != [], "owners have the stretch")
         b.kill()
         c.kill()
         with d.client() as at_d:

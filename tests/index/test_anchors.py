@@ -1,10 +1,10 @@
-"""Runs of segments, against an oracle that remembers every key and counts anew."""
+"""Runs of stretches, against an oracle that remembers every key and counts anew."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from p2pkv.index.anchors import SEGMENT_BLOCKS, Anchors, anchor_of, anchors
+from p2pkv.index.anchors import STRETCH_BLOCKS, Anchors, anchor_of, anchors
 
 
 def chain_key(branch: int, depth: int, parted: int) -> bytes:
@@ -17,7 +17,7 @@ CHAINS = [[chain_key(branch, depth, PARTED) for depth in range(70)] for branch i
 
 
 class AgainstOracle(RuleBasedStateMachine):
-    """Blocks come and go in any order; what counts is held blocks whose segment is known, by place."""
+    """Blocks come and go in any order; what counts is held blocks whose stretch is known, by place."""
 
     @initialize()
     def begin(self) -> None:
@@ -45,23 +45,23 @@ class AgainstOracle(RuleBasedStateMachine):
 
     def enter(self, key: bytes) -> None:
         depth, parent = self.held[key]
-        if depth % SEGMENT_BLOCKS == 0:
+        if depth % STRETCH_BLOCKS == 0:
             self.entered[key] = anchor_of(key)
         elif parent in self.entered:
             self.entered[key] = self.entered[parent]
         else:
             return
         for child, (below, before) in self.held.items():
-            if before == key and child not in self.entered and below % SEGMENT_BLOCKS:
+            if before == key and child not in self.entered and below % STRETCH_BLOCKS:
                 self.enter(child)
 
     @invariant()
     def runs_agree(self) -> None:
         places: dict[bytes, set[int]] = {}
         for key, anchor in self.entered.items():
-            places.setdefault(anchor, set()).add(self.held[key][0] % SEGMENT_BLOCKS)
-        for anchor in {anchor_of(key) for chain in CHAINS for key in chain[::SEGMENT_BLOCKS]}:
-            run = next(place for place in range(SEGMENT_BLOCKS + 1) if place not in places.get(anchor, set()))
+            places.setdefault(anchor, set()).add(self.held[key][0] % STRETCH_BLOCKS)
+        for anchor in {anchor_of(key) for chain in CHAINS for key in chain[::STRETCH_BLOCKS]}:
+            run = next(place for place in range(STRETCH_BLOCKS + 1) if place not in places.get(anchor, set()))
             assert self.anchors.blocks(anchor) == run
             if anchor in self.anchors.changed:
                 self.told[anchor] = run
@@ -69,13 +69,13 @@ class AgainstOracle(RuleBasedStateMachine):
         assert len(self.anchors) == len(places)
         self.anchors.changed.clear()
         for key in self.held:
-            known = (self.entered[key], self.held[key][0] % SEGMENT_BLOCKS) if key in self.entered else None
+            known = (self.entered[key], self.held[key][0] % STRETCH_BLOCKS) if key in self.entered else None
             assert self.anchors.place(key) == known
 
     def teardown(self) -> None:
         for key in list(self.held):
             self.anchors.remove(key)
-        assert not self.anchors._segments
+        assert not self.anchors._stretches
         assert not self.anchors._of
         assert not self.anchors._orphans
 
@@ -101,7 +101,7 @@ def test_a_block_without_its_parents_waits_for_them() -> None:
 
 
 @given(st.integers(0, 69))
-def test_a_question_begins_with_the_segment_of_its_first_block(first: int) -> None:
+def test_a_question_begins_with_the_stretch_of_its_first_block(first: int) -> None:
     asked = anchors(CHAINS[0], first)
-    assert asked[0] == anchor_of(CHAINS[0][first - first % SEGMENT_BLOCKS])
-    assert len(asked) == 3 - first // SEGMENT_BLOCKS
+    assert asked[0] == anchor_of(CHAINS[0][first - first % STRETCH_BLOCKS])
+    assert len(asked) == 3 - first // STRETCH_BLOCKS

@@ -306,7 +306,7 @@ def test_what_was_owned_before_is_told_of_for_a_while_only() -> None:
     for name in "cdefghijk":
         mesh.join(name)
     if Table(list(mesh.nodes)).owners_of(Table("").slot(anchor_of(CHAINS[0][0])), 1) == (keeper,):
-        pytest.skip("it still owns the segment")
+        pytest.skip("it still owns the stretch")
     (answer,) = mesh.nodes[keeper].on_message("c", ask, mesh.now)
     assert isinstance(answer, SendStream)
     assert answer.message.claims  # type: ignore[union-attr]
@@ -459,7 +459,7 @@ def test_of_many_holders_those_named_are_the_longest_and_each_asker_has_its_own(
     assert named[0] != named[1]
     for asker in "ab":
         found = mesh.found(asker, CHAINS[0])
-        assert len([depth for depth in found.values() if depth == 80]) == 8, "one holder is named for all segments"
+        assert len([depth for depth in found.values() if depth == 80]) == 8, "one holder is named for all stretches"
 
 
 def test_a_node_without_owners_takes_no_part() -> None:
@@ -471,7 +471,7 @@ def test_a_node_without_owners_takes_no_part() -> None:
     assert not mesh.nodes["a"].wants_table
 
 
-def test_lengths_are_leading_runs_of_whole_segments() -> None:
+def test_lengths_are_leading_runs_of_whole_stretches() -> None:
     def claim(place: int, holder: str, blocks: int) -> Claim:
         return Claim(place, holder, blocks, 0, "o")
 

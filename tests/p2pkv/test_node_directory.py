@@ -179,7 +179,7 @@ def test_an_evicted_block_is_withdrawn() -> None:
     assert mesh.nodes["a"].directory.place(LONG[0]) is None
 
 
-def test_a_lookup_of_a_held_block_speaks_of_its_segment() -> None:
+def test_a_lookup_of_a_held_block_speaks_of_its_stretch() -> None:
     mesh = met("ab")
     mesh.hold_chain("a", LONG)
     mesh.run(2.0)

@@ -127,7 +127,7 @@ def test_what_is_published_while_nodes_still_join_is_found_too(seed: int) -> Non
 
 @seeds
 def test_crashes_lose_no_answer_for_longer_than_a_lease(seed: int) -> None:
-    """Three nodes at once, so that some segment may lose both owners; their own records go with them."""
+    """Three nodes at once, so that some stretch may lose both owners; their own records go with them."""
     dead = [(seed + 3) % NODES, (seed + 7) % NODES, (seed + 8) % NODES]
     world = Directories(seed, Faults(crashes=tuple(Crash(at_s=10.0, node=node) for node in dead)))
     world.run(5.0)
