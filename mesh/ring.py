@@ -124,7 +124,8 @@ class Ring:
         nobody = len(numbers)
         renamed = np.array([numbers.get(member, nobody) for member in before.members], np.int32)
         differ = renamed[before.rows()[:, :r]] != self.rows()[:, :r]
-        return [int(slot) for slot in np.flatnonzero(differ.any(axis=1))]
+        slots: list[int] = np.flatnonzero(differ.any(axis=1)).tolist()
+        return slots
 
     def fingerprint(self) -> bytes:
         """Return 16 bytes that are equal on two nodes exactly if they agree on every owner."""

@@ -335,7 +335,7 @@ class DirectoryConfig(Section, frozen=True, kw_only=True):
             ge=1,
             le=2**24,
             description=(
-                "Records kept for others; further ones are refused and counted. A record takes about 0.6 KB. The mesh has one "
+                "Records kept for others; further ones are refused and counted. A record takes about 0.5 KB. The mesh has one "
                 "for 32 blocks of a chain, or for a block of unknown depth, times `owners`."
             ),
         ),
