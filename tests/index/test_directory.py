@@ -315,6 +315,31 @@ def test_what_was_owned_before_is_told_of_for_a_while_only() -> None:
     assert not answer.message.claims  # type: ignore[union-attr]
 
 
+def test_in_ordinary_times_nothing_is_ever_sent_twice() -> None:
+    """Changes keep the fingerprints of both sides equal: renewals never bring a question for all."""
+    mesh = full()
+    for step in range(30):
+        mesh.hold("b", CHAINS[step % 4], 10 + 2 * step)
+        mesh.run(7.0)
+        mesh.drop("b", CHAINS[(step + 1) % 4], 5 + step)
+        mesh.run(7.0)
+    figures = [node.statistics() for node in mesh.nodes.values()]
+    assert sum(one.renewals_sent for one in figures) > 20
+    assert [one.resends + one.resends_asked for one in figures] == [0] * 4
+
+
+def test_what_was_lost_with_a_link_is_told_again_at_once_and_not_with_the_next_renewal() -> None:
+    mesh = full()
+    mesh.run(10.0)
+    mesh.nodes["a"].on_message = lambda *_: ()  # type: ignore[method-assign] - nobody can ask it for anything
+    mesh.hold("a", CHAINS[1], 40)
+    mesh.lost = {"a"}
+    mesh.run(1.5)
+    mesh.lost = set()
+    mesh.run(2.0)
+    assert mesh.found("b", CHAINS[1]) == {"a": 40}
+
+
 def test_a_silent_owner_costs_the_timeout_and_what_the_others_say_counts() -> None:
     mesh = full()
     owners = set(mesh.ask("b", CHAINS[0]).asked) - {"b"}
