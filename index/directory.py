@@ -157,7 +157,6 @@ class Directory:
                 return self._on_put(sender, message, now)
             case DirectoryResend():
                 self._registrar.tell_again(sender, now)
-                self._plan_flush(now)
                 return ()
             case DirectoryAsk(request=request, anchors=anchors):
                 return self._answer(sender, request, anchors, now)
@@ -198,7 +197,6 @@ class Directory:
             if at == address:
                 self._registrar.tell_again(peer, now)
                 effects += self._inquiries.on_lost(peer)
-        self._plan_flush(now)
         return tuple(effects)
 
     @property
@@ -211,6 +209,7 @@ class Directory:
         send_at = min(self._flush_at, self._registrar.next_renewal())
         return min(
             max(send_at, self._budget.opens_at()) if send_at < float("inf") else send_at,
+            self._registrar.next_again(),
             self._records.next_deadline(),
             self._inquiries.next_deadline(),
         )
@@ -219,6 +218,9 @@ class Directory:
         """Let time pass. Calling early, late or twice is harmless."""
         self._records.expire(now)
         effects: list[DirectoryEffect] = list(self._inquiries.on_time(now))
+        if now >= self._registrar.next_again():
+            self._registrar.begin_again(now)
+            self._plan_flush(now)
         if now >= min(self._flush_at, self._registrar.next_renewal()):
             self._send(now, effects)
         return tuple(effects)

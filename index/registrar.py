@@ -21,6 +21,7 @@ RENEWALS_PER_LEASE: Final = 3
 """Two may be lost."""
 GRACE_PERIODS: Final = 3
 """How long a new owner has to be given what another had, before this node compares."""
+BACKOFF_LOG2_MAX: Final = 6
 _HOST_TIER: Final = 0
 
 
@@ -35,6 +36,8 @@ class _Owner:
     greeted: bool = False
     """Whether it was sent anything. A first message may come before it knows this node, and is renewed soon."""
     resent_at: float = -inf
+    resent: int = 0
+    """How often in a row everything was told again."""
 
     def tell(self, anchor: bytes, packed: Record) -> bool:
         """Note what the owner is told now, 0 for a withdrawal; say whether that is news to it."""
@@ -65,6 +68,7 @@ class Registrar:
         self._owners: dict[str, _Owner] = {}
         self._slots: dict[int, set[bytes]] = {}
         self._renewals = Deadlines()
+        self._again = Deadlines()
         self.records_sent = 0
         self.renewals_sent = 0
         self.resends = 0
@@ -101,15 +105,33 @@ class Registrar:
         """Drop what an owner was told that is no member any more; harmless for one that was told nothing."""
         self._owners.pop(peer, None)
         self._renewals.drop(peer)
+        self._again.drop(peer)
 
     def tell_again(self, peer: str, now: float) -> None:
-        """Have everything told again to an owner that lost it, or may have; at most once per period."""
+        """Have everything told again to an owner that lost it, or may have: after a pause that doubles each time.
+
+        A link that breaks whenever something is sent over it would otherwise be sent everything once a period.
+        """
         owner = self._owners.get(peer)
-        if owner is None or owner.fresh or now < owner.resent_at + self._period_s:
+        if owner is None or owner.fresh or peer in self._again:
             return
-        owner.resent_at = now
-        owner.fresh = True
-        self.resends += 1
+        if now >= owner.resent_at + self._lease_s / RENEWALS_PER_LEASE:
+            owner.resent = 0
+        pause_s = self._period_s * 2.0 ** min(owner.resent, BACKOFF_LOG2_MAX)
+        self._again.set(peer, max(now, owner.resent_at + pause_s))
+
+    def next_again(self) -> float:
+        """Return when an owner's pause is over, `inf` for never."""
+        return self._again.earliest()
+
+    def begin_again(self, now: float) -> None:
+        """Have the owners whose pause is over told everything with the next `flush`."""
+        for peer in self._again.take(now):
+            owner = self._owners[peer]
+            owner.fresh = True
+            owner.resent_at = now
+            owner.resent += 1
+            self.resends += 1
 
     def flush(self, now: float) -> Iterator[tuple[str, DirectoryPut]]:
         """Yield what owners are to be told, message by message; who stops listening is told the rest next time."""

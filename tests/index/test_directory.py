@@ -340,6 +340,15 @@ def test_what_was_lost_with_a_link_is_told_again_at_once_and_not_with_the_next_r
     assert mesh.found("b", CHAINS[1]) == {"a": 40}
 
 
+def test_a_link_that_always_breaks_is_sent_everything_ever_more_rarely() -> None:
+    """Membership believes in the owner all the same: its datagrams get through, and streams to it do not."""
+    mesh = full("ab")
+    for _ in range(600):
+        mesh.nodes["a"].on_link_lost("b:1", mesh.now)
+        mesh.run(1.0)
+    assert 8 <= mesh.nodes["a"].statistics().resends <= 40
+
+
 def test_a_silent_owner_costs_the_timeout_and_what_the_others_say_counts() -> None:
     mesh = full()
     owners = set(mesh.ask("b", CHAINS[0]).asked) - {"b"}
