@@ -17,7 +17,7 @@ from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.node import Acquired, Effect, Located, Node
 from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted
@@ -52,6 +52,8 @@ class Runner:
         """Called to start moving blocks."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
         """Called when an engine's acquire is over."""
+        self.on_located: Callable[[Located], None] = _ignore
+        """Called when owners have been asked for a key."""
 
     # -- calls of other tasks -----------------------------------------------------------------------------------
 
@@ -128,6 +130,8 @@ class Runner:
                     self.on_transfer(effect)
                 case Acquired():
                     self.on_acquired(effect)
+                case Located():
+                    self.on_located(effect)
                 case MemberChanged(record=record, before=before):
                     known = "unknown" if before is None else MemberState(before).name.lower()
                     state = MemberState(record.state).name.lower()

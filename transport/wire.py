@@ -34,6 +34,15 @@ FLIPS_PER_DELTA_MAX: Final = 8192
 """Flipped bits in one `SummaryDelta`; coded they take two to three bytes each."""
 VERSIONS_PER_MESSAGE_MAX: Final = 4096
 """Members in one `SummaryVersions`, twelve bytes each."""
+ANCHOR_BYTES: Final = 16
+"""Of a key that stands for a stretch in the directory: enough that no two meet by chance."""
+ANCHORS_PER_PUT_MAX: Final = 1024
+ANCHORS_PER_ASK_MAX: Final = 1024
+"""Stretches of one question: half a million tokens in blocks of 16."""
+HOLDERS_PER_ANCHOR_MAX: Final = 8
+"""Holders of one stretch that an answer names; more than a fetch tries."""
+HOLDERS_PER_ANSWER_MAX: Final = 64
+CLAIM_BYTES: Final = 4
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -207,6 +216,8 @@ class SummaryRequest(Message, tag=9, frozen=True):
 
     bits_log2_max: Annotated[int, Meta(ge=0, le=36)] = 0
     """Not 0: fold it to at most 2**bits_log2_max bits, and what follows of it too; I have no memory for more."""
+    wanted: bool = True
+    """False: I keep no summary of yours, as I keep as many as I may. Send nothing until I ask."""
 
 
 class SummaryVersions(Message, tag=23, frozen=True):
@@ -217,6 +228,56 @@ class SummaryVersions(Message, tag=23, frozen=True):
 
     versions: Annotated[bytes, Meta(max_length=VERSIONS_PER_MESSAGE_MAX * 12)]
     """Per member three u32, little-endian: a digest of its id, and the low bits of the filter's epoch and seq."""
+
+
+# -- directory ------------------------------------------------------------------------------------------------------
+
+
+class DirectoryPut(Message, tag=25, frozen=True):
+    """Records of `holder` for the receiver to keep: what it holds of stretches of chains, by their anchors.
+
+    Sent by the holder itself: changes since its last one, or nothing but a renewal of what was sent before. Sent by
+    another member: what that owned and the receiver owns now.
+    """
+
+    holder: NodeId
+    boot: Count
+    """Of the holder; records of an earlier life go with it."""
+    lease_ms: Small
+    """How long all of the holder's records are good from now on, unless they are renewed."""
+    tier: Annotated[int, Meta(ge=0, le=3)]
+    """Fastest tier that all of the blocks are in: 0 host memory."""
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX * ANCHOR_BYTES)]
+    """The last 16 bytes of the key of each stretch's first block, one after another."""
+    blocks: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX)]
+    """For each anchor, how many blocks of the stretch from its start are held; 0 withdraws the record."""
+    fresh: bool = False
+    """Forget what the holder said before: this and what follows is all."""
+    settled: bool = False
+    """Nothing more is under way, and `fingerprint` is what the receiver should have."""
+    fingerprint: Count = 0
+    """Exclusive or over all of the holder's records at the receiver; see `p2pkv.index.records`."""
+
+
+class DirectoryResend(Message, tag=26, frozen=True):
+    """What I have of yours is not what your fingerprint says: send it all again."""
+
+
+class DirectoryAsk(Message, tag=27, frozen=True):
+    """Who holds stretches with these anchors? Answered by `DirectoryAnswer` with the same `request`."""
+
+    request: Count
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * ANCHOR_BYTES)]
+
+
+class DirectoryAnswer(Message, tag=28, frozen=True):
+    """What the sender's records say of the anchors asked for."""
+
+    request: Count
+    holders: Annotated[tuple[NodeId, ...], Meta(max_length=HOLDERS_PER_ANSWER_MAX)]
+    claims: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * HOLDERS_PER_ANCHOR_MAX * CLAIM_BYTES)]
+    """Four bytes each: place of the anchor in the question (u16, little-endian), place in `holders`, and the number of
+    blocks in the low six bits, above them the tier."""
 
 
 # -- fetching -------------------------------------------------------------------------------------------------------
@@ -297,6 +358,10 @@ AnyMessage: TypeAlias = (
     | SummaryDelta
     | SummaryRequest
     | SummaryVersions
+    | DirectoryPut
+    | DirectoryResend
+    | DirectoryAsk
+    | DirectoryAnswer
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease

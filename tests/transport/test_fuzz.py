@@ -38,6 +38,11 @@ MESSAGES = [
     delta_of(1, 3, 20, np.array([1, 7, 8, 500, 2**20 - 1], np.uint32)),
     wire.SummaryRequest(12),
     versions_message({"a": (1, 2), "b": (3, 4)}),
+    wire.SummaryRequest(wanted=False),
+    wire.DirectoryPut("a", 1, 300_000, 0, b"a" * 48, b"\x20\x01\x00", True, True, 1 << 52),
+    wire.DirectoryResend(),
+    wire.DirectoryAsk(5, b"a" * 32),
+    wire.DirectoryAnswer(5, ("a", "b"), b"\x00\x00\x01\x20\x01\x00\x00\x05"),
     wire.LeaseRequest(9, b"k" * 64, 1000),
     wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64),
     wire.LeaseRelease(3),
@@ -48,10 +53,17 @@ MESSAGES = [
 REQUESTS = [
     local_wire.Attach(1, "engine", 1 << 20),
     local_wire.AcquireRequest(b"k" * 96, 1000),
+    local_wire.RingRequest(),
     local_wire.PublishRequest(b"n" * 32, (local_wire.StagedBlock(b"k" * 32, 0, 4096, 1024, b"d" * 16),)),
 ]
 REPLIES = [
     local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
+    local_wire.LocateReply(
+        False, 0, "", (), (), "aa", 3, (local_wire.Recorded("a", "node a", 32, 0, "node b"),), ("c",)
+    ),
+    local_wire.RingReply(
+        (local_wire.RingShare("a", "node a", "z", "h", 1, 0.5, 0.5, 1.0, self=True),), 2, 1.25, 8, "ff"
+    ),
     local_wire.Failure("TierFull", "no room", "raise it"),
 ]
 BODY = bytes(range(256)) * 4
