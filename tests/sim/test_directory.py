@@ -32,12 +32,12 @@ def config() -> Config:
 class Directories(World):
     """A world in which blocks are held and looked up."""
 
-    def __init__(self, seed: int, faults: Faults, *, late: int = 0) -> None:
-        super().__init__(nodes=NODES + late, seed=seed, config=config(), faults=faults)
+    def __init__(self, seed: int, faults: Faults, *, nodes: int = NODES, late: int = 0) -> None:
+        super().__init__(nodes=nodes + late, seed=seed, config=config(), faults=faults)
         self.located: dict[tuple[int, int], Located] = {}
         self.held: dict[int, set[int]] = {}
         """By node, the chains it holds."""
-        for number in range(NODES):
+        for number in range(nodes):
             self.start(number, at_s=0.05 * number)
 
     def _perform(self, number: int, effects: tuple[Effect, ...], *, own: bool) -> None:
@@ -123,6 +123,18 @@ def test_what_is_published_while_nodes_still_join_is_found_too(seed: int) -> Non
     world.spread()
     world.run(1.0 + LEASE_S / 2)
     assert world.wrong() == set()
+
+
+@pytest.mark.slow
+def test_forty_that_join_within_two_seconds_with_blocks_of_their_own_are_all_found() -> None:
+    world = Directories(1, Faults(loss=0.05), nodes=40)
+    for number in range(40):
+        world.run(0.05 * number + 0.04)
+        world.hold(number, number % len(CHAINS))
+    world.run(3.0 + LEASE_S / 2)
+    assert world.wrong() == set()
+    sent = [node.directory.statistics() for _, node in world.running()]
+    assert sum(one.resends for one in sent) <= 5 * len(sent), "what went astray is sent again, and not for ever"
 
 
 @seeds
