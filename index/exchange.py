@@ -6,7 +6,7 @@ lookup.py); and what peers' own answers say of their claims (absent.py, trust.py
 ALGORITHM.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from p2pkv.config import SummaryConfig
@@ -136,8 +136,11 @@ class Summaries:
 
     def claims(self, keys: Sequence[bytes], now: float) -> dict[str, int]:
         """Return `longest`, without what peers have said lately that they do not have."""
-        found = self._absent.capped(self.longest(keys), keys, now)
-        return {peer: length for peer, length in found.items() if length}
+        return self.without_absent(self.longest(keys), keys, now)
+
+    def without_absent(self, claims: Mapping[str, int], keys: Sequence[bytes], now: float) -> dict[str, int]:
+        """Return others' claims of how much of a chain peers hold, without what those have said lately they lack."""
+        return {peer: length for peer, length in self._absent.capped(claims, keys, now).items() if length}
 
     def is_trusted(self, peer: str, now: float) -> bool:
         """Say whether most of what a peer's summary claimed lately was there. Others are asked before one that is not."""

@@ -437,9 +437,10 @@ class Node:
 
     def _claims(self, acquire: _Acquire, local: int, now: float) -> dict[str, int]:
         """Return which usable peers claim more than is here, and how many blocks of the chain behind `first`."""
-        merged = dict(self.summaries.claims(acquire.whole, now)) if not acquire.contradicted else {}
+        merged = dict(self.summaries.longest(acquire.whole)) if not acquire.contradicted else {}
         for peer, depth in (acquire.told or {}).items():
             merged[peer] = max(depth, merged.get(peer, 0))
+        merged = self.summaries.without_absent(merged, acquire.whole, now)
         return {
             peer: depth - acquire.first
             for peer, depth in merged.items()

@@ -672,7 +672,7 @@ def test_versions_of_summaries_go_along_when_member_lists_are_compared() -> None
         def told(node: Node) -> tuple[Effect, ...]:
             effects = verb(node)
             kinds = [type(effect.message).__name__ for effect in effects if isinstance(effect, SendStream)]
-            if "PushPull" in kinds:
+            if "ListDigest" in kinds:
                 seen.append((kinds[0], kinds[-1]))
             return effects
 
@@ -681,7 +681,7 @@ def test_versions_of_summaries_go_along_when_member_lists_are_compared() -> None
     mesh.do = watch  # type: ignore[method-assign]  # a tap on the wire
     mesh.run(60.0)
     assert len(seen) >= 6
-    assert set(seen) == {("PushPull", "SummaryVersions")}
+    assert set(seen) == {("ListDigest", "SummaryVersions")}
 
 
 # -- strangers and nonsense ------------------------------------------------------------------------------------------
