@@ -23,8 +23,12 @@ from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
 from p2pkv.planner import Cost, Plan, plan
+from p2pkv.rotation import Rotation, RoundEnded, StoreKeyring
+from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,
+    KeyCommand,
+    KeyReport,
     LeaseGrant,
     LeaseRelease,
     LeaseRequest,
@@ -88,7 +92,9 @@ class NodeStatistics:
     refused_leases: int
 
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired
+Effect: TypeAlias = (
+    SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired | StoreKeyring | RoundEnded
+)
 """What comes out of a node."""
 
 
@@ -119,7 +125,7 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
 class Node:
     """The composed core. `me` is this node's own record, with its real address in it."""
 
-    def __init__(self, config: Config, me: MemberRecord, random: Random) -> None:
+    def __init__(self, config: Config, me: MemberRecord, random: Random, *, ring: KeyRing | None = None) -> None:
         self.config: Final = config
         self.id: Final = me.id
         self.ledger: Final = Ledger(
@@ -137,6 +143,7 @@ class Node:
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
         )
+        self.rotation: Final = Rotation(own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot)
         self._fetches = Fetches(config=config.fetch, links=self.links)
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0
@@ -163,6 +170,11 @@ class Node:
             case LeaseRelease(lease=lease):
                 self.ledger.release(lease, holder=_peer(sender))
                 return ()
+            case KeyCommand():
+                record = self._known(sender)
+                return self.rotation.on_command(record, message) if record is not None else ()
+            case KeyReport():
+                return self.rotation.on_report(sender, message, now)
             case _:  # handshakes and pulls are the transport's
                 return ()
 
@@ -171,6 +183,7 @@ class Node:
         self.ledger.expire(now)
         effects = self._route(self.membership.on_time(now), now)
         effects += self._route(self.summaries.on_time(now), now)
+        effects += self.rotation.on_time(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -179,6 +192,7 @@ class Node:
             self.membership.next_deadline(),
             self.summaries.next_deadline(),
             self._fetches.next_deadline(),
+            self.rotation.next_deadline(),
             self.ledger.next_deadline(),
         )
 
