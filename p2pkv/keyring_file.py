@@ -31,9 +31,11 @@ def read_keyring(path: Path) -> KeyRing:
         ) from exc
     except OSError as exc:
         raise ConfigError(f"cannot read the keyring ({exc.strerror}): {path}", hint="see security.keyring") from exc
-    with os.fdopen(descriptor, "rb") as file:
-        _refuse_exposed(os.fstat(file.fileno()), path)
-        data = file.read(_FILE_BYTES_MAX + 1)
+    try:
+        _refuse_exposed(os.fstat(descriptor), path)
+        data = os.read(descriptor, _FILE_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _FILE_BYTES_MAX:
         raise ConfigError(f"keyring of more than {_FILE_BYTES_MAX} bytes: {path}", hint=GENERATE_HINT)
     keys: list[bytes] = []

@@ -118,8 +118,8 @@ async def greet_sealed(stream: trio.SocketStream, hello: Hello, *, peer: str, ri
     ack, keys = opening.answered_untrusted(await read_frame_exactly(stream, peer=peer), peer=peer)
     if ack.refusal:
         raise VersionMismatch(f"refused by the peer ({ack.refusal})", peer=peer)
-    sealer, opener = RecordSealer(keys.from_caller), RecordOpener(keys.from_called, peer=peer)
-    return ack.node, SealedStream(stream, sealer=sealer, opener=opener, key=opening.key, ring=ring, peer=peer)
+    sealer, opener = RecordSealer(keys.from_caller), RecordOpener(keys.from_called, peer=ack.node)
+    return ack.node, SealedStream(stream, sealer=sealer, opener=opener, key=opening.key, ring=ring, peer=ack.node)
 
 
 async def welcome_sealed(
@@ -145,8 +145,8 @@ async def welcome_sealed(
     await stream.send_all(frame(said))
     if refused is not None:
         raise refused
-    sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=peer)
-    return hello, SealedStream(stream, sealer=sealer, opener=opener, key=key, ring=ring, peer=peer)
+    sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=hello.node)
+    return hello, SealedStream(stream, sealer=sealer, opener=opener, key=key, ring=ring, peer=hello.node)
 
 
 _REFUSALS: Final = {
