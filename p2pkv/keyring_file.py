@@ -72,12 +72,10 @@ def write_keyring(path: Path, ring: KeyRing, *, replace: bool = True) -> None:
             if replace:
                 written.replace(path)
             else:
-                path.hardlink_to(written)  # fails if it is there
+                _link_new(written, path)
         finally:
             written.unlink(missing_ok=True)
         _sync_folder(path.parent)
-    except FileExistsError as exc:
-        raise ConfigError(f"there is a file already, left alone: {path}", hint="choose another") from exc
     except OSError as exc:
         raise ConfigError(
             f"cannot write the keyring ({exc.strerror}): {path}",
@@ -97,6 +95,14 @@ def _refuse_exposed(found: os.stat_result, path: Path) -> None:
         raise ConfigError(
             f"others may open the keyring (mode {stat.S_IMODE(found.st_mode):04o}): {path}", hint=f"chmod 600 {path}"
         )
+
+
+def _link_new(written: Path, path: Path) -> None:
+    """Give a file its name unless another has it."""
+    try:
+        path.hardlink_to(written)
+    except FileExistsError as exc:
+        raise ConfigError(f"there is a file already, left alone: {path}", hint="choose another") from exc
 
 
 def _sync_folder(folder: Path) -> None:
