@@ -303,15 +303,12 @@ class Rotation:
             for member, record in led.asked.items()
             for report in [led.answers.get(member)]
         ]
-        rows += [MemberKeys(record, None, "dead, not asked") for record in self._members() if _is_dead(record)]
+        dead = [record for record in self._members() if record.state == MemberState.DEAD and record.id not in led.asked]
+        rows += [MemberKeys(record, None, "dead, not asked") for record in dead]
         effects.append(RoundEnded(led.id, not reason, reason, tuple(rows)))
 
     def __repr__(self) -> str:
         return f"<Rotation ring={self._ring} rounds={len(self._rounds)} stores={len(self._stores)}>"
-
-
-def _is_dead(record: MemberRecord) -> bool:
-    return record.state == MemberState.DEAD
 
 
 def _changed(ring: KeyRing, action: int, key: bytes) -> KeyRing:

@@ -1,10 +1,16 @@
-"""The first exchange on a stream between nodes that have a keyring: the same `Hello` and `HelloAck`, sealed.
+"""The first exchange on a stream between nodes that have a keyring.
 
-caller: u8 1, 4 bytes of the key's fingerprint, 32 random bytes, `Hello` sealed under a key of these random bytes
-called: u8 1, 32 random bytes, `HelloAck` sealed under keys of both sides' random bytes and the caller's first frame
-after that: records (`p2pkv.transport.records`) under one key for each direction
+It is the same `Hello` and `HelloAck` as without, in the same frames, sealed:
 
-Each is a frame. Everything in front of what is sealed is authenticated with it. The answer proves that the one called has
+    caller: u8 1, 4 bytes of the key's fingerprint, 32 random bytes,
+            Hello sealed under a key of these random bytes, nonce 0
+    called: u8 1, 32 random bytes,
+            HelloAck sealed under the second of two keys of both sides' random bytes
+            and the caller's first frame, nonce 0
+    after that: records, under the first key from the caller, under the second to it,
+            nonces from 1
+
+Everything in front of what is sealed is authenticated with it. The answer proves that the one called has
 the key and is not a recording. A caller proves the same with its first record: a recorded first frame gets an answer that
 the recorder cannot read, and nothing that it sends after it opens. Refusals come in the clear, for the log: whoever could
 forge one could as well cut the line.

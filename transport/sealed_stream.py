@@ -21,8 +21,8 @@ from p2pkv.transport.records import (
 )
 from p2pkv.transport.subkeys import TAG_BYTES
 
-_THREAD_BYTES: Final = 128 * 1024
-"""Records from this size on are left to a worker thread. 128 KiB take about 10 µs; the way to a thread takes 50."""
+_THREAD_BYTES: Final = 512 * 1024
+"""Records from this size on are left to a worker thread. 512 KiB take about 40 µs; the way to a thread and back takes 50."""
 
 
 class SealedStream(trio.abc.Stream):

@@ -1,7 +1,6 @@
 """Real daemons with keyrings: who has no key stays outside, recordings and forgeries do nothing, and keys change live."""
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -150,7 +149,7 @@ class Daemon_(Daemon):  # noqa: N801 - the same thing as a context
         """Where it really listens, which is not what it advertises."""
         inodes = set()
         for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            target = os.readlink(descriptor) if descriptor.is_symlink() else ""
+            target = str(descriptor.readlink()) if descriptor.is_symlink() else ""
             inodes.add(target.removeprefix("socket:[").removesuffix("]"))
         rows = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
         (port,) = {int(row[1].rpartition(":")[2], 16) for row in rows if row[9] in inodes}

@@ -149,6 +149,9 @@ def test_dead_members_are_not_asked_and_not_forgotten() -> None:
     ended = m.run("a", INSTALL, B)
     assert ended.obeyed
     assert (ended.members[-1].member.id, ended.members[-1].refusal) == ("c", "dead, not asked")
+    m.loses = lambda _, to, __: to == "b" and m.now > 0
+    m.records["b"] = record("b", MemberState.SUSPECT)
+    assert [one.member.id for one in m.run("a", LIST).members] == ["a", "b", "c"]
     m.records["c"] = record("c", MemberState.LEFT)
     assert [one.member.id for one in m.run("a", LIST).members] == ["a", "b"]
 
