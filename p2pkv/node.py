@@ -22,8 +22,9 @@ from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
+from p2pkv.own_keyring import StoreKeyring
 from p2pkv.planner import Cost, Plan, plan
-from p2pkv.rotation import Rotation, RoundEnded, StoreKeyring
+from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,

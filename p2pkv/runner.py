@@ -18,7 +18,8 @@ from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
-from p2pkv.rotation import RoundEnded, StoreKeyring
+from p2pkv.own_keyring import StoreKeyring
+from p2pkv.rotation import RoundEnded
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.subkeys import sender_digest

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
     frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
+    frozenset({"own_keyring"}),
     frozenset({"rotation"}),
     frozenset({"node"}),
     frozenset({"transport", "tiers", "local_wire", "block_file", "keyring_file", "logs", "metrics", "local_socket"}),
@@ -59,7 +60,19 @@ STRANGERS = [
 """(who, whom) that the order alone would allow."""
 
 CORES = {
-    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "rotation", "node"),
+    *(
+        "blocks",
+        "effects",
+        "slots",
+        "ledger",
+        "eviction",
+        "links",
+        "planner",
+        "fetch",
+        "own_keyring",
+        "rotation",
+        "node",
+    ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
 }

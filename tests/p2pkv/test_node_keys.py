@@ -5,7 +5,8 @@ from random import Random
 from p2pkv.config import Config, HostConfig
 from p2pkv.effects import SendStream
 from p2pkv.node import Node
-from p2pkv.rotation import INSTALL, LIST, RETRY_S, RoundEnded, StoreKeyring
+from p2pkv.own_keyring import INSTALL, LIST, StoreKeyring
+from p2pkv.rotation import RETRY_S, RoundEnded
 from p2pkv.transport.keyring import KeyRing, fingerprint
 from p2pkv.transport.wire import KeyCommand, KeyReport, MemberRecord, PushPull
 
