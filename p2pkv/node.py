@@ -144,7 +144,9 @@ class Node:
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
         )
-        self.rotation: Final = Rotation(own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot)
+        self.rotation: Final = Rotation(
+            own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot * 1024 % 2**52
+        )
         self._fetches = Fetches(config=config.fetch, links=self.links)
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0

@@ -25,11 +25,11 @@ from cryptography.exceptions import InvalidTag
 
 from p2pkv.errors import MalformedMessage, PeerError, SealRefused, VersionMismatch
 from p2pkv.transport.framing import frame
-from p2pkv.transport.handshake import answer_to, read_frame_exactly
+from p2pkv.transport.handshake import answer_to, greet, read_frame_exactly
 from p2pkv.transport.keyring import KeyRing, fingerprint
 from p2pkv.transport.records import RecordOpener, RecordSealer
 from p2pkv.transport.seal import NAMED_BYTES, SEALED, is_sealed, keys_named
-from p2pkv.transport.sealed_stream import SealedStream
+from p2pkv.transport.sealed_stream import S, SealedStream
 from p2pkv.transport.subkeys import RANDOM_BYTES, TAG_BYTES, StreamKeys, cipher, hello_key, nonce, stream_keys
 from p2pkv.transport.wire import Hello, HelloAck, decode_untrusted, encode
 
@@ -113,7 +113,19 @@ def answer(ack: HelloAck, opening: bytes, key: bytes, *, random: bytes | None = 
     return head + cipher(keys.from_called).encrypt(nonce(0), encode(ack), head), keys
 
 
-async def greet_sealed(stream: trio.SocketStream, hello: Hello, *, peer: str, ring: Rings) -> tuple[str, SealedStream]:
+async def greet_as(stream: S, hello: Hello, *, peer: str, ring: Rings | None) -> tuple[S | SealedStream, str]:
+    """As the caller: say hello, sealed if there is a `ring`; return the stream to go on with and who answered.
+
+    Raises:
+        SealRefused, VersionMismatch, MalformedMessage, PeerGone: as `greet` and `greet_sealed`.
+    """
+    if ring is None:
+        return stream, await greet(stream, hello, peer=peer)
+    node, sealed = await greet_sealed(stream, hello, peer=peer, ring=ring)
+    return sealed, node
+
+
+async def greet_sealed(stream: trio.abc.Stream, hello: Hello, *, peer: str, ring: Rings) -> tuple[str, SealedStream]:
     """As the caller: say hello under the primary key; return the answering node's id and the stream to go on with.
 
     Raises:
@@ -129,7 +141,7 @@ async def greet_sealed(stream: trio.SocketStream, hello: Hello, *, peer: str, ri
 
 
 async def welcome_sealed(
-    stream: trio.SocketStream, *, cluster: str, node_id: str, peer: str, ring: Rings
+    stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str, ring: Rings
 ) -> tuple[Hello, SealedStream]:
     """As the one called: take the hello and accept or refuse it; return it and the stream to go on with.
 

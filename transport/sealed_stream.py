@@ -6,7 +6,7 @@ After any error, and after a cancelled read or write, the stream is of no more u
 """
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
@@ -30,7 +30,7 @@ class SealedStream(trio.abc.Stream):
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        stream: trio.abc.Stream,
         *,
         sealer: RecordSealer,
         opener: RecordOpener,
@@ -52,8 +52,14 @@ class SealedStream(trio.abc.Stream):
         """Opened and not read yet."""
 
     @property
+    def below(self) -> trio.abc.Stream:
+        """The stream that the records travel on."""
+        return self._stream
+
+    @property
     def socket(self) -> trio.socket.SocketType:
-        """The socket below, to ask whether it is readable, or to close it."""
+        """The socket below, to ask whether it is readable, or to close it; there must be one."""
+        assert isinstance(self._stream, trio.SocketStream)
         return self._stream.socket
 
     def is_current(self) -> bool:
@@ -151,6 +157,7 @@ class SealedStream(trio.abc.Stream):
         return f"<SealedStream peer={self._peer}>"
 
 
+S = TypeVar("S", bound=trio.abc.Stream)
 Channel: TypeAlias = trio.SocketStream | SealedStream
 """A greeted connection: sealed if this node has a keyring."""
 
@@ -170,11 +177,27 @@ async def receive_into(stream: Channel, view: memoryview, *, peer: str) -> None:
         raise PeerGone(f"stream ended {len(view) - count} bytes early", peer=peer)
 
 
-async def _fill(stream: trio.SocketStream, view: memoryview) -> int:
+def is_outdated(stream: trio.abc.Stream) -> bool:
+    """Whether a new connection would be under another key than this one."""
+    return isinstance(stream, SealedStream) and not stream.is_current()
+
+
+def has_closed(stream: trio.abc.Stream) -> bool:
+    """Whether the other side of a stream on which it says nothing has closed it: then there is an end to be read."""
+    below = stream.below if isinstance(stream, SealedStream) else stream
+    return isinstance(below, trio.SocketStream) and below.socket.is_readable()
+
+
+async def _fill(stream: trio.abc.Stream, view: memoryview) -> int:
     """Read until `view` is full or the stream ends; return how many bytes came."""
     done = 0
     while done < len(view):
-        count = await stream.socket.recv_into(view[done:])
+        if isinstance(stream, trio.SocketStream):
+            count = await stream.socket.recv_into(view[done:])
+        else:
+            data = await stream.receive_some(len(view) - done)
+            count = len(data)
+            view[done : done + count] = data
         if count == 0:
             break
         done += count

@@ -12,7 +12,7 @@ import trio
 from p2pkv.errors import PeerError, PeerGone
 from p2pkv.transport.framing import FrameReader, frame
 from p2pkv.transport.sealed_handshake import Rings
-from p2pkv.transport.sealed_stream import Channel, SealedStream
+from p2pkv.transport.sealed_stream import has_closed, is_outdated
 from p2pkv.transport.tcp import connect
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
@@ -79,7 +79,7 @@ class ControlStreams:
             await self._write_until_idle(address, source)
 
     async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
-        stream: Channel | None = None
+        stream: trio.abc.Stream | None = None
         try:
             stream = await self._connect(address)
             while True:
@@ -91,10 +91,10 @@ class ControlStreams:
                     queue, _ = self._queues.pop(address)
                     queue.close()
                     return
-                if isinstance(stream, SealedStream) and not stream.is_current():
+                if is_outdated(stream):
                     await trio.aclose_forcefully(stream)  # all was read: peers read until the end
                     stream = await self._connect(address)
-                if stream.socket.is_readable():  # peers say nothing here: it has closed, and a write would go nowhere
+                if has_closed(stream):  # peers say nothing here: it has closed, and a write would go nowhere
                     raise trio.BrokenResourceError("the peer closed it")
                 await stream.send_all(_frames(message, source))
         except PeerError as exc:
@@ -108,7 +108,7 @@ class ControlStreams:
             if stream is not None:
                 await trio.aclose_forcefully(stream)
 
-    async def _connect(self, address: str) -> Channel:
+    async def _connect(self, address: str) -> trio.abc.Stream:
         stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring)
         return stream
 
@@ -123,9 +123,7 @@ def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) 
             return b"".join(parts)
 
 
-async def serve_control(
-    stream: trio.abc.ReceiveStream, *, peer: str, deliver: Callable[[str, AnyMessage], None]
-) -> None:
+async def serve_control(stream: trio.abc.Stream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
     """Hand on the messages of a greeted caller until it goes away.
 
     Raises:

@@ -16,9 +16,9 @@ from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, Pee
 from p2pkv.transport.base import Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
-from p2pkv.transport.handshake import greet, read_frame_exactly
-from p2pkv.transport.sealed_handshake import Rings, greet_sealed
-from p2pkv.transport.sealed_stream import Channel, SealedStream, receive_into
+from p2pkv.transport.handshake import read_frame_exactly
+from p2pkv.transport.sealed_handshake import Rings, greet_as
+from p2pkv.transport.sealed_stream import Channel, is_outdated, receive_into
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 _IDLE_CONNECTIONS_MAX: Final = 2
@@ -41,10 +41,7 @@ async def connect(address: str, hello: Hello, *, timeout_s: float, ring: Rings |
         with trio.fail_after(timeout_s):
             stream = await trio.open_tcp_stream(host, port)
             try:
-                if ring is not None:
-                    node, sealed = await greet_sealed(stream, hello, peer=address, ring=ring)
-                    return sealed, node
-                return stream, await greet(stream, hello, peer=address)
+                return await greet_as(stream, hello, peer=address, ring=ring)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
@@ -100,7 +97,7 @@ class TcpTransport:
         waiting = self._idle.get(address, [])
         while waiting:
             node, stream = waiting.pop()
-            if node == peer and not (isinstance(stream, SealedStream) and not stream.is_current()):
+            if node == peer and not is_outdated(stream):
                 return stream
             stream.socket.close()
         return None
