@@ -149,7 +149,7 @@ class SealedStream(trio.abc.Stream):
 
     async def _fill(self, view: memoryview) -> int:
         try:
-            return await _fill(self._stream, view)
+            return await fill(self._stream, view)
         except OSError as exc:  # as trio's own streams do
             raise trio.BrokenResourceError(str(exc)) from exc
 
@@ -172,7 +172,7 @@ async def receive_into(stream: Channel, view: memoryview, *, peer: str) -> None:
     if isinstance(stream, SealedStream):
         await stream.receive_into(view)
         return
-    count = await _fill(stream, view)
+    count = await fill(stream, view)
     if count < len(view):
         raise PeerGone(f"stream ended {len(view) - count} bytes early", peer=peer)
 
@@ -188,7 +188,7 @@ def has_closed(stream: trio.abc.Stream) -> bool:
     return isinstance(below, trio.SocketStream) and below.socket.is_readable()
 
 
-async def _fill(stream: trio.abc.Stream, view: memoryview) -> int:
+async def fill(stream: trio.abc.Stream, view: memoryview) -> int:
     """Read until `view` is full or the stream ends; return how many bytes came."""
     done = 0
     while done < len(view):

@@ -186,7 +186,26 @@ def test_a_recorded_stream_played_again_is_answered_and_not_believed() -> None:
         await again.send_all(recorder.sent)
         await until(lambda: bool(peer.refused))
         assert isinstance(peer.refused[0], SealRefused)
-        assert peer.received == [LeaseRelease(7)]
+        assert (peer.accepted, peer.received) == (1, [LeaseRelease(7)])
+
+    run(main)
+
+
+@pytest.mark.parametrize("proof", [b"", b"\x01\x00\x00\x00" + bytes(17), b"\xff" * 21, bytes(21)], ids=len)
+def test_who_shows_a_recorded_greeting_and_no_proof_is_not_let_in(proof: bytes) -> None:
+    """Or else it could keep connections, and memory for what it announces, without having the key."""
+
+    async def main(nursery: trio.Nursery) -> None:
+        peer = await Peer(Held(A)).start(nursery)
+        recorder = Recorder(await dial(peer))
+        await greet_sealed(recorder, HELLO, peer="b", ring=Held(A))  # type: ignore[arg-type]
+        await until(lambda: peer.accepted == 1)
+        again = await dial(peer)
+        await again.send_all(bytes(recorder.sent[:-21]) + proof)
+        await again.send_eof()
+        await until(lambda: bool(peer.refused))
+        assert isinstance(peer.refused[0], PeerGone if not proof else SealRefused)
+        assert peer.accepted == 1
 
     run(main)
 
