@@ -42,6 +42,8 @@ from p2pkv.local_wire import (
     Attach,
     Done,
     Failure,
+    KeysReply,
+    KeysRequest,
     LeasedBlock,
     LeaveRequest,
     LocateReply,
@@ -386,6 +388,17 @@ class Client:
     def ring(self) -> RingReply:
         """Return who owns how much of the ring, as the node sees it."""
         return self._call(RingRequest(), RingReply)
+
+    def keys(
+        self, action: int, *, key: bytes = b"", name: str = "", timeout_s: float = 10.0, force: bool = False
+    ) -> KeysReply:
+        """Have the node change or list the keys of all members; see `p2pkv.rotation.Rotation.start`.
+
+        Raises:
+            ConfigError: nothing was changed anywhere.
+        """
+        request = KeysRequest(action, int(timeout_s * 1000), key, name, force)
+        return self._call(request, KeysReply, wait_s=timeout_s)
 
     def leave(self) -> None:
         """Have the node leave the mesh in good order; its daemon stops."""

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -28,6 +28,8 @@ from p2pkv.local_wire import (
     Done,
     Failure,
     Holder,
+    KeysReply,
+    KeysRequest,
     LeasedBlock,
     LeaveRequest,
     LocateReply,
@@ -82,7 +84,9 @@ class Served:
     log: Log
     me: MemberRecord
     cluster: str
-    protection: str
+    protection: Callable[[], str]
+    keys: Callable[[KeysRequest], Awaitable[KeysReply]]
+    """Leads a round over the keyrings of all members."""
     transport: str
     """Name of the bulk transport, for the sources of fetched blocks."""
     started_at: float
@@ -233,6 +237,8 @@ class _Session:
             case RingRequest():
                 ring = self._served.runner.call(lambda node, now: (node.ring(now), ()))
                 return self._served.runner.ask(lambda node: _ring_reply(node, ring))
+            case KeysRequest():
+                return await self._served.keys(request)
             case LeaveRequest():
                 self._served.leave()
                 return Done()
@@ -410,7 +416,7 @@ class _Session:
             address=served.me.address,
             version=__version__,
             uptime_s=round(time.monotonic() - served.started_at, 3),
-            protection=served.protection,
+            protection=served.protection(),
             members=states,
             seeds=dict(node.membership.seeds()),
             tier={

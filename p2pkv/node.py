@@ -26,13 +26,18 @@ from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
+from p2pkv.own_keyring import StoreKeyring
 from p2pkv.planner import Cost, Plan, plan
+from p2pkv.rotation import Rotation, RoundEnded
+from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,
     DirectoryAnswer,
     DirectoryAsk,
     DirectoryPut,
     DirectoryResend,
+    KeyCommand,
+    KeyReport,
     LeaseGrant,
     LeaseRelease,
     LeaseRequest,
@@ -113,7 +118,9 @@ class NodeStatistics:
     refused_leases: int
 
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired | Located
+Effect: TypeAlias = (
+    SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired | Located | StoreKeyring | RoundEnded
+)
 """What comes out of a node."""
 
 
@@ -156,7 +163,7 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
 class Node:
     """The composed core. `me` is this node's own record, with its real address in it."""
 
-    def __init__(self, config: Config, me: MemberRecord, random: Random) -> None:
+    def __init__(self, config: Config, me: MemberRecord, random: Random, *, ring: KeyRing | None = None) -> None:
         self.config: Final = config
         self.id: Final = me.id
         self.ledger: Final = Ledger(
@@ -179,6 +186,9 @@ class Node:
         self.directory: Final = Directory(node_id=me.id, boot=me.boot, config=config.directory)
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
+        )
+        self.rotation: Final = Rotation(
+            own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot * 1024 % 2**52
         )
         self._fetches = Fetches(config=config.fetch, links=self.links)
         self._acquires: dict[int, _Acquire] = {}
@@ -212,6 +222,11 @@ class Node:
             case LeaseRelease(lease=lease):
                 self.ledger.release(lease, holder=_peer(sender))
                 return ()
+            case KeyCommand():
+                record = self._known(sender)
+                return self.rotation.on_command(record, message) if record is not None else ()
+            case KeyReport():
+                return self.rotation.on_report(sender, message, now)
             case _:  # handshakes and pulls are the transport's
                 return ()
 
@@ -223,6 +238,7 @@ class Node:
         if self.directory.wants_table and now >= self._rings.due():
             self.ring(now)
         effects += self._route(self.directory.on_time(now), now)
+        effects += self.rotation.on_time(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -233,6 +249,7 @@ class Node:
             self.directory.next_deadline(),
             self._rings.due() if self.directory.wants_table else float("inf"),
             self._fetches.next_deadline(),
+            self.rotation.next_deadline(),
             self.ledger.next_deadline(),
         )
 

@@ -20,13 +20,16 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"blocks"}),
     frozenset({"config"}),
+    frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
     frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
+    frozenset({"own_keyring"}),
+    frozenset({"rotation"}),
     frozenset({"node"}),
-    frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket"}),
+    frozenset({"transport", "tiers", "local_wire", "block_file", "keyring_file", "logs", "metrics", "local_socket"}),
     frozenset({"staging", "runner"}),
-    frozenset({"client", "transfer", "local_server"}),
+    frozenset({"client", "transfer", "local_server", "protection"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -57,8 +60,21 @@ STRANGERS = [
 """(who, whom) that the order alone would allow."""
 
 CORES = {
-    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "node"),
+    *(
+        "blocks",
+        "effects",
+        "slots",
+        "ledger",
+        "eviction",
+        "links",
+        "planner",
+        "fetch",
+        "own_keyring",
+        "rotation",
+        "node",
+    ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
+    *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -67,8 +83,9 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
+    *("agent", "runner", "transfer", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp"),
+    *("transport.sealed_handshake", "transport.sealed_stream"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 
