@@ -53,6 +53,20 @@ class Beliefs:
         change = self._table.take(record, now)
         if change is not None:
             self._settle(change, accusers, now, effects)
+        elif record.state == MemberState.SUSPECT:
+            self._stand_by_verdict(record)
+
+    def _stand_by_verdict(self, suspected: MemberRecord) -> None:
+        """Tell again, under our own name, that a member is dead whom somebody only suspects.
+
+        It was cut off or stood still when the verdict was told, and alone it would take long to come to one: nobody
+        else probes the dead. A few of those who hear of its suspicion are accusers enough.
+        """
+        known = self._table.get(suspected.id)
+        if not self._verdicts.enabled or known is None or known.state != MemberState.DEAD or known.id in self._queue:
+            return
+        if (known.boot, known.incarnation) == (suspected.boot, suspected.incarnation):
+            self._queue.put(with_accusers(known, frozenset({self._own.record.id})))
 
     def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
         match self._own.hear(record):
