@@ -43,9 +43,8 @@ class Beliefs:
 
     def _believe(self, record: MemberRecord, accusers: frozenset[str], now: float, effects: list[Effect]) -> None:
         if record == self._table.get(record.id):  # by far the most frequent case
-            if record.state == MemberState.SUSPECT and self._suspects.confirm(record.id, accusers):
-                self._counts["confirmations"] += 1
-                self._queue.put(with_accusers(record, self._accusers_of(record.id)))
+            if record.state == MemberState.SUSPECT:
+                self._confirm(record, accusers)
             return
         if not record.address or record_bytes(record) > RECORD_BYTES_MAX:
             self._counts["records_refused"] += 1
@@ -55,6 +54,12 @@ class Beliefs:
             self._settle(change, accusers, now, effects)
         elif record.state == MemberState.SUSPECT:
             self._stand_by_verdict(record)
+
+    def _confirm(self, suspect: MemberRecord, accusers: frozenset[str]) -> None:
+        known = self._accusers_of(suspect.id)
+        if self._suspects.confirm(suspect.id, accusers):
+            self._counts["confirmations"] += 1
+            self._queue.put(with_accusers(suspect, known | accusers, first=accusers - known))
 
     def _stand_by_verdict(self, suspected: MemberRecord) -> None:
         """Tell again, under our own name, that a member is dead whom somebody only suspects.
