@@ -99,7 +99,7 @@ def test_an_observer_that_gets_no_answer_confirms_under_its_own_name() -> None:
         for update in effect.packet.updates
         if update.id == "b" and update.suspected_by
     }
-    assert ("c", "me") in named
+    assert ("me", "c") in named  # news first
 
 
 def test_enough_accusers_and_a_silent_suspect_make_a_death_in_the_shortest_time() -> None:
