@@ -101,9 +101,12 @@ class Outbox:
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
         packet = self._packet(body)
+        must_know = (*first, *self._must_know(member))
+        if not must_know and not self._queue:  # most packets of a mesh at rest
+            return SendDatagram(address, packet)
         room = DATAGRAM_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
         updates: list[MemberRecord] = []
-        for record in (*first, *self._must_know(member)):
+        for record in must_know:
             size = record_bytes(record)
             if size <= room:
                 updates.append(record)

@@ -232,6 +232,8 @@ class Fetches:
 
     def on_time(self, now: float) -> tuple[FetchEffect, ...]:
         """Let time pass: late answers and late fetches."""
+        if not self._fetches and not self._requests:
+            return ()
         late = [number for number, request in self._requests.items() if now >= self._answer_by(request)]
         effects = self._give_up(late, "slow", now)
         over = [number for number, fetch in self._fetches.items() if now >= fetch.deadline]

@@ -232,6 +232,8 @@ class Ledger:
 
     def expire(self, now: float) -> int:
         """End the leases whose deadline has passed; return how many."""
+        if not self._leases:
+            return 0
         late = [lease.id for lease in self._leases.values() if lease.deadline <= now]
         for lease_id in late:
             self._end(lease_id)

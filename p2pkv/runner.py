@@ -18,8 +18,8 @@ from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.node import Acquired, Effect, Node
+from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.streams import ControlStreams
-from p2pkv.transport.udp import Datagrams
 from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Runner:
     """Owns one `Node`."""
 
     def __init__(
-        self, node: Node, *, datagrams: Datagrams, streams: ControlStreams, metrics: Metrics, log: Log
+        self, node: Node, *, datagrams: DatagramSocket, streams: ControlStreams, metrics: Metrics, log: Log
     ) -> None:
         self._node = node
         self._datagrams = datagrams
@@ -88,7 +88,7 @@ class Runner:
         """Receive gossip and fire timers until cancelled."""
         while True:
             with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
-                await trio.lowlevel.wait_readable(self._datagrams.socket)
+                await self._datagrams.wait()
             self._timer = None
             for data, source in self._datagrams.drain():
                 self._take_datagram(data, source)

@@ -7,7 +7,9 @@ import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
 from p2pkv.sim.cli_detection import crashes, freeze, jobs_option, loss, threshold
+from p2pkv.sim.faults_cli import churn, partition
 from p2pkv.sim.options import plot_option, seed_option
+from p2pkv.sim.run_cli import pace, run, scenarios
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
@@ -32,19 +34,23 @@ def sim() -> None:
     show_default=True,
     help="Simulated seconds; one node is killed after a third of them.",
 )
+@plot_option
 @output_option
-def members(nodes: int, seed: int, loss: float, duration: float, output: str) -> None:
+def members(nodes: int, seed: int, loss: float, duration: float, plot: Path | None, output: str) -> None:
     """Have nodes meet through the first, kill one, and measure how long the others take to see either.
 
     Exit codes: 0 all agreed at the end, 1 some did not; then standard error has the command that replays the run.
     """
     from dataclasses import asdict
 
+    from p2pkv.sim.figures import Timeline, members_figure
     from p2pkv.sim.members import MembersOptions, run_members
+    from p2pkv.sim.plots import write_figure
 
     options = MembersOptions(nodes=nodes, seed=seed, loss=loss, duration_s=duration)
+    timeline = Timeline() if plot is not None else None
     try:
-        result = run_members(options)
+        result = run_members(options, also=timeline)
     except Exception:  # a broken invariant of ours: the traceback says which, the seed says how to get there again
         click.echo(f"replay with: {options.command()}", err=True)
         raise
@@ -55,6 +61,8 @@ def members(nodes: int, seed: int, loss: float, duration: float, output: str) ->
         print_table(
             f"members: {nodes} nodes, {duration:g} s", ("measure", "value"), [row for row in rows if row[1] != []]
         )
+    if plot is not None and timeline is not None:
+        write_figure(members_figure(options, result, timeline), plot)
     if result.problems:
         for problem in result.problems:
             click.echo(f"problem: {problem}", err=True)
@@ -92,7 +100,9 @@ def lifeguard(
     """
     from dataclasses import asdict
 
+    from p2pkv.sim.figures import lifeguard_figure
     from p2pkv.sim.lifeguard import NODES, Cell, grid, run_lifeguard
+    from p2pkv.sim.plots import write_figure
 
     if experiment == "threshold":
         from p2pkv.sim.threshold import NODES as THRESHOLD_NODES
@@ -116,14 +126,12 @@ def lifeguard(
         shown = ("variant", "raised_fp", "raised_fp_ratio", "raised_any_ratio", "message_ratio", "byte_ratio")
         columns = (*shown, "crash_detection_p50_s")
         print_table(f"lifeguard: {nodes} nodes", columns, [[row[column] for column in columns] for row in rows])
+    command = f"p2pkv sim lifeguard --nodes {nodes} --seed {seed}"
     if plot is not None:
-        from p2pkv.sim.figures_detection import interval_figure
-        from p2pkv.sim.plots import write_figure
-
-        write_figure(interval_figure(results, f"p2pkv sim lifeguard --nodes {nodes} --seed {seed}"), plot)
+        write_figure(lifeguard_figure(results, nodes=nodes, note=command), plot)
     if not results[0].raised_fp or any(result.crashes_detected < result.crashes for result in results):
         click.echo("problem: plain SWIM made no mistake, or a variant missed a crash: nothing is shown", err=True)
-        click.echo(f"replay with: p2pkv sim lifeguard --nodes {nodes} --seed {seed}", err=True)
+        click.echo(f"replay with: {command}", err=True)
         sys.exit(FAILED)
 
 
@@ -138,8 +146,9 @@ def lifeguard(
     show_default=True,
     help="Share of datagrams that vanish.",
 )
+@plot_option
 @rows_output_option
-def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> None:
+def detection(nodes: int, seed: int, runs: int, loss: float, plot: Path | None, output: str) -> None:
     """Kill one member in each of many runs, and measure how soon the first and the last of the others notice.
 
     Exit codes: 0 everybody noticed every crash, 1 otherwise; then standard error has the command that replays one.
@@ -147,6 +156,8 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
     from dataclasses import asdict
 
     from p2pkv.sim.detection import run_detection, sum_up
+    from p2pkv.sim.figures import detection_figure
+    from p2pkv.sim.plots import write_figure
 
     found = [run_detection(nodes=nodes, seed=seed + run, loss=loss) for run in range(runs)]
     row = asdict(sum_up(found))
@@ -157,13 +168,16 @@ def detection(nodes: int, seed: int, runs: int, loss: float, output: str) -> Non
         print_csv(list(row), [list(row.values())])
     else:
         print_table(f"detection: {nodes} nodes, {runs} crashes", ("measure", "value"), list(row.items()))
-    for run, one in enumerate(found):
+    if plot is not None:
+        command = f"p2pkv sim detection --nodes {nodes} --seed {seed} --runs {runs} --loss {loss:g}"
+        write_figure(detection_figure(found, nodes=nodes, note=command), plot)
+    for place, one in enumerate(found):
         if one.last_s is None:
             click.echo("problem: somebody did not notice the crash", err=True)
-            again = f"--nodes {nodes} --seed {seed + run} --runs 1 --loss {loss:g}"
+            again = f"--nodes {nodes} --seed {seed + place} --runs 1 --loss {loss:g}"
             click.echo(f"replay with: p2pkv sim detection {again}", err=True)
             sys.exit(FAILED)
 
 
-for command in (loss, crashes, freeze):
+for command in (run, scenarios, churn, partition, pace, loss, crashes, freeze):
     sim.add_command(command)

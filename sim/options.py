@@ -62,8 +62,13 @@ def print_rows(
         print_csv(head, [list(row.values()) for row in rows])
     else:
         shown = list(columns) or head
-        title = f"{scenario}: " + ", ".join(f"{key} {value}" for key, value in options.items())
-        print_table(title, shown, [["" if row[one] is None else row[one] for one in shown] for row in rows])
+        title = ", ".join(f"{key} {value}" for key, value in options.items())
+        if len(rows) == 1:  # one wide row is read more easily as a list
+            print_table(f"{scenario}: {title}", ("measure", "value"), [(one, rows[0][one]) for one in shown])
+            return
+        print_table(
+            f"{scenario}: {title}", shown, [["" if row[one] is None else row[one] for one in shown] for row in rows]
+        )
 
 
 def fail_run(problems: Sequence[str], command: str) -> NoReturn:

@@ -20,6 +20,8 @@ _DOTS_PER_INCH: Final = 144
 _BARS_WIDTH: Final = 0.8
 _NAMES_LEVEL_MAX: Final = 30
 """Letters of all names below an axis that still fit side by side; longer ones are turned."""
+_LEGEND_INSIDE_MAX: Final = 3
+"""Entries of a legend that is still laid over the lines; a longer one stands beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +134,9 @@ def _draw(axes: Any, chart: Chart) -> None:
     if chart.y_log:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        lowest = min((y for series in chart.series for y in series.y if y is not None), default=0.0)
         axes.margins(y=0.1)
+        axes.set_ylim(bottom=0.0 if lowest >= 0 else None)
     if chart.aim is not None:
         axes.axhline(chart.aim[0], color="#444444", linewidth=1, linestyle="--", label=chart.aim[1])
     for at, what in chart.events:
@@ -150,5 +153,8 @@ def _draw(axes: Any, chart: Chart) -> None:
             fontsize=8,
             color="#666666",
         )  # fmt: skip - one thought
-    if any(series.label for series in chart.series) or chart.aim is not None:
+    entries = sum(bool(series.label) for series in chart.series) + (chart.aim is not None)
+    if entries > _LEGEND_INSIDE_MAX:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif entries:
         axes.legend(frameon=False, fontsize=8)

@@ -1,7 +1,9 @@
 """What a scenario is: a story told in faults, load and promises, and how a seed becomes one run of it."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from random import Random
 from typing import Final, TypeAlias
 
@@ -9,8 +11,8 @@ from p2pkv.config import Config, HostConfig
 from p2pkv.errors import LocalUseError
 from p2pkv.sim.checkers import Bounds, Checkers
 from p2pkv.sim.clock import SECOND_US
-from p2pkv.sim.engines import Engines, Load, with_room
 from p2pkv.sim.faults import Faults
+from p2pkv.sim.prompts import Engines, Load, with_room
 from p2pkv.sim.world import World
 
 START_WITHIN_S: Final = 1.0
@@ -30,7 +32,7 @@ class Story:
     settles_s: float = 20.0
     """From the last fault, or the start, until all agree, at most; and they agree until the end."""
     false_deaths_max: int | None = 0
-    """How often a node may hold a member for dead that runs, reads and writes; None: that is not judged."""
+    """How often a node may hold a member for dead that runs and is never slow or frozen; None: that is not judged."""
 
 
 Scenario: TypeAlias = Callable[[int, Random], Story]
@@ -55,7 +57,7 @@ class Run:
     datagrams: int
     stream_bytes: int
     stream_bytes_peak: int
-    """Most on its way over one stream when a checker looked."""
+    """Most that was on its way over one stream."""
     events: int
     """Inputs that nodes were given."""
     prompts: int
@@ -85,7 +87,12 @@ def run_story(scenario: Scenario, *, name: str, nodes: int, seed: int) -> Run:
     if story.load is not None:
         config = with_room(config)
     begins_s = max(START_WITHIN_S, story.faults.last_s)
-    bounds = Bounds(settled_s=begins_s + story.settles_s, false_deaths_max=story.false_deaths_max)
+    stalled = [fault.nodes for fault in story.faults.slow] + [fault.nodes for fault in story.faults.freezes]
+    bounds = Bounds(
+        settled_s=begins_s + story.settles_s,
+        false_deaths_max=story.false_deaths_max,
+        doubtful=frozenset[int]().union(*stalled),
+    )
     checkers = Checkers(config, bounds)
     world = World(
         nodes=nodes,
@@ -109,11 +116,11 @@ def run_story(scenario: Scenario, *, name: str, nodes: int, seed: int) -> Run:
         trace_hash=world.trace_hash,
         problems=problems,
         ended_s=world.now_us / SECOND_US,
-        settled_after_s=None if agreed_s is None else max(0.0, agreed_s - begins_s),
+        settled_after_s=None if agreed_s is None else round(max(0.0, agreed_s - begins_s), 3),
         false_deaths=checkers.false_deaths,
         datagrams=world.traffic.datagrams,
         stream_bytes=world.traffic.stream_bytes,
-        stream_bytes_peak=checkers.stream_bytes_peak,
+        stream_bytes_peak=world.network.streams.bytes_peak,
         events=world.events,
         prompts=served.prompts if served else 0,
         blocks_local=served.local if served else 0,
@@ -134,12 +141,18 @@ def _watch_over(world: World, story: Story, checkers: Checkers, engines: Engines
             world.run(second)
             found = checkers.look(world, engines, patience_s=patience_s)
         except AssertionError as exc:
-            found = [f"broken invariant: {exc or 'see the traceback of the run'}"]
+            found = [_broken(exc)]
         if found:
             return [f"at {world.now_us / SECOND_US:.6f} s: {one}" for one in found]
     if engines is not None and story.load is not None and story.load.end_s + LEASES_END_S <= story.duration_s:
         return engines.leaks()
     return []
+
+
+def _broken(error: AssertionError) -> str:
+    """Return where an invariant of ours did not hold; the message alone is often empty."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"broken invariant in {where.name}, line {where.lineno} of {PurePath(where.filename).name}: {error}"
 
 
 def named(*scenarios: Scenario) -> Mapping[str, Scenario]:

@@ -61,6 +61,9 @@ class Streams:
         self._streams: dict[tuple[int, int], _Stream] = {}
         self.retransmissions = 0
         self.overflows = 0
+        """Streams that broke because `STREAM_QUEUE_MAX` messages were on their way."""
+        self.bytes_peak = 0
+        """Most that was on its way over one stream."""
 
     def send(self, a: int, b: int, now_us: int, size: int, attempt: Attempt) -> Sent | None:
         """Send a message of `size` bytes; None if it is lost with a stream whose end is already under way."""
@@ -84,6 +87,7 @@ class Streams:
         stream.arrives_us = stream.used_us = max(stream.arrives_us, arrives_us)
         stream.in_flight += 1
         stream.bytes += size
+        self.bytes_peak = max(self.bytes_peak, stream.bytes)
         return Sent(stream.arrives_us, stream.generation)
 
     def carry_all(self, leaves_us: int, size: int, attempt: Attempt) -> int | None:
@@ -132,11 +136,6 @@ class Streams:
             elif b == node and stream.breaks_us is None:
                 told.append((a, self.refuse(a, b)))
         return told
-
-    def in_flight(self) -> tuple[int, int]:
-        """Return the most messages, and the most bytes, that any stream has on its way."""
-        messages = max((stream.in_flight for stream in self._streams.values()), default=0)
-        return messages, max((stream.bytes for stream in self._streams.values()), default=0)
 
     def _open(self, now_us: int, attempt: Attempt) -> int | None:
         """Return when the first message may leave, or None if nobody answers in time."""

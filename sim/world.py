@@ -24,7 +24,7 @@ from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
 from p2pkv.fetch import StartTransfer
 from p2pkv.node import Acquired, Effect, Node
-from p2pkv.sim.churn import absences
+from p2pkv.sim.churn import Absence, absences
 from p2pkv.sim.clock import Clock, draw_clock, to_us
 from p2pkv.sim.faults import Faults
 from p2pkv.sim.network import Network
@@ -76,6 +76,7 @@ class _Place:
     clock: Clock
     node: Node | None = None
     boot: int = 0
+    started_us: int = 0
     wakes_us: int = _NEVER
     held: int = 0
     """Datagrams that wait in its socket."""
@@ -98,6 +99,9 @@ class World:
         """Lay out the world; `watch` is called with every change of a belief, as it happens."""
         self.now_us = 0
         self.traffic = Traffic()
+        self.bytes_sent = [0] * nodes
+        """By each node, datagrams and streams."""
+        self.bytes_sent_to = [0] * nodes
         self.events = 0
         self.network: Final = Network(faults, Random(f"{seed}/network"))
         self.on_transfer: Callable[[int, StartTransfer], None] | None = None
@@ -122,6 +126,8 @@ class World:
         self._trace = blake2b(digest_size=16)
         self._stalls = Stalls(faults)
         self._own_verdict = False
+        self.absences: tuple[Absence, ...] = ()
+        """Who is gone when, of those that `Faults.churn` takes."""
         self._plan(faults, nodes)
 
     @property
@@ -149,6 +155,10 @@ class World:
     def boot(self, number: int) -> int:
         """Return which life of the process this is, or the last was; 0 before the first."""
         return self._places[number].boot
+
+    def started_us(self, number: int) -> int:
+        """Return when the process began that is there now, or was there last."""
+        return self._places[number].started_us
 
     def node(self, number: int) -> Node | None:
         """Return the node that runs at a place now, if one does."""
@@ -214,7 +224,9 @@ class World:
             self.start(restart.node, restart.at_s + restart.down_s, memory=restart.memory)
         for place, churn in enumerate(faults.churn):
             random = Random(f"{self._seed}/churn/{place}")
-            for gone in absences(churn, nodes=range(FIRST + 1, nodes), random=random):
+            these = absences(churn, nodes=range(FIRST + 1, nodes), random=random)
+            self.absences += these
+            for gone in these:
                 end = self._leave if gone.leaves else self._stop
                 self.later(to_us(gone.from_s), partial(end, gone.node))
                 self.start(gone.node, gone.until_s, memory=gone.memory)
@@ -224,9 +236,10 @@ class World:
         if place.node is not None:
             return
         place.boot += 1
+        place.started_us = self.now_us
         self._note(b"start", number)
         place.node = self._make(number, place.boot)
-        for other, generation in self.network.streams.reset(number):
+        for other, generation in self.network.streams.reset(number) if place.boot > 1 else ():
             told_us = self.now_us + self.network.round_trip_us(number, other)
             self.later(told_us, partial(self._link_lost, other, number, generation))
         now = place.clock.now_s(self.now_us)
@@ -352,6 +365,8 @@ class World:
                     self.traffic.datagrams += 1
                     self.traffic.datagram_bytes += len(data)
                     to = self._numbers[address]
+                    self.bytes_sent[number] += len(data)
+                    self.bytes_sent_to[to] += len(data)
                     for arrives_us in self.network.datagram(number, to, leaves_us):
                         self.later(arrives_us, partial(self._datagram, to, number, data))
                 case SendStream(address=address, message=message):
@@ -373,6 +388,8 @@ class World:
     def _send_stream(self, number: int, to: int, data: bytes, leaves_us: int) -> None:
         self.traffic.stream_messages += 1
         self.traffic.stream_bytes += len(data)
+        self.bytes_sent[number] += len(data)
+        self.bytes_sent_to[to] += len(data)
         sent = self.network.stream(number, to, leaves_us, len(data))
         if sent is None:
             return

@@ -4,7 +4,7 @@ A sender never waits: messages go into a bounded queue per address, a task per a
 lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -12,7 +12,7 @@ import trio
 from p2pkv.errors import PeerError, PeerGone
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import FrameReader, frame
-from p2pkv.transport.tcp import connect
+from p2pkv.transport.tcp import connect_over, open_tcp
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
 _IDLE_S: Final = 60.0
@@ -23,11 +23,18 @@ class ControlStreams:
     """Outgoing control messages of one node."""
 
     def __init__(
-        self, *, hello: Callable[[], Hello], connect_timeout_s: float, on_lost: Callable[[str, PeerError], None]
+        self,
+        *,
+        hello: Callable[[], Hello],
+        connect_timeout_s: float,
+        on_lost: Callable[[str, PeerError], None],
+        open_stream: Callable[[str, int], Awaitable[trio.abc.Stream]] = open_tcp,
     ) -> None:
+        """`open_stream` takes host and port."""
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
+        self._open_stream = open_stream
         self._queues: dict[str, tuple[trio.MemorySendChannel[AnyMessage], trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -69,9 +76,10 @@ class ControlStreams:
             await self._write_until_idle(address, source)
 
     async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
-        stream: trio.SocketStream | None = None
+        stream: trio.abc.Stream | None = None
         try:
-            stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
+            timeout_s = self._connect_timeout_s
+            stream, _ = await connect_over(self._open_stream, address, self._hello(), timeout_s=timeout_s)
             while True:
                 with trio.move_on_after(_IDLE_S) as idle:
                     message = await source.receive()
@@ -81,7 +89,8 @@ class ControlStreams:
                     queue, _ = self._queues.pop(address)
                     queue.close()
                     return
-                if stream.socket.is_readable():  # peers say nothing here: it has closed, and a write would go nowhere
+                # Peers say nothing here: where something can be read it has closed, and a write would go nowhere.
+                if isinstance(stream, trio.SocketStream) and stream.socket.is_readable():
                     raise trio.BrokenResourceError("the peer closed it")
                 await stream.send_all(_frames(message, source))
         except PeerError as exc:
@@ -106,7 +115,7 @@ def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) 
             return b"".join(parts)
 
 
-async def serve_control(stream: trio.SocketStream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
+async def serve_control(stream: trio.abc.Stream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
     """Hand on the messages of a greeted caller until it goes away.
 
     Raises:

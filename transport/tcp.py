@@ -5,8 +5,8 @@ A connection carries one pull at a time and is kept for the next one; whatever g
 """
 
 import socket
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 import trio
 
@@ -19,6 +19,8 @@ from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import greet, read_frame_exactly
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
+S = TypeVar("S", bound=trio.abc.Stream)
+
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
 _IDLE_ADDRESSES_MAX: Final = 256
@@ -27,8 +29,22 @@ _THREAD_BYTES: Final = 8 * 2**20
 """A body from this size on is hashed in a thread: 8 MiB take about 0.4 ms, longer than a gossip loop should stand."""
 
 
+async def open_tcp(host: str, port: int) -> trio.SocketStream:
+    """Open a stream that breaks where nothing is acknowledged for `STREAM_PATIENCE_S`."""
+    stream = await trio.open_tcp_stream(host, port)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(STREAM_PATIENCE_S * 1000))
+    return stream
+
+
 async def connect(address: str, hello: Hello, *, timeout_s: float) -> tuple[trio.SocketStream, str]:
-    """Open a greeted stream to `address`; return it and the answering node's id.
+    """Open a greeted TCP stream to `address`, as `connect_over`."""
+    return await connect_over(open_tcp, address, hello, timeout_s=timeout_s)
+
+
+async def connect_over(
+    open_stream: Callable[[str, int], Awaitable[S]], address: str, hello: Hello, *, timeout_s: float
+) -> tuple[S, str]:
+    """Open a greeted stream to `address` with `open_stream(host, port)`; return it and the answering node's id.
 
     Raises:
         PeerGone, PeerTooSlow: nobody answers there.
@@ -37,8 +53,7 @@ async def connect(address: str, hello: Hello, *, timeout_s: float) -> tuple[trio
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
-            stream = await trio.open_tcp_stream(host, port)
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(STREAM_PATIENCE_S * 1000))
+            stream = await open_stream(host, port)
             try:
                 return stream, await greet(stream, hello, peer=address)
             except BaseException:
