@@ -131,4 +131,6 @@ def test_a_run_with_too_few_nodes_or_too_short_is_refused() -> None:
     with pytest.raises(LocalUseError, match="nodes is 2"):
         SummariesOptions(nodes=2)
     with pytest.raises(LocalUseError, match="duration is 5"):
-        SummariesOptions(duration_s=5)
+        SummariesOptions(duration_s=5, joins=0)
+    with pytest.raises(LocalUseError, match="joins is 20"):
+        SummariesOptions(duration_s=60, joins=20)
