@@ -6,7 +6,7 @@ lookup.py); and what peers' own answers say of their claims (absent.py, trust.py
 ALGORITHM.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from p2pkv.config import SummaryConfig
@@ -20,6 +20,7 @@ from p2pkv.index.matcher import Matcher
 from p2pkv.index.publish import Publisher
 from p2pkv.index.sizing import fitting_size
 from p2pkv.index.statistics import SummaryStatistics
+from p2pkv.index.subset import Subset
 from p2pkv.index.summary import SummaryWriter
 from p2pkv.index.trust import Trust
 from p2pkv.index.versions import read_versions, short_id, versions_message
@@ -34,6 +35,8 @@ from p2pkv.transport.wire import (
 ABSENT_PERIODS: Final = 5
 """How long a peer's word that it lacks a block is remembered, in periods. Its next delta says so as well, after one or
 two; longer than a few would hide a block that it gets again."""
+DECLINE_PERIODS: Final = 10
+"""How often a member is told again that its summary is not wanted, if it goes on sending."""
 _USABLE: Final = (0, 1)
 """States of a member that may hold blocks: alive, suspect."""
 
@@ -53,6 +56,8 @@ class Summaries:
         config: SummaryConfig,
         blocks_expected: int,
         bits_log2_max: int = BITS_LOG2_MAX,
+        zone: str = "",
+        host_id: str = "",
     ) -> None:
         """Start with an empty summary.
 
@@ -62,6 +67,8 @@ class Summaries:
             config: periods and ratios. Its `blocks_expected` wins over the argument unless it is 0.
             blocks_expected: how many blocks the tiers can hold.
             bits_log2_max: the largest filter taken from one peer.
+            zone: this node's; members of it are preferred where there is not room for all summaries.
+            host_id: the same for its host.
         """
         self._node_id = node_id
         self._floor_keys = config.blocks_expected or blocks_expected
@@ -88,6 +95,10 @@ class Summaries:
         self._short_ids: dict[int, str] = {}
         self._versions_told = 0
         self._resized = 0
+        self._subset = Subset(node_id, config.peers_max, zone=zone, host_id=host_id)
+        self._decline_s = DECLINE_PERIODS * config.period_s
+        self._declined: dict[str, float] = {}
+        """When each member was last told that its summary is not wanted."""
         self._from_strangers = 0
 
     def __repr__(self) -> str:
@@ -125,8 +136,11 @@ class Summaries:
 
     def claims(self, keys: Sequence[bytes], now: float) -> dict[str, int]:
         """Return `longest`, without what peers have said lately that they do not have."""
-        found = self._absent.capped(self.longest(keys), keys, now)
-        return {peer: length for peer, length in found.items() if length}
+        return self.without_absent(self.longest(keys), keys, now)
+
+    def without_absent(self, claims: Mapping[str, int], keys: Sequence[bytes], now: float) -> dict[str, int]:
+        """Return others' claims of how much of a chain peers hold, without what those have said lately they lack."""
+        return {peer: length for peer, length in self._absent.capped(claims, keys, now).items() if length}
 
     def is_trusted(self, peer: str, now: float) -> bool:
         """Say whether most of what a peer's summary claimed lately was there. Others are asked before one that is not."""
@@ -170,16 +184,19 @@ class Summaries:
         if record.state not in _USABLE:
             self._forget(record.id, now)
             return self.on_time(now)
+        declines: tuple[SendStream, ...] = ()
         if known is None or record.boot > known[0]:
             self._forget(record.id, now)
-            self._follower.welcome(record.id, record.address, now)
+            self._members[record.id] = (record.boot, record.address)
+            self._short_ids[short_id(record.id)] = record.id
             self._publisher.welcome(record.id, record.address, now)
+            declines = self._admit(record, now)
         elif record.address != known[1]:  # what was sent to the old address may be lost
-            self._follower.move(record.id, record.address)
+            self._members[record.id] = (record.boot, record.address)
+            if record.id in self._subset:
+                self._follower.move(record.id, record.address)
             self._publisher.welcome(record.id, record.address, now)
-        self._members[record.id] = (record.boot, record.address)
-        self._short_ids[short_id(record.id)] = record.id
-        return self.on_time(now)
+        return (*declines, *self.on_time(now))
 
     def on_message(
         self,
@@ -193,7 +210,11 @@ class Summaries:
             self._from_strangers += 1
             return ()
         self._publisher.heard(sender)
+        if isinstance(message, SummaryPage | SummaryDelta) and sender not in self._subset:
+            return self._decline(sender, now)
         match message:
+            case SummaryRequest(wanted=False):
+                self._publisher.on_declined(sender)
             case SummaryRequest(bits_log2_max=bits_log2_max):
                 self._publisher.on_request(sender, bits_log2_max, now)
             case SummaryVersions():
@@ -228,12 +249,40 @@ class Summaries:
         self._resized += 1
         return True
 
+    def blind(self) -> int:
+        """Return how many members there are whose summary is missing, known to be behind, or not kept."""
+        followed = min(len(self._members), self._subset.size)
+        return len(self._members) - followed + self._follower.unsettled()
+
+    def _admit(self, record: MemberRecord, now: float) -> tuple[SendStream, ...]:
+        """Follow a new member if it is among those there is room for; return what to say to whom there is not."""
+        pushed_out = self._subset.add(record)
+        if record.id in self._subset:
+            self._follower.welcome(record.id, record.address, now)
+        else:
+            pushed_out = record.id
+        if pushed_out is None:
+            return ()
+        self._follower.forget(pushed_out, now)
+        return self._decline(pushed_out, now)
+
+    def _decline(self, peer: str, now: float) -> tuple[SendStream, ...]:
+        if now < self._declined.get(peer, -float("inf")) + self._decline_s:
+            return ()
+        self._declined[peer] = now
+        return (SendStream(self._members[peer][1], SummaryRequest(wanted=False)),)
+
     def _forget(self, peer: str, now: float) -> None:
         self._members.pop(peer, None)
         self._short_ids.pop(short_id(peer), None)
+        self._declined.pop(peer, None)
         self._publisher.forget(peer)
         self._follower.forget(peer, now)
         self._trust.forget(peer)
+        has_room = self._subset.remove(peer)
+        if has_room is not None:
+            self._declined.pop(has_room, None)
+            self._follower.welcome(has_room, self._members[has_room][1], now)
 
     def statistics(self, now: float | None = None) -> SummaryStatistics:
         """Return what happened so far and what is held. Counts the bits of our filter: not for every message.

@@ -53,6 +53,8 @@ class _Reader:
     """Losses of the link since anything was heard over it."""
     seq: int = -1
     """The version it was sent last, in whole or by deltas; -1 while a snapshot is due."""
+    declined: bool = False
+    """It asked to be sent nothing."""
 
 
 class Publisher:
@@ -118,6 +120,7 @@ class Publisher:
     def on_request(self, peer: str, bits_log2_max: int, now: float) -> None:
         """Have the whole filter sent, unless that was just done, and the request crossed it, or is about to be."""
         reader = self._readers[peer]
+        reader.declined = False
         size_log2 = max(BITS_LOG2_MIN, min(bits_log2_max or BITS_LOG2_MAX, BITS_LOG2_MAX))
         same_size = min(size_log2, self._writer.bits_log2) == self._size_for(reader)
         reader.size_log2 = size_log2
@@ -126,10 +129,18 @@ class Publisher:
         else:
             self._restart(peer, now)
 
+    def on_declined(self, peer: str) -> None:
+        """Send nothing to a reader until it asks."""
+        reader = self._readers[peer]
+        reader.declined = True
+        reader.seq = -1
+        self._stop_sending(peer)
+        self._due.drop(peer)
+
     def on_link_lost(self, address: str, now: float) -> None:
         """Take that what was sent to `address` may not have arrived."""
         for peer, reader in self._readers.items():
-            if reader.address == address:
+            if reader.address == address and not reader.declined:
                 reader.losses += 1
                 self._restart(peer, now + backoff_s(self._period_s, reader.losses))
 

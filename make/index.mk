@@ -9,6 +9,8 @@ bench-index: setup ## Measure lookups, summaries and the ring
 	$(BIN)/p2pkv bench ring
 	$(BIN)/p2pkv bench deltas
 	$(BIN)/p2pkv bench deltas --keys 100000
+	$(BIN)/p2pkv bench directory --nodes 100
+	$(BIN)/p2pkv bench directory --nodes 1000 --seconds 10
 
 # Simulated, so these figures are the same on every machine; TRACE is a file of one's own.
 bench-summaries: setup ## Simulate what summaries find and cost (four minutes of CPU)

@@ -4,13 +4,16 @@ SIM_SEEDS ?= 1000
 SIM_NODES ?= 16
 SIM_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: sim sim-agents sim-plots
+.PHONY: sim sim-agents sim-pace sim-plots
 
 sim: setup ## Every scenario with 1,000 seeds; each failing seed prints the command that replays it
 	$(BIN)/p2pkv sim run all --nodes $(SIM_NODES) --seed 1 --runs $(SIM_SEEDS) --jobs $(SIM_JOBS)
 
 sim-agents: setup ## 100 real agents in one trio run, at rest for ten simulated minutes
 	$(BIN)/python -m p2pkv.testing.agents --agents 100 --minutes 10 --seed 1
+
+sim-pace: setup ## 1,000 nodes at rest for ten simulated minutes
+	$(BIN)/p2pkv sim pace --nodes 1000 --minutes 10 --seed 1 -o json
 
 SIM_PLOTS := docs/benchmarks/plots
 

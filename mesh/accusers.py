@@ -21,9 +21,12 @@ def split(record: MemberRecord) -> tuple[MemberRecord, frozenset[str]]:
     return msgspec.structs.replace(record, suspected_by="", also_suspected_by=()), accusers
 
 
-def with_accusers(record: MemberRecord, accusers: frozenset[str]) -> MemberRecord:
-    """Return `record` with as many of the names as a record may carry, in the order of their ids."""
-    names = sorted(accusers)[: ALSO_SUSPECTED_BY_MAX + 1]
+def with_accusers(record: MemberRecord, accusers: frozenset[str], *, first: frozenset[str] = NOBODY) -> MemberRecord:
+    """Return `record` with as many of the names as a record may carry, `first` those that are news.
+
+    Where a record is so large that one name fits, each name is told in its turn all the same, as in Lifeguard.
+    """
+    names = [*sorted(first & accusers), *sorted(accusers - first)][: ALSO_SUSPECTED_BY_MAX + 1]
     while names:
         named = msgspec.structs.replace(record, suspected_by=names[0], also_suspected_by=tuple(names[1:]))
         if record_bytes(named) <= RECORD_BYTES_MAX:

@@ -49,9 +49,8 @@ class Beliefs:
         self, record: MemberRecord, accusers: frozenset[str], now: float, effects: list[Effect], *, listed: bool = False
     ) -> None:
         if record == self._table.get(record.id):  # by far the most frequent case
-            if record.state == MemberState.SUSPECT and self._suspects.confirm(record.id, accusers):
-                self._counts["confirmations"] += 1
-                self._queue.put(with_accusers(record, self._accusers_of(record.id)))
+            if record.state == MemberState.SUSPECT:
+                self._confirm(record, accusers)
             return
         if not record.address or record_bytes(record) > RECORD_BYTES_MAX:
             self._counts["records_refused"] += 1
@@ -59,6 +58,26 @@ class Beliefs:
         change = self._table.take(record, now)
         if change is not None:
             self._settle(change, accusers, now, effects, listed=listed)
+        elif record.state == MemberState.SUSPECT:
+            self._stand_by_verdict(record)
+
+    def _confirm(self, suspect: MemberRecord, accusers: frozenset[str]) -> None:
+        known = self._accusers_of(suspect.id)
+        if self._suspects.confirm(suspect.id, accusers):
+            self._counts["confirmations"] += 1
+            self._queue.put(with_accusers(suspect, known | accusers, first=accusers - known))
+
+    def _stand_by_verdict(self, suspected: MemberRecord) -> None:
+        """Tell again, under our own name, that a member is dead whom somebody only suspects.
+
+        It was cut off or stood still when the verdict was told, and alone it would take long to come to one: nobody
+        else probes the dead. A few of those who hear of its suspicion are accusers enough.
+        """
+        known = self._table.get(suspected.id)
+        if not self._verdicts.enabled or known is None or known.state != MemberState.DEAD or known.id in self._queue:
+            return
+        if (known.boot, known.incarnation) == (suspected.boot, suspected.incarnation):
+            self._queue.put(with_accusers(known, frozenset({self._own.record.id})))
 
     def _hear_of_self(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
         match self._own.hear(record):

@@ -103,6 +103,9 @@ class GossipQueue:
         self._forget(next(iter(most_sent)))
         self.dropped += 1
 
+    def __contains__(self, member: str) -> bool:
+        return member in self._sent
+
     def __len__(self) -> int:
         return len(self._sent)
 

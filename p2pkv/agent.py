@@ -16,7 +16,7 @@ import trio
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError, SealRefused
 from p2pkv.identity import Identity
 from p2pkv.ledger import Held
 from p2pkv.load import LoadGauge
@@ -28,12 +28,15 @@ from p2pkv.mesh.metadata import weights_texts
 from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
 from p2pkv.node import Node
+from p2pkv.protection import Protection
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
 from p2pkv.transport.handshake import welcome
+from p2pkv.transport.sealed_handshake import welcome_sealed
+from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.streams import ControlStreams, serve_control
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
@@ -65,6 +68,7 @@ class Agent:
         host, port = parse_address(config.node.bind, what="node.bind")
         check_entries(config.node.join)
         _refuse_exposed(host, config)
+        self._protection: Final = Protection(config.security)
         self.config: Final = config
         with contextlib.ExitStack() as made:
             self.local: Final = LocalSocket(config.node.socket)
@@ -82,16 +86,24 @@ class Agent:
         self._discovery = Discovery(made_resolvers, found=self._seeds_found, failed=self._lookup_failed)
         self.metrics: Final = Metrics()
         self.log: Final = logger(config.log).bind(node=self.me.name)
-        node = Node(config, self.me, Random(secrets.randbits(64)))
+        node = Node(config, self.me, Random(secrets.randbits(64)), ring=self._protection.ring)
         timeout_s = config.fetch.connect_timeout_s
         self._streams = ControlStreams(
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
+            ring=self._protection.rings,
         )
-        self._bulk = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        self._bulk = TcpTransport(
+            hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings
+        )
         self.runner: Final = Runner(
-            node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics, log=self.log
+            node,
+            datagrams=self._datagrams,
+            streams=self._streams,
+            metrics=self.metrics,
+            log=self.log,
+            seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
         self._leaving = trio.Event()
@@ -103,7 +115,8 @@ class Agent:
                 log=self.log,
                 me=self.me,
                 cluster=config.node.cluster,
-                protection="none, loopback only" if _is_loopback(host) else "none (insecure)",
+                protection=lambda: self._protection.text(loopback=_is_loopback(host)),
+                keys=lambda request: self._protection.carry_out(self.runner, request),
                 transport=self._bulk.name,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
@@ -119,6 +132,7 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._streams.run)
+                self._protection.attach(self.runner, nursery)
                 await nursery.start(self._discovery.run)
                 self.runner.on_resolve = self._discovery.start
                 self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
@@ -188,10 +202,10 @@ class Agent:
         try:
             peer = format_address(*stream.socket.getpeername()[:2])
             with trio.fail_after(self.config.fetch.connect_timeout_s):
-                hello = await welcome(stream, cluster=self.config.node.cluster, node_id=self.me.id, peer=peer)
+                hello, channel = await self._welcome(stream, peer)
             if hello.purpose == BULK:
                 await serve_bulk(
-                    stream,
+                    channel,
                     peer=hello.node,
                     open_lease=self._open_lease,
                     idle_s=_BULK_IDLE_S,
@@ -199,7 +213,9 @@ class Agent:
                     on_sent=self._sent,
                 )
             else:
-                await serve_control(stream, peer=hello.node, deliver=self.runner.deliver)
+                await serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
+        except SealRefused as exc:
+            self.runner.seal_refused("stream", exc)
         except PeerError as exc:
             if isinstance(exc, MalformedMessage):
                 self.metrics.malformed.labels("stream").inc()
@@ -210,6 +226,12 @@ class Agent:
     def _sent(self, count: int) -> None:
         self.metrics.transfer_bytes.labels("sent", self._bulk.name).inc(count)
         self._load.sent(count)
+
+    async def _welcome(self, stream: trio.SocketStream, peer: str) -> tuple[Hello, Channel]:
+        cluster, rings = self.config.node.cluster, self._protection.rings
+        if rings is None:
+            return await welcome(stream, cluster=cluster, node_id=self.me.id, peer=peer), stream
+        return await welcome_sealed(stream, cluster=cluster, node_id=self.me.id, peer=peer, ring=rings)
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
@@ -264,10 +286,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse_exposed(host: str, config: Config) -> None:
-    if not _is_loopback(host) and not config.node.insecure:
+    if not _is_loopback(host) and not config.node.insecure and not config.security.keyring:
         raise ConfigError(
-            f"node.bind is {config.node.bind!r}, which other machines can reach, and nothing is encrypted yet",
-            hint="bind to 127.0.0.1, or say --insecure on a network you trust with every prompt",
+            f"node.bind is {config.node.bind!r}, which other machines can reach, and without a keyring nothing is encrypted",
+            hint="set security.keyring (--keyring), or bind to 127.0.0.1; --insecure gives every prompt to the network",
         )
 
 

@@ -65,7 +65,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "`host:port` to listen on, UDP for gossip and TCP for control and blocks, one number for both. Port 0 takes a "
-                "free one. An address other than loopback needs `insecure`, because this version does not encrypt."
+                "free one. An address other than loopback needs `security.keyring`, or `insecure`."
             )
         ),
     ] = "127.0.0.1:7710"
@@ -406,6 +406,81 @@ class SummaryConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = 2**30
+    peers_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=8192,
+            description=(
+                "For how many peers to hold summaries, those of this host and zone first. The others are told to send none, and "
+                "the directory is asked for what they hold. More finds blocks without asking, and costs memory and traffic per "
+                "peer; see the benchmarks. 0: hold none."
+            ),
+        ),
+    ] = 1024
+
+
+class DirectoryConfig(Section, frozen=True, kw_only=True):
+    """Exact records of who holds what, kept by the owners of the ring, for what summaries cannot say."""
+
+    owners: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=3,
+            description=(
+                "Nodes that keep each record, in distinct zones or hosts where possible. More survive more failures at once, and "
+                "cost traffic in proportion. Equal on all nodes. 0: this node takes no part."
+            ),
+        ),
+    ] = 2
+    lease_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long records are good for if their holder does not renew them, which it does three times per lease. Longer "
+                "costs less; shorter forgets sooner what a lost message should have withdrawn. The dead are forgotten at once."
+            )
+        ),
+    ] = 300.0
+    period_s: Annotated[
+        Seconds,
+        Meta(description=("Changes are gathered for so long before owners are told. Longer costs fewer messages.")),
+    ] = 2.0
+    timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Longest a fetch waits for owners to answer; it goes on with what has come. A few round trips: it is paid when "
+                "an owner has just died."
+            )
+        ),
+    ] = 0.25
+    records_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**24,
+            description=(
+                "Records kept for others; further ones are refused and counted. A record takes about 0.5 KB. The mesh has one "
+                "for 32 blocks of a chain, or for a block of unknown depth, times `owners`."
+            ),
+        ),
+    ] = 262_144
+    records_per_peer_max: Annotated[
+        int, Meta(ge=1, le=2**24, description="Of these, how many may speak of one holder, or come from one peer.")
+    ] = 65_536
+    bytes_per_s: Annotated[
+        float,
+        Meta(
+            ge=1024,
+            le=1e9,
+            description=(
+                "What this node may send of changes, renewals and handovers; the rest waits. Answers are not part of it. Lower "
+                "spares the network, and takes longer after a change of the membership."
+            ),
+        ),
+    ] = 131_072.0
 
 
 class HostConfig(Section, frozen=True, kw_only=True):
@@ -490,6 +565,21 @@ class FetchConfig(Section, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class SecurityConfig(Section, frozen=True, kw_only=True):
+    """What protects this node and what goes between nodes."""
+
+    keyring: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path of the file with the mesh's keys, mode 0600 and of this node's user; `p2pkv keys generate --write` makes "
+                "one. With it everything between nodes is encrypted, and only who has one of the keys is let in. Empty: no "
+                "encryption, and no `bind` but loopback without `insecure`. `~` is the user's home."
+            )
+        ),
+    ] = ""
+
+
 class LogConfig(Section, frozen=True, kw_only=True):
     """What the daemon writes to standard error."""
 
@@ -505,8 +595,10 @@ class Config(Section, frozen=True, kw_only=True):
     node: NodeConfig = NodeConfig()
     mesh: MeshConfig = MeshConfig()
     summary: SummaryConfig = SummaryConfig()
+    directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
     fetch: FetchConfig = FetchConfig()
+    security: SecurityConfig = SecurityConfig()
     log: LogConfig = LogConfig()
 
 
@@ -536,6 +628,7 @@ PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
             "push_pull_period_s": 15.0,
         },
         "summary": {"period_s": 0.2},
+        "directory": {"period_s": 0.2, "lease_s": 30.0},
     },
 }
 """Sets of defaults by the kind of network: memberlist's `DefaultLANConfig`, `DefaultWANConfig`, `DefaultLocalConfig`.

@@ -11,7 +11,7 @@ from p2pkv.config import Config
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.mesh.relay import RELAYS_MAX
 from p2pkv.sim.clock import SECOND_US, to_us
-from p2pkv.sim.engines import Engines
+from p2pkv.sim.prompts import Engines
 from p2pkv.sim.world import Change, World, id_of
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 
@@ -20,6 +20,8 @@ SHUNNED_S: Final = 90.0
 minute, and whoever is tried refutes."""
 STREAM_BYTES_MAX: Final = 4 * 2**20
 """On their way over one stream; Linux lets no send buffer grow further by default (tcp_wmem), and the writer would wait."""
+_TURNS: Final = 5
+"""A node's queues are looked at once in so many seconds; counting them costs as much as all other checks together."""
 
 
 def disagreements(world: World, *, limit: int = 10) -> list[str]:
@@ -107,17 +109,20 @@ class Checkers:
         found: list[str] = []
         for number in counted_on:
             others = [other for other in counted_on if other != number]
-            reachable = world.is_well(number) and all(world.reaches(number, other) for other in others)
-            if not reachable or not others or any(number in counted_on[other] for other in others):
+            is_counted_on = not others or any(number in counted_on[other] for other in others)
+            if is_counted_on or not world.is_well(number) or not all(world.reaches(number, one) for one in others):
                 self._shunned_since.pop(number, None)
             elif now_s - self._shunned_since.setdefault(number, now_s) > SHUNNED_S:
                 found.append(f"{id_of(number)} runs and is reachable, and nobody has counted on it for {SHUNNED_S:g} s")
         return found
 
     def _full(self, world: World) -> list[str]:
-        """Return queues that have outgrown their bounds."""
+        """Return queues that have outgrown their bounds, of the nodes whose turn it is."""
         found: list[str] = []
+        turn = world.now_us // SECOND_US % _TURNS
         for number, node in world.running():
+            if number % _TURNS != turn:
+                continue
             members, fetch = node.membership.statistics(), node.statistics().fetch
             sizes = {
                 "waiting updates": (members.updates_waiting, world.size),

@@ -12,7 +12,7 @@ from p2pkv.sim.faults_cli import churn, partition
 from p2pkv.sim.mesh_cli import anchors, heal, rest, storm
 from p2pkv.sim.options import fail_run, nodes_option, plot_option, print_rows, seed_option
 from p2pkv.sim.plots import write_figure
-from p2pkv.sim.run_cli import run, scenarios
+from p2pkv.sim.run_cli import pace, run, scenarios
 
 SUMMARIES_COLUMNS: Final = (
     *("period_s", "hits_of_oracle", "questions_per_lookup", "fewer_questions", "wasted_questions"),
@@ -26,7 +26,7 @@ def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
 
 
-for _command in (anchors, churn, crashes, freeze, heal, loss, partition, rest, run, scenarios, storm):
+for _command in (anchors, churn, crashes, freeze, heal, loss, pace, partition, rest, run, scenarios, storm):
     sim.add_command(_command)
 
 
@@ -113,7 +113,9 @@ def lifeguard(
     """
     from dataclasses import asdict
 
+    from p2pkv.sim.figures import lifeguard_figure
     from p2pkv.sim.lifeguard import NODES, Cell, grid, run_lifeguard
+    from p2pkv.sim.plots import write_figure
 
     if experiment == "threshold":
         from p2pkv.sim.threshold import NODES as THRESHOLD_NODES
@@ -139,10 +141,7 @@ def lifeguard(
         print_table(f"lifeguard: {nodes} nodes", columns, [[row[column] for column in columns] for row in rows])
     command = f"p2pkv sim lifeguard --nodes {nodes} --seed {seed}"
     if plot is not None:
-        from p2pkv.sim.figures_detection import interval_figure
-        from p2pkv.sim.plots import write_figure
-
-        write_figure(interval_figure(results, command), plot)
+        write_figure(lifeguard_figure(results, nodes=nodes, note=command), plot)
     if not results[0].raised_fp or any(result.crashes_detected < result.crashes for result in results):
         click.echo("problem: plain SWIM made no mistake, or a variant missed a crash: nothing is shown", err=True)
         click.echo(f"replay with: {command}", err=True)

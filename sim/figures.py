@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from p2pkv.mesh.members import MemberState
 from p2pkv.sim.clock import SECOND_US
 from p2pkv.sim.detection import Detection
+from p2pkv.sim.lifeguard import VariantResult
 from p2pkv.sim.members import MembersOptions, MembersResult
 from p2pkv.sim.plots import Chart, Figure, Series
 from p2pkv.sim.splits import Split
@@ -95,6 +96,52 @@ def detection_figure(found: Sequence[Detection], *, nodes: int, note: str) -> Fi
                 x_label="from the first member to the last, ms",
                 y_label="share of crashes",
                 series=[_steps([(0.0, 0.0), *zip([1000 * one for one in spread], shares, strict=False)])],
+            ),
+        ],
+    )
+
+
+def lifeguard_figure(results: Sequence[VariantResult], *, nodes: int, note: str) -> Figure:
+    """Draw what each variant gets wrong, and what it costs, beside plain SWIM."""
+    names, places = [result.variant for result in results], list(range(len(results)))
+
+    def bars(label: str, values: Sequence[float | None]) -> Series:
+        return Series(x=places, y=values, label=label, kind="bars")
+
+    return Figure(
+        title=f"Slow members among {nodes}: plain SWIM and each part of Lifeguard",
+        note=note,
+        charts=[
+            Chart(
+                title="false positives",
+                x_label="",
+                y_label="count over the grid",
+                x_names=names,
+                y_log=True,
+                series=[
+                    bars("raised", [result.raised_fp or None for result in results]),
+                    bars("seen by healthy members", [result.seen_fp or None for result in results]),
+                ],
+            ),
+            Chart(
+                title="traffic",
+                x_label="",
+                y_label="in units of plain SWIM's",
+                x_names=names,
+                series=[
+                    bars("messages", [result.message_ratio for result in results]),
+                    bars("bytes", [result.byte_ratio for result in results]),
+                ],
+            ),
+            Chart(
+                title="real crashes",
+                x_label="",
+                y_label="time to notice, s",
+                x_names=names,
+                series=[
+                    bars("median", [result.crash_detection_p50_s for result in results]),
+                    bars("longest", [result.crash_detection_max_s for result in results]),
+                ],
             ),
         ],
     )

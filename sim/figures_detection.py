@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from p2pkv.sim.lifeguard import VariantResult
 from p2pkv.sim.loss import LossResult
 from p2pkv.sim.plots import Chart, Figure, Series
 from p2pkv.sim.threshold import ThresholdResult
@@ -41,24 +40,3 @@ def threshold_figure(results: Sequence[ThresholdResult], command: str) -> Figure
         x_names=[result.variant for result in results],
     )
     return Figure(title="Lifeguard, threshold experiment", charts=(chart,), note=command)
-
-
-def interval_figure(results: Sequence[VariantResult], command: str) -> Figure:
-    """Return the mistakes of each variant, and what it sent, as shares of plain SWIM's."""
-    places = list(range(len(results)))
-    names = [result.variant for result in results]
-    mistakes = (
-        Series(x=places, y=[result.raised_fp_ratio for result in results], label="raised", kind="bars"),
-        Series(x=places, y=[result.seen_fp_ratio for result in results], label="seen", kind="bars"),
-    )
-    sent = (
-        Series(x=places, y=[result.message_ratio for result in results], label="messages", kind="bars"),
-        Series(x=places, y=[result.byte_ratio for result in results], label="bytes", kind="bars"),
-    )
-    charts = (
-        Chart(
-            title="False positives", x_label="variant", y_label="share of plain SWIM's", series=mistakes, x_names=names
-        ),
-        Chart(title="Sent", x_label="variant", y_label="share of plain SWIM's", series=sent, x_names=names),
-    )
-    return Figure(title="Lifeguard, interval experiment", charts=charts, note=command)

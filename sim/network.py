@@ -61,6 +61,8 @@ class Network:
 
     def segments(self, a: int, b: int, now_us: int, size: int) -> int | None:
         """Return when the last of `size` bytes is at `b`, over a stream that is open; None if it breaks before."""
+        if not self._loss(a, b, now_us) and not self._loss(b, a, now_us):  # then no segment is worth a look
+            return now_us + self._sampler(a, b)()
 
         def attempt(at_us: int) -> int | None:
             return self._travel(a, b, at_us) if self.reaches(b, a, at_us) else None

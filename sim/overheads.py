@@ -6,9 +6,9 @@ from typing import Final
 from p2pkv.sim.world import Traffic
 
 SEALED_DATAGRAM_BYTES: Final = 60
-"""Assumed for a datagram sealed with AES-256-GCM: tag 16, boot salt 16, sender and key about 20, sequence 8."""
+"""A sealed datagram has 42 bytes in front (key, sender, boot, salt, sequence) and a tag of 16 behind; rounded up."""
 STREAM_MESSAGE_BYTES: Final = 30
-"""Assumed for a message on an encrypted stream: length prefix 4, TLS record header and tag 22, with some to spare."""
+"""A message on a sealed stream has its length, 4, in a record with a length of 4 and a tag of 16; rounded up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`p2pkv sim run` and `p2pkv sim scenarios`: stories, one seed or very many."""
+"""`p2pkv sim run`, `scenarios` and `pace`: stories, one seed or very many, and what simulating takes."""
 
 import sys
 from dataclasses import asdict
@@ -70,3 +70,29 @@ def scenarios(output: str) -> None:
 
     rows = [{"scenario": name, "story": " ".join((told.__doc__ or "").split())} for name, told in SCENARIOS.items()]
     print_rows("scenarios", {}, rows, output=output, name="scenarios")
+
+
+@click.command()
+@nodes_option(2, 1000, 10_000)
+@seed_option
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0.05, 600),
+    default=10.0,
+    show_default=True,
+    help="Simulated, after all have met.",
+)
+@rows_output_option
+def pace(nodes: int, seed: int, minutes: float, output: str) -> None:
+    """Measure how fast the simulator is, with nodes that meet and then have nothing to do.
+
+    Exit codes: 0 all agreed in the end, 1 some did not.
+    """
+    from p2pkv.sim.options import fail_run
+    from p2pkv.sim.pace import run_pace
+
+    result = run_pace(nodes=nodes, seed=seed, minutes=minutes)
+    row = {name: value for name, value in asdict(result).items() if name != "problems"}
+    print_rows("pace", {"nodes": nodes, "seed": seed, "minutes": minutes}, [row], output=output)
+    if result.problems:
+        fail_run(result.problems, f"p2pkv sim pace --nodes {nodes} --seed {seed} --minutes {minutes:g}")

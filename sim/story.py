@@ -11,8 +11,8 @@ from p2pkv.config import Config, HostConfig
 from p2pkv.errors import LocalUseError
 from p2pkv.sim.checkers import Bounds, Checkers
 from p2pkv.sim.clock import SECOND_US
-from p2pkv.sim.engines import Engines, Load, with_room
 from p2pkv.sim.faults import Faults
+from p2pkv.sim.prompts import Engines, Load, with_room
 from p2pkv.sim.world import World
 
 START_WITHIN_S: Final = 1.0

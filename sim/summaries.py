@@ -54,6 +54,11 @@ class SummariesOptions:
     def __post_init__(self) -> None:
         if self.nodes < NODES_MIN:
             raise LocalUseError(f"nodes is {self.nodes}, must be at least {NODES_MIN}: somebody has to hold something")
+        if self.joins * _JOINS_APART_S > self.duration_s / 2 - 2.0:
+            raise LocalUseError(
+                f"joins is {self.joins}, {_JOINS_APART_S:g} s apart in the second half of {self.duration_s:g} s: too many",
+                hint="let the run last longer",
+            )
         if self.duration_s < DURATION_MIN_S:
             raise LocalUseError(f"duration is {self.duration_s} s, must be at least {DURATION_MIN_S:g}: tiers fill")
 
@@ -221,7 +226,8 @@ def _row(
     counted_s: float,
 ) -> SummariesRow:
     tally, after = engines.tally, _Sent.of(world)
-    node_s = (options.duration_s - counted_s) * len(world.running())
+    node_s = options.nodes * (options.duration_s - counted_s)
+    node_s += sum(options.duration_s - at_s for at_s in joins_s.values() if at_s < options.duration_s)
     questions = after.questions - before.questions
     delta_bytes = after.delta_bytes - before.delta_bytes
     pairs = counter.changes / 2

@@ -10,12 +10,12 @@ the hardest case for a cache that knows of others only by their summaries.
 import itertools
 import json
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from p2pkv.blocks import BlockKey
 from p2pkv.errors import LocalUseError
@@ -34,6 +34,8 @@ AGENT_SHARE: Final = 0.1
 TOOL_MIN_S: Final = 0.5
 TOOL_MEAN_S: Final = 3.0
 """A recorded load of agents has half of its reuse within a second, a quarter later than two."""
+_RECORDED_BLOCK_TOKENS: Final = 512
+_ENDLESS: Final = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,9 @@ def conversations(*, nodes: int, rate: float, start_s: float, end_s: float, seed
 def recorded(path: Path, *, nodes: int, start_s: float, end_s: float, seed: int) -> list[Request]:
     """Return the requests of a trace, each at any node: lines of JSON with `timestamp` in ms and ids of the prefixes.
 
-    The ids are in `hash_ids`, or in `hash_runs` as start and count in turn. A name that ends in .xz is unpacked.
+    The ids are in `hash_ids`, or in `hash_runs` as start and count in turn. A name that ends in .xz is unpacked. In
+    `hash_ids` an incomplete last block of fewer than 512 tokens has an id, too, as `input_length` tells; it is left out,
+    for only full blocks have keys.
 
     Raises:
         LocalUseError: it cannot be read as such.
@@ -86,15 +90,17 @@ def recorded(path: Path, *, nodes: int, start_s: float, end_s: float, seed: int)
             row = json.loads(line)
             at_s = start_s + row["timestamp"] / 1000
             if at_s < end_s:
-                found.append(Request(at_s, random.randrange(nodes), tuple(map(_key_of, _ids(row)))))
+                keys = tuple(map(_key_of, _ids(row)))
+                found += [Request(at_s, random.randrange(nodes), keys)] if keys else []
     except (OSError, lzma.LZMAError, ValueError, KeyError, TypeError) as exc:
         raise LocalUseError(f"trace {str(path)!r} cannot be read ({exc})", hint="one JSON object a line") from exc
     return sorted(found, key=lambda request: request.at_s)
 
 
-def _ids(row: dict[str, Sequence[int]]) -> Iterator[int]:
+def _ids(row: dict[str, Any]) -> Iterator[int]:
     if "hash_ids" in row:
-        yield from row["hash_ids"]
+        whole = row.get("input_length", _ENDLESS) // _RECORDED_BLOCK_TOKENS
+        yield from row["hash_ids"][:whole]
         return
     runs = iter(row["hash_runs"])
     for start in runs:

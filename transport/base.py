@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from p2pkv.fetch import Outcome
-from p2pkv.transport.wire import Packet
 
 STREAM_QUEUE_MAX: Final = 1024
 """Control messages waiting per address. A peer that reads slower than that is as good as gone."""
@@ -22,8 +21,8 @@ during it. memberlist's `TCPTimeout`."""
 class DatagramSocket(Protocol):
     """Where gossip leaves and arrives, best effort. `p2pkv.transport.udp.Datagrams` is the real one."""
 
-    def send(self, address: str, packet: Packet) -> None:
-        """Send, or lose, one packet. Does not wait."""
+    def send_bytes(self, address: str, data: bytes) -> None:
+        """Send, or lose, one datagram. Does not wait."""
         ...
 
     async def wait(self) -> None:

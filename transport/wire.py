@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
 from p2pkv.errors import MalformedMessage
+from p2pkv.transport.keyring import RING_KEYS_MAX
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
@@ -19,7 +20,11 @@ PROTOCOL_MAX: Final = 1
 MESSAGE_BYTES_MAX: Final = 64 * 1024
 """No control message is larger, on datagrams or streams. Larger things (member lists, filters) travel in pieces."""
 DATAGRAM_BYTES_MAX: Final = 1400
-"""Payload that fits an Ethernet frame with room for tunnels and encryption; memberlist's choice too."""
+"""Payload that fits an Ethernet frame with room for tunnels; memberlist's choice too."""
+SEAL_BYTES: Final = 58
+"""What sealing adds to a datagram (`p2pkv.transport.seal`): 42 in front, a tag of 16. Whoever counts bytes adds it."""
+PACKET_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - SEAL_BYTES
+"""An encoded packet, which is filled up to this whether it is sealed or not, so that keys change nothing else."""
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
@@ -41,6 +46,15 @@ FLIPS_PER_DELTA_MAX: Final = 8192
 """Flipped bits in one `SummaryDelta`; coded they take two to three bytes each."""
 VERSIONS_PER_MESSAGE_MAX: Final = 4096
 """Members in one `SummaryVersions`, twelve bytes each."""
+ANCHOR_BYTES: Final = 16
+"""Of a key that stands for a stretch in the directory: enough that no two meet by chance."""
+ANCHORS_PER_PUT_MAX: Final = 1024
+ANCHORS_PER_ASK_MAX: Final = 1024
+"""Stretches of one question: half a million tokens in blocks of 16."""
+HOLDERS_PER_ANCHOR_MAX: Final = 8
+"""Holders of one stretch that an answer names; more than a fetch tries."""
+HOLDERS_PER_ANSWER_MAX: Final = 64
+CLAIM_BYTES: Final = 4
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -231,6 +245,8 @@ class SummaryRequest(Message, tag=9, frozen=True):
 
     bits_log2_max: Annotated[int, Meta(ge=0, le=36)] = 0
     """Not 0: fold it to at most 2**bits_log2_max bits, and what follows of it too; I have no memory for more."""
+    wanted: bool = True
+    """False: I keep no summary of yours, as I keep as many as I may. Send nothing until I ask."""
 
 
 class SummaryVersions(Message, tag=23, frozen=True):
@@ -241,6 +257,56 @@ class SummaryVersions(Message, tag=23, frozen=True):
 
     versions: Annotated[bytes, Meta(max_length=VERSIONS_PER_MESSAGE_MAX * 12)]
     """Per member three u32, little-endian: a digest of its id, and the low bits of the filter's epoch and seq."""
+
+
+# -- directory ------------------------------------------------------------------------------------------------------
+
+
+class DirectoryPut(Message, tag=25, frozen=True):
+    """Records of `holder` for the receiver to keep: what it holds of stretches of chains, by their anchors.
+
+    Sent by the holder itself: changes since its last one, or nothing but a renewal of what was sent before. Sent by
+    another member: what that owned and the receiver owns now.
+    """
+
+    holder: NodeId
+    boot: Count
+    """Of the holder; records of an earlier life go with it."""
+    lease_ms: Small
+    """How long all of the holder's records are good from now on, unless they are renewed."""
+    tier: Annotated[int, Meta(ge=0, le=3)]
+    """Fastest tier that all of the blocks are in: 0 host memory."""
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX * ANCHOR_BYTES)]
+    """The last 16 bytes of the key of each stretch's first block, one after another."""
+    blocks: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX)]
+    """For each anchor, how many blocks of the stretch from its start are held; 0 withdraws the record."""
+    fresh: bool = False
+    """Forget what the holder said before: this and what follows is all."""
+    settled: bool = False
+    """Nothing more is under way, and `fingerprint` is what the receiver should have."""
+    fingerprint: Count = 0
+    """Exclusive or over all of the holder's records at the receiver; see `p2pkv.index.records`."""
+
+
+class DirectoryResend(Message, tag=26, frozen=True):
+    """What I have of yours is not what your fingerprint says: send it all again."""
+
+
+class DirectoryAsk(Message, tag=27, frozen=True):
+    """Who holds stretches with these anchors? Answered by `DirectoryAnswer` with the same `request`."""
+
+    request: Count
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * ANCHOR_BYTES)]
+
+
+class DirectoryAnswer(Message, tag=28, frozen=True):
+    """What the sender's records say of the anchors asked for."""
+
+    request: Count
+    holders: Annotated[tuple[NodeId, ...], Meta(max_length=HOLDERS_PER_ANSWER_MAX)]
+    claims: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * HOLDERS_PER_ANCHOR_MAX * CLAIM_BYTES)]
+    """Four bytes each: place of the anchor in the question (u16, little-endian), place in `holders`, and the number of
+    blocks in the low six bits, above them the tier."""
 
 
 # -- fetching -------------------------------------------------------------------------------------------------------
@@ -312,6 +378,33 @@ class Pull(Message, tag=15, frozen=True):
     """Speaks of the granted blocks of the lease, by their position in the grant."""
 
 
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+class KeyCommand(Message, tag=17, frozen=True):
+    """Change or tell your keyring. Only over a sealed stream; answered by `KeyReport` with the same `request`."""
+
+    request: Count
+    action: Annotated[int, Meta(ge=0, le=3)]
+    """0 tell, 1 install, 2 use as the primary one, 3 remove."""
+    key: Annotated[bytes, Meta(max_length=32)] = b""
+    """The key itself to install, the fingerprint of the one to use or remove, nothing to tell."""
+
+    def __repr__(self) -> str:
+        return f"KeyCommand(request={self.request}, action={self.action}, key=...)"
+
+
+class KeyReport(Message, tag=18, frozen=True):
+    """Answer to `KeyCommand`: the keys that the answering node accepts now, and why it did not obey, if so."""
+
+    request: Count
+    fingerprints: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=8, max_length=8)], ...], Meta(max_length=RING_KEYS_MAX)
+    ]
+    """The primary key's first."""
+    refusal: Name = ""
+
+
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
@@ -321,6 +414,10 @@ AnyMessage: TypeAlias = (
     | SummaryDelta
     | SummaryRequest
     | SummaryVersions
+    | DirectoryPut
+    | DirectoryResend
+    | DirectoryAsk
+    | DirectoryAnswer
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease
@@ -328,6 +425,8 @@ AnyMessage: TypeAlias = (
     | HelloAck
     | Pull
     | Ping
+    | KeyCommand
+    | KeyReport
 )
 """Whatever may stand alone in a datagram or a stream frame."""
 

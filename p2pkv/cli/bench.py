@@ -122,6 +122,32 @@ def ring(nodes: int, changes: int, seed: int, output: str) -> None:
     _report("ring", f"{nodes} nodes, {changes} changes", asdict(options), asdict(run_rings(options)), output)
 
 
+@bench.command()
+@click.option("--nodes", type=click.IntRange(3, 10_000), default=100, show_default=True, help="Nodes with a directory.")
+@click.option(
+    "--blocks-s",
+    type=click.IntRange(0, 10_000),
+    default=100,
+    show_default=True,
+    help="Blocks that each node adds, and evicts, per second.",
+)
+@click.option("--stock", type=click.IntRange(3, 10_000), default=20, show_default=True, help="Chains each node holds.")
+@click.option(
+    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long blocks move."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance.")
+@output_option
+def directory(nodes: int, blocks_s: int, stock: int, seconds: float, seed: int, output: str) -> None:
+    """Count what the directory sends while blocks come and go, at rest and after a change, and how right it is."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.directories import DirectoryOptions, run_directories
+
+    options = DirectoryOptions(nodes=nodes, blocks_s=blocks_s, stock=stock, seconds=seconds, seed=seed)
+    title = f"{nodes} nodes, {blocks_s} blocks/s in and out of each"
+    _report("directory", title, asdict(options), asdict(run_directories(options)), output)
+
+
 def _report(name: str, title: str, options: dict[str, Any], result: dict[str, Any], output: str) -> None:
     if output == "json":
         print_json({"benchmark": name, "options": options, **result})

@@ -73,6 +73,7 @@ def status(socket: Path | None, output: str) -> None:
         ("blocks", f"{tier['blocks']} ({tier['pinned_blocks']} pinned, {tier['evictions']} evicted)"),
         ("summary", f"version {reply.summary['epoch']:.0f}.{reply.summary['seq']:.0f}"),
         ("of peers", _peers_summaries(reply.summary)),
+        ("directory", f"{reply.directory['told']} records at owners, {reply.directory['kept']} kept here"),
         ("fetches", f"{reply.fetch['fetches']} ({reply.fetch['in_flight']} blocks on their way)"),
     ]
     rows[1:1] = [

@@ -2,8 +2,8 @@
 
 from random import Random
 
-from p2pkv.sim.engines import Load
 from p2pkv.sim.faults import Churn, Faults
+from p2pkv.sim.prompts import Load
 from p2pkv.sim.story import Story
 
 

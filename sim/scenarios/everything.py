@@ -3,8 +3,8 @@
 from random import Random
 
 from p2pkv.sim.delays import Exponential
-from p2pkv.sim.engines import Load
 from p2pkv.sim.faults import Churn, Egress, Faults, Freeze, Partition, Restart, Slow
+from p2pkv.sim.prompts import Load
 from p2pkv.sim.scenarios.processes import some
 from p2pkv.sim.story import Story
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from tests.daemons import Daemon, alive, wait_until
+from tests.meshes import DEADLINE_S
 
 
 def read_until(descriptor, word):
@@ -13,6 +14,10 @@ def read_until(descriptor, word):
         part = os.read(descriptor, 65536)
         assert part, text
         text += part
+
+
+def left(client):
+    return {member.name for member in client.members() if member.state == "left"}
 
 
 def test_a_daemon_whose_log_nobody_takes_any_more_goes_on_and_leaves_in_good_order(tmp_path):
@@ -26,15 +31,18 @@ def test_a_daemon_whose_log_nobody_takes_any_more_goes_on_and_leaves_in_good_ord
             read_until(second.stderr.fileno(), b"is ready")
             second.stderr.close()  # as when `| tee` is killed; writing to a full disk fails in the same place
             with first.client(staging_bytes=0) as client:
-                wait_until(lambda: alive(client) == {"a", "b"}, "a knows b")
+                wait_until(lambda: alive(client) == {"a", "b"}, "a knows b", seconds=DEADLINE_S)
                 third = Daemon(tmp_path, "c", "--join", first.address)
-                wait_until(lambda: alive(client) == {"a", "b", "c"}, "a knows c")
-                third.stop()
-                wait_until(lambda: any(m.name == "c" and m.state == "left" for m in client.members()), "c has left")
+                try:
+                    with third.client(staging_bytes=0) as at_third:  # or it would have nobody to say goodbye to
+                        wait_until(lambda: alive(at_third) == {"a", "b", "c"}, "c knows all", seconds=DEADLINE_S)
+                finally:
+                    third.stop()
+                wait_until(lambda: "c" in left(client), "c has left", seconds=DEADLINE_S)
                 assert second.poll() is None
                 second.terminate()
-                assert second.wait(30) == 0
-                wait_until(lambda: any(m.name == "b" and m.state == "left" for m in client.members()), "b has left")
+                assert second.wait(DEADLINE_S) == 0
+                wait_until(lambda: "b" in left(client), "b has left", seconds=DEADLINE_S)
         finally:
             second.kill()
             first.stop()

@@ -30,4 +30,8 @@ def test_names_that_do_not_fit_are_left_out_and_the_rest_stays() -> None:
     assert record_bytes(named) <= RECORD_BYTES_MAX
     assert 1 <= len(split(named)[1]) < ALSO_SUSPECTED_BY_MAX + 1
     assert split(named)[1] < roomy
+    assert (
+        "0" * 63 + "9"
+        in split(with_accusers(record("n" * 120, host_id="h" * 120), roomy, first=frozenset({"0" * 63 + "9"})))[1]
+    )
     assert len(split(with_accusers(record(), frozenset("abcdefghijkl")))[1]) == ALSO_SUSPECTED_BY_MAX + 1

@@ -73,7 +73,10 @@ def test_a_death_that_was_believed_is_told_on_with_all_accusers() -> None:
     for accuser in "cde":
         core.on_message(accuser, packet(suspicion("b", accuser), sender=accuser), 60.0)
     core.on_message("c", packet(verdict("b", "f"), sender="c"), 61.0)
-    packets = [effect.packet for effect in core.on_time(61.0) if isinstance(effect, SendDatagram)]
+    effects = core.on_time(61.0)
+    packets = [
+        one.packet for one in effects if isinstance(one, SendDatagram) and one.address != "b:1"
+    ]  # which is sought
     told = [update for one in packets for update in one.updates if update.id == "b"]
     assert told
     assert {(update.suspected_by, *update.also_suspected_by) for update in told} == {("c", "d", "e", "f")}
@@ -99,7 +102,7 @@ def test_an_observer_that_gets_no_answer_confirms_under_its_own_name() -> None:
         for update in effect.packet.updates
         if update.id == "b" and update.suspected_by
     }
-    assert ("c", "me") in named
+    assert ("me", "c") in named  # news first
 
 
 def test_enough_accusers_and_a_silent_suspect_make_a_death_in_the_shortest_time() -> None:
@@ -169,3 +172,19 @@ def test_accusers_that_died_since_make_room_for_others() -> None:
     assert ("b", SUSPECT, DEAD) not in changes(effects)
     core.on_message("g", packet(suspicion("b", "g"), sender="g"), 30.0 + 3 * MIN_S)
     assert core.statistics().confirmations == 4
+
+
+def test_who_suspects_a_member_that_is_dead_to_us_hears_so_under_our_name_and_counts_it() -> None:
+    core, straggler = node(), node()
+    run(core, 0.0, 30.0)
+    core.on_message("c", packet(verdict("b", "c", "d", "e", "f"), sender="c"), 30.0)
+    run(core, 30.0, 60.0, deaf_to="b")  # the verdict has been told as often as gossip tells anything
+    assert core.statistics().updates_waiting == 0
+    core.on_message("g", packet(suspicion("b", "g"), sender="g"), 60.0)
+    told = [
+        update for effect in core.on_time(60.5) if isinstance(effect, SendDatagram) for update in effect.packet.updates
+    ]
+    assert verdict("b", "me") in told
+    for teller in "cdef":
+        effects = straggler.on_message(teller, packet(verdict("b", teller), sender=teller), 60.0)
+    assert ("b", SUSPECT, DEAD) in changes(effects)

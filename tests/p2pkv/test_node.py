@@ -15,7 +15,8 @@ from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import PinLimit, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.mesh.members import MemberState
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.mesh.ring_view import GATHER_S
+from p2pkv.node import Acquired, Effect, Located, Node
 from p2pkv.planner import Cost
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.testing.strategies import messages
@@ -59,11 +60,14 @@ def record(name: str) -> MemberRecord:
 class Mesh:
     """Nodes, the messages between them, and one clock. Messages are really encoded and take no time."""
 
-    def __init__(self, names: str, *, leases_max: int = 256, capacity_bytes: int = CAPACITY) -> None:
+    def __init__(
+        self, names: str, *, leases_max: int = 256, capacity_bytes: int = CAPACITY, peers_max: int = 1024
+    ) -> None:
         base = load(environment={}, profile="loopback")
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
         self.acquired: dict[tuple[str, int], Acquired] = {}
+        self.located: dict[int, Located] = {}
         self.transfers: list[tuple[str, StartTransfer]] = []
         self.changes: list[tuple[str, str, int]] = []
         """(who noticed, about whom, which state)."""
@@ -77,7 +81,7 @@ class Mesh:
                 base,
                 node=NodeConfig(join=(f"{names[0]}:1",) if name != names[0] else ()),
                 host=HostConfig(capacity_bytes=capacity_bytes, chunk_bytes=capacity_bytes // 4),
-                summary=msgspec.structs.replace(base.summary, blocks_expected=1024),
+                summary=msgspec.structs.replace(base.summary, blocks_expected=1024, peers_max=peers_max),
                 fetch=msgspec.structs.replace(base.fetch, leases_max=leases_max),
             )
             self.nodes[name] = Node(config, record(name), Random(name))
@@ -94,6 +98,8 @@ class Mesh:
                     self.transfers.append((name, effect))
                 case Acquired():
                     self.acquired[name, effect.acquire] = effect
+                case Located():
+                    self.located[effect.locate] = effect
                 case MemberChanged(record=record):
                     self.changes.append((name, record.id, record.state))
                 case Note():
@@ -428,10 +434,10 @@ def test_a_member_that_speaks_no_version_of_ours_is_a_member_and_is_asked_for_no
     assert node.match(CHAIN).reachable == len(CHAIN)
     tell(mesh, "a", protocol_min=PROTOCOL_MAX + 1, protocol_max=PROTOCOL_MAX + 2)
     assert node.match(CHAIN).reachable == 0
-    assert node.locate(CHAIN[0]).claimed_by == ()
+    assert node.locate(CHAIN[0], mesh.now).claimed_by == ()
     assert mesh.acquire("a", CHAIN).lease.blocks == ()
     assert {record.id for record in node.membership.alive()} == {"b", "c"}
-    assert "b" in node.ring().owners(CHAIN[0], 3), "all members agree on the ring, whatever they speak"
+    assert "b" in node.ring(mesh.now).owners(CHAIN[0], 3), "all members agree on the ring, whatever they speak"
     tell(mesh, "a", protocol_min=PROTOCOL_MIN, protocol_max=PROTOCOL_MAX + 2)
     mesh.run(2.0)
     assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "after an update it is asked again"
@@ -439,11 +445,11 @@ def test_a_member_that_speaks_no_version_of_ours_is_a_member_and_is_asked_for_no
 
 def test_a_node_that_offers_more_has_more_of_the_ring() -> None:
     mesh = met("ab")
-    before = mesh.nodes["b"].ring().shares()["a"]
+    before = mesh.nodes["b"].ring(mesh.now).shares()["a"]
     mesh.do("a", lambda node: node.update_self(mesh.now, offered={"host": CAPACITY, "disk": 3 * CAPACITY}, load=7))
-    assert mesh.nodes["a"].ring().shares()["a"] > 1.4 * before
+    assert mesh.nodes["a"].ring(mesh.now).shares()["a"] > 1.4 * before
     mesh.run(2.0)
-    assert mesh.nodes["b"].ring().shares()["a"] > 1.4 * before
+    assert mesh.nodes["b"].ring(mesh.now).shares()["a"] > 1.4 * before
     load = mesh.nodes["b"].membership.load_of("a")
     assert load is not None
     assert load.percent == 7
@@ -453,16 +459,17 @@ def test_of_a_dead_member_nothing_is_asked_or_kept() -> None:
     mesh = met("abc")
     mesh.hold("b", *CHAIN)
     mesh.run(2.0)
-    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by != ()
+    assert mesh.nodes["a"].locate(CHAIN[0], mesh.now).claimed_by != ()
     mesh.nodes["a"].links.on_failure("b", mesh.now + 1000)
     mesh.cut.add("b")
     mesh.run(25.0, until=lambda: ("a", "b", MemberState.SUSPECT) in mesh.changes)
     assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "a suspect is innocent until it is dead"
-    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 3
+    assert len(mesh.nodes["a"].ring(mesh.now).owners(CHAIN[0], 3)) == 3
     mesh.run(25.0, until=lambda: ("a", "b", MemberState.DEAD) in mesh.changes)
     assert mesh.nodes["a"].match(CHAIN).reachable == 0
-    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by == ()
-    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 2
+    assert mesh.nodes["a"].locate(CHAIN[0], mesh.now).claimed_by == ()
+    mesh.run(GATHER_S)
+    assert len(mesh.nodes["a"].ring(mesh.now).owners(CHAIN[0], 3)) == 2
     assert mesh.nodes["a"].links.usable("b", mesh.now)
 
 
@@ -620,8 +627,8 @@ def test_a_chain_is_found_and_brought_though_most_of_it_is_not_announced() -> No
     assert leased(mesh.acquire("b", chain)) == chain
     mesh.run(2.0)
     assert mesh.nodes["c"].match(chain).reachable == 30
-    assert {record.id for record in mesh.nodes["c"].locate(chain[15]).claimed_by} == {"a", "b"}
-    assert mesh.nodes["c"].locate(chain[12]).claimed_by == (), "fetched blocks are announced as sparsely"
+    assert {record.id for record in mesh.nodes["c"].locate(chain[15], mesh.now).claimed_by} == {"a", "b"}
+    assert mesh.nodes["c"].locate(chain[12], mesh.now).claimed_by == (), "fetched blocks are announced as sparsely"
 
 
 def test_where_chains_part_between_landmarks_all_of_the_common_part_is_brought() -> None:
@@ -730,7 +737,7 @@ def test_versions_of_summaries_go_along_when_member_lists_are_compared() -> None
         def told(node: Node) -> tuple[Effect, ...]:
             effects = verb(node)
             kinds = [type(effect.message).__name__ for effect in effects if isinstance(effect, SendStream)]
-            if "PushPull" in kinds:
+            if "ListDigest" in kinds:
                 seen.append((kinds[0], kinds[-1]))
             return effects
 
@@ -739,7 +746,7 @@ def test_versions_of_summaries_go_along_when_member_lists_are_compared() -> None
     mesh.do = watch  # type: ignore[method-assign]  # a tap on the wire
     mesh.run(60.0)
     assert len(seen) >= 6
-    assert set(seen) == {("PushPull", "SummaryVersions")}
+    assert set(seen) == {("ListDigest", "SummaryVersions")}
 
 
 # -- strangers and nonsense ------------------------------------------------------------------------------------------
@@ -822,10 +829,10 @@ def test_a_block_can_be_located() -> None:
     mesh = met("abc")
     mesh.hold("a", CHAIN[0])
     mesh.run(2.0)
-    there = mesh.nodes["a"].locate(CHAIN[0])
+    there = mesh.nodes["a"].locate(CHAIN[0], mesh.now)
     assert there.held is not None
     assert there.held.info == info(CHAIN[0])
-    elsewhere = mesh.nodes["b"].locate(CHAIN[0])
+    elsewhere = mesh.nodes["b"].locate(CHAIN[0], mesh.now)
     assert elsewhere.held is None
     assert [one.id for one in elsewhere.claimed_by] == ["a"]
     assert elsewhere.owners == there.owners, "the ring is the same everywhere"

@@ -7,8 +7,8 @@ import pytest
 from p2pkv.config import Config, HostConfig
 from p2pkv.sim.checkers import SHUNNED_S, Bounds, Checkers
 from p2pkv.sim.claims import Claims
-from p2pkv.sim.engines import Engines, Load, with_room
 from p2pkv.sim.faults import Faults
+from p2pkv.sim.prompts import Engines, Load, with_room
 from p2pkv.sim.world import Change, World
 
 CONFIG = with_room(Config(host=HostConfig(capacity_bytes=2**20)))

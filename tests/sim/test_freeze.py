@@ -6,9 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from p2pkv.cli.main import cli
+from p2pkv.config import Config, HostConfig
 from p2pkv.errors import LocalUseError
+from p2pkv.mesh.members import MemberState
 from p2pkv.sim import freeze as scenario
+from p2pkv.sim.faults import Crash, Faults, Freeze
 from p2pkv.sim.freeze import FreezeResult, freezes, problems_of, run_freeze
+from p2pkv.sim.world import Change, World
 
 
 @pytest.mark.parametrize(("frozen", "frozen_s"), [(1, 2.0), (4, 32.0)])
@@ -18,6 +22,28 @@ def test_a_freeze_costs_no_healthy_member_its_place_and_ends_with_everybody_back
     assert result.held_dead == (frozen if frozen_s > 20 else 0)
     assert result.readmitted_s is not None
     assert result.readmitted_s < 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_stood_still_while_others_died_is_told_though_nobody_else_probes_the_dead(seed: int) -> None:
+    still, victims = frozenset({1, 2, 3}), range(10, 15)
+    noticed: set[tuple[int, int]] = set()
+
+    def watch(change: Change) -> None:
+        if change.state == MemberState.DEAD and change.subject in victims and change.observer in still:
+            noticed.add((change.observer, change.subject))
+
+    world = World(
+        nodes=20,
+        seed=seed,
+        config=Config(host=HostConfig(capacity_bytes=2**20)),
+        faults=Faults(freezes=(Freeze(15.0, 135.0, still),), crashes=tuple(Crash(115.0, victim) for victim in victims)),
+        watch=watch,
+    )
+    for number in range(20):
+        world.start(number, 0.0)
+    world.run(175.0)
+    assert len(noticed) == len(still) * len(victims)
 
 
 def bad(*, nodes: int, seed: int, frozen: int, frozen_s: float) -> FreezeResult:

@@ -17,7 +17,7 @@ from p2pkv.sim.scenarios import SCENARIOS
 from p2pkv.sim.story import Run, Story, run_story
 from p2pkv.sim.sweep import run_one, sweep
 
-NODES = 7
+NODES = 6
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +52,20 @@ def test_blocks_are_shared_in_the_scenarios_with_engines(runs: dict[str, Run]) -
 
 
 def test_one_seed_is_one_run_whatever_the_interpreter_makes_of_hashes(runs: dict[str, Run]) -> None:
-    for hash_seed in ("0", "4242"):
-        program = (
-            "import sys; from p2pkv.sim.sweep import run_one; "
-            f"[print(name, run_one(name, {NODES}, 1).trace_hash) for name in sys.argv[1:]]"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program, *SCENARIOS],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        assert dict(line.split() for line in done.stdout.splitlines()) == {
-            name: run.trace_hash for name, run in runs.items()
-        }
+    program = (
+        "import sys; from p2pkv.sim.sweep import run_one; "
+        f"[print(name, run_one(name, {NODES}, 1).trace_hash) for name in sys.argv[1:]]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *SCENARIOS],
+        env={**os.environ, "PYTHONHASHSEED": "4242"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=150,
+    )
+    again = dict(line.split() for line in done.stdout.splitlines())
+    assert again == {name: run.trace_hash for name, run in runs.items()}
 
 
 def test_a_story_for_too_few_is_refused() -> None:

@@ -104,6 +104,14 @@ def test_a_recorded_trace_is_read_packed_or_not_with_ids_or_runs(tmp_path: Path)
     assert len({*found[0].keys, *found[1].keys}) == 4
 
 
+def test_an_incomplete_last_block_of_a_trace_has_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"timestamp": i, "input_length": tokens, "hash_ids": [0, 1]} for i, tokens in enumerate((1024, 1023, 511))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = recorded(path, nodes=3, start_s=3.0, end_s=60.0, seed=1)
+    assert [len(request.keys) for request in found] == [2, 1]
+
+
 @pytest.mark.parametrize("data", [b"{}\n", b"no json\n", b'{"timestamp": 1}\n', b"[1]\n"])
 def test_what_is_no_trace_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.jsonl"
@@ -131,4 +139,6 @@ def test_a_run_with_too_few_nodes_or_too_short_is_refused() -> None:
     with pytest.raises(LocalUseError, match="nodes is 2"):
         SummariesOptions(nodes=2)
     with pytest.raises(LocalUseError, match="duration is 5"):
-        SummariesOptions(duration_s=5)
+        SummariesOptions(duration_s=5, joins=0)
+    with pytest.raises(LocalUseError, match="joins is 20"):
+        SummariesOptions(duration_s=60, joins=20)

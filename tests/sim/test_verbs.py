@@ -8,6 +8,9 @@ from click.testing import CliRunner, Result
 
 from p2pkv.cli.main import cli
 from p2pkv.sim import plots
+from p2pkv.sim.figures import lifeguard_figure
+from p2pkv.sim.lifeguard import VariantResult
+from p2pkv.sim.plots import write_figure
 from p2pkv.sim.quantiles import quantile
 from p2pkv.sim.splits import run_split
 from p2pkv.sim.turnover import run_turnover
@@ -72,6 +75,30 @@ def test_every_verb_draws_what_it_prints(line: str, tmp_path: Path, monkeypatch:
     assert len(drawn) > 10_000
 
 
+def test_lifeguard_has_a_figure(tmp_path: Path) -> None:
+    results = [
+        VariantResult(
+            variant=name,
+            raised_fp=fp,
+            raised_fp_ratio=fp / 100,
+            seen_fp=fp,
+            seen_fp_ratio=fp / 100,
+            raised_on_slow=3,
+            messages=5,
+            message_ratio=1.0,
+            bytes=7,
+            byte_ratio=1.0,
+            crashes=1,
+            crashes_detected=1,
+            crash_detection_p50_s=7.0,
+            crash_detection_max_s=9.0,
+        )
+        for name, fp in (("swim", 100), ("lifeguard", 0))
+    ]
+    write_figure(lifeguard_figure(results, nodes=32, note="p2pkv sim lifeguard"), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
 def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,3 +113,10 @@ def test_quantiles_are_values_that_were_there() -> None:
     assert quantile([], 0.5) is None
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([float(n) for n in range(100)], 0.99) == 99.0
+
+
+def test_pace_says_what_simulating_takes() -> None:
+    one, other = (json.loads(invoke("pace --nodes 12 --minutes 0.5 -o json").stdout)["rows"][0] for _ in range(2))
+    assert one["trace_hash"] == other["trace_hash"]
+    assert one["rest_events"] > 12 * 30
+    assert one["rest_cpu_s"] > 0

@@ -144,7 +144,8 @@ def fields_of(array: bytes) -> bytes:
 
 def test_bytes_on_the_wire_are_frozen() -> None:
     assert encode(LeaseRelease(7)) == b"\x92\x0c\x07"
-    assert encode(SummaryRequest()) == b"\x92\x09\x00"
+    assert encode(SummaryRequest()) == b"\x93\x09\x00\xc3"
+    assert decode_untrusted(b"\x91\x09", peer="a") == SummaryRequest(), "as it was before it could decline"
     packet = Packet("c", "n", "1.2.3.4:5", Ping(6, "t"))
     assert encode(packet) == b"\x97\x05\xa1c\xa1n\xa91.2.3.4:5\x93\x01\x06\xa1t\x90\x00"
 
