@@ -68,7 +68,7 @@ OUTSIDE = {
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
-    *("transport.handshake", "transport.streams", "transport.tcp"),
+    *("transport.handshake", "transport.streams", "transport.tcp", "transport.shm", "transport.shm_serve"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

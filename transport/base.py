@@ -12,6 +12,15 @@ from p2pkv.fetch import Outcome
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a block lies in its owner's arena, and the generation under which it is that block."""
+
+    offset: int
+    """From the first slot, bytes."""
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """One block to bring."""
 
@@ -22,6 +31,8 @@ class Wanted:
     digest: bytes
     into: memoryview
     """Writable, `length` bytes. Undefined until the block is reported as arrived."""
+    place: Place | None = None
+    """Where it lies in the owner's memory, if that came with the lease; only a one-sided transport cares."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,30 @@ class Pull(Message, tag=15, frozen=True):
     """Speaks of the granted blocks of the lease, by their position in the grant."""
 
 
+class ArenaOffer(Message, tag=29, frozen=True):
+    """On a stream of one machine, with the descriptor of the sender's arena beside it: map it and read."""
+
+    boot: Count
+    """Of the sender's process; another one has another arena."""
+    arena_bytes: Count
+    table_bytes: Count
+    """Of the generations in front of the slots."""
+
+
+class Places(Message, tag=30, frozen=True):
+    """Answer to `Pull` on such a stream: where in the arena the blocks lie, instead of their bytes.
+
+    `offsets` and `generations` have one entry per set bit of `placed`; the rest of `asked` is absent.
+    """
+
+    lease: Count
+    asked: Bitmap
+    placed: Bitmap
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """From the first slot, bytes; slots begin at pages."""
+    generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+
+
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
@@ -245,6 +269,8 @@ AnyMessage: TypeAlias = (
     | HelloAck
     | Pull
     | Ping
+    | ArenaOffer
+    | Places
 )
 """Whatever may stand alone in a datagram or a stream frame."""
 
