@@ -292,6 +292,10 @@ def test_a_file_in_place_of_an_arena_is_refused(tmp_path: Path) -> None:
         PeerArena(fd, ArenaOffer(1, 2 * PAGE_BYTES, PAGE_BYTES), peer="owner")
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 class OffersOtherwise(ShmPeer):
     """Greets, and then sends `data` with `descriptors` copies of its arena's descriptor."""
 
@@ -322,11 +326,11 @@ def test_a_peer_that_offers_something_else_is_an_error_and_leaves_no_descriptor_
         peer = OffersOtherwise("owner", LENT)
         peer.data, peer.descriptors = data, descriptors
         await peer.start(nursery)
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = open_descriptors()
         result = await pull(transport, peer, [BLOCKS[0].wanted(0)])
         assert isinstance(result.error, (MalformedMessage, PeerGone))
         await trio.testing.wait_all_tasks_blocked()
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert open_descriptors() == before
 
     run(main)
 
