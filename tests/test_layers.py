@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"staging", "runner"}),
     frozenset({"client", "transfer", "local_server"}),
     frozenset({"connectors", "agent"}),
-    frozenset({"daemon", "blocking", "demo", "sim", "testing", "cli"}),
+    frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
 """Lowest first. A module imports from its own layer and from those below; the most particular name counts."""
 
@@ -68,7 +68,15 @@ OUTSIDE = {
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
-    *("transport.handshake", "transport.streams", "transport.tcp", "transport.shm", "transport.shm_serve"),
+    *(
+        "transport.handshake",
+        "transport.streams",
+        "transport.tcp",
+        "transport.shm",
+        "transport.shm_serve",
+        "transport.offload",
+    ),
+    *("bench.lent", "bench.transfer"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

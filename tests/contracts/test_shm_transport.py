@@ -18,7 +18,7 @@ from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import BulkTransport, Offered, OpenLease, Place, Wanted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly, welcome
-from p2pkv.transport.shm import ShmTransport, refuse_other_users, socket_name
+from p2pkv.transport.shm import BATCH_BYTES, ShmTransport, refuse_other_users, socket_name
 from p2pkv.transport.shm_serve import listen, serve_arena
 from p2pkv.transport.wire import ArenaOffer, Hello, LeaseRelease, Places, bitmap, encode
 
@@ -169,6 +169,8 @@ async def opened(timeout_s: float = 5.0) -> AsyncIterator[ShmTransport]:
 
 
 class TestShmTransport(TransportContract):
+    LARGE_BYTES = BATCH_BYTES + 1
+
     def transport(self) -> AbstractAsyncContextManager[BulkTransport]:
         return opened()
 
