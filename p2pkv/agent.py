@@ -18,13 +18,16 @@ from p2pkv.local_socket import LocalSocket
 from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
+from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
+from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.handshake import welcome
+from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.streams import ControlStreams, serve_control
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
@@ -70,17 +73,35 @@ class Agent:
         self.me: Final = _own_record(config, self._tcp)
         self.metrics: Final = Metrics()
         self.log: Final = logger(config.log).bind(node=self.me.name)
-        node = Node(config, self.me, Random(secrets.randbits(64)))
+        node = Node(
+            config,
+            self.me,
+            Random(secrets.randbits(64)),
+            generations=self.tier.generations if config.fetch.shared_memory else None,
+        )
         timeout_s = config.fetch.connect_timeout_s
         self._streams = ControlStreams(
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
         )
-        self._bulk = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
         self.runner: Final = Runner(
             node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics, log=self.log
         )
+        self._neighbourhood: Neighbourhood | None = None
+        if config.fetch.shared_memory:
+            self._neighbourhood = Neighbourhood(
+                runner=self.runner,
+                tier=self.tier,
+                shm=shm,
+                cluster=config.node.cluster,
+                me=self.me,
+                metrics=self.metrics,
+                log=self.log,
+            )
         self._leaving = trio.Event()
         self._server = LocalServer(
             Served(
@@ -91,7 +112,7 @@ class Agent:
                 me=self.me,
                 cluster=config.node.cluster,
                 protection="none, loopback only" if _is_loopback(host) else "none (insecure)",
-                transport=self._bulk.name,
+                path=self._bulk.path,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
             )
@@ -106,6 +127,8 @@ class Agent:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._streams.run)
                 self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
+                if self._neighbourhood is not None:
+                    await nursery.start(self._neighbourhood.run)
                 nursery.start_soon(self.runner.run)
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
@@ -127,6 +150,8 @@ class Agent:
 
     def close(self) -> None:
         """Give sockets and memory back; `run` does it itself."""
+        if self._neighbourhood is not None:
+            self._neighbourhood.close()
         self.local.close()
         self._tcp.close()
         self._datagrams.close()
@@ -166,7 +191,7 @@ class Agent:
             with trio.fail_after(self.config.fetch.connect_timeout_s):
                 hello = await welcome(stream, cluster=self.config.node.cluster, node_id=self.me.id, peer=peer)
             if hello.purpose == BULK:
-                sent = self.metrics.transfer_bytes.labels("sent", self._bulk.name).inc
+                sent = self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc
                 await serve_bulk(
                     stream,
                     peer=hello.node,

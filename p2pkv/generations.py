@@ -7,6 +7,7 @@ is to change it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,15 @@ from p2pkv.slots import PAGE_BYTES
 
 ENTRY_BYTES: Final = 8
 _ONE: Final = np.uint64(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a block lies in its owner's arena, and the generation under which it is that block."""
+
+    offset: int
+    """From the first slot, bytes."""
+    generation: int
 
 
 def table_bytes(capacity_bytes: int) -> int:

@@ -77,8 +77,8 @@ class Served:
     me: MemberRecord
     cluster: str
     protection: str
-    transport: str
-    """Name of the bulk transport, for the sources of fetched blocks."""
+    path: Callable[[str], str]
+    """Peer -> name of the transport that its blocks take, for the sources of fetched blocks."""
     started_at: float
     leave: Callable[[], None]
 
@@ -248,7 +248,7 @@ class _Session:
             for held, peer in zip(acquired.lease.blocks, acquired.sources, strict=True)
         )
         sources = tuple(
-            SourceName(names.get(peer, peer), self._served.transport) if peer else SourceName("", "local")
+            SourceName(names.get(peer, peer), self._served.path(peer)) if peer else SourceName("", "local")
             for peer in peers
         )
         self._count(len(keys) - request.first, acquired)

@@ -5,7 +5,7 @@ one core has to say to another is routed here and nowhere else. Verbs run to com
 the outside shall do; peer input never raises out of `on_message`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final, TypeAlias
@@ -22,7 +22,9 @@ from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
+from p2pkv.neighbours import MapArena, Neighbours
 from p2pkv.planner import Cost, Plan, plan
+from p2pkv.slots import Slot
 from p2pkv.transport.wire import (
     AnyMessage,
     LeaseGrant,
@@ -88,7 +90,7 @@ class NodeStatistics:
     refused_leases: int
 
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired
+Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired | MapArena
 """What comes out of a node."""
 
 
@@ -119,7 +121,19 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
 class Node:
     """The composed core. `me` is this node's own record, with its real address in it."""
 
-    def __init__(self, config: Config, me: MemberRecord, random: Random) -> None:
+    def __init__(
+        self,
+        config: Config,
+        me: MemberRecord,
+        random: Random,
+        *,
+        generations: Callable[[Sequence[Slot]], list[int]] | None = None,
+    ) -> None:
+        """Begin alone and empty.
+
+        `generations` reads the generation of each slot of the arena; without it peers on this machine are not told
+        where blocks lie, and are sent them.
+        """
         self.config: Final = config
         self.id: Final = me.id
         self.ledger: Final = Ledger(
@@ -137,7 +151,9 @@ class Node:
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
         )
-        self._fetches = Fetches(config=config.fetch, links=self.links)
+        self._neighbours = Neighbours(own_id=me.id, host_id=me.host_id if generations is not None else "")
+        self._fetches = Fetches(config=config.fetch, links=self.links, mapped=self._neighbours.is_mapped)
+        self._generations = generations
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0
         self._ring: Ring | None = None
@@ -171,6 +187,7 @@ class Node:
         self.ledger.expire(now)
         effects = self._route(self.membership.on_time(now), now)
         effects += self._route(self.summaries.on_time(now), now)
+        effects += self._route(self._neighbours.on_time(now), now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -179,6 +196,7 @@ class Node:
             self.membership.next_deadline(),
             self.summaries.next_deadline(),
             self._fetches.next_deadline(),
+            self._neighbours.next_deadline(),
             self.ledger.next_deadline(),
         )
 
@@ -196,6 +214,16 @@ class Node:
             if record.address == address:
                 effects += self._route(self._fetches.on_peer_lost(record.id, now), now)
         return effects
+
+    def on_mapped(self, peer: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+        """Take that the arena of `peer`, which is on this machine, can be read from here."""
+        self._neighbours.on_mapped(peer)
+        return ()
+
+    def on_unmapped(self, peer: str, now: float) -> tuple[Effect, ...]:
+        """Take that it cannot, or no longer; its blocks come over the network meanwhile."""
+        self._neighbours.on_unmapped(peer, now)
+        return ()
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
@@ -353,6 +381,10 @@ class Node:
                     out.append(effect)
                     self._ring = None
                     out += self._route(self.summaries.on_member(record, now), now)
+                    usable = record.state <= MemberState.SUSPECT
+                    out += self._neighbours.on_member(
+                        record.id, host_id=record.host_id, boot=record.boot, usable=usable
+                    )
                     if record.state >= MemberState.DEAD:
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
@@ -361,7 +393,7 @@ class Node:
                     acquire = self._acquires.pop(fetch_id)
                     acquire.reason = self._why_shorter(acquire, dict(failures))
                     out.append(self._finish(acquire, dict(sources), now))
-                case SendDatagram() | SendStream() | Note() | StartTransfer():
+                case SendDatagram() | SendStream() | Note() | StartTransfer() | MapArena():
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
@@ -403,6 +435,8 @@ class Node:
                 reason = str(exc)[:128]
                 self._refused_leases += 1
         infos = [held.info for held in lease.blocks] if lease is not None else []
+        slots = [held.slot for held in lease.blocks] if lease is not None else []
+        told = self._generations if request.mapped else None
         grant = LeaseGrant(
             request=request.request,
             lease=lease.id if lease is not None else 0,
@@ -413,6 +447,8 @@ class Node:
             digests=b"".join(info.digest for info in infos),
             namespaces=b"".join(info.namespace for info in infos),
             reason=reason,
+            offsets=tuple(slot.offset for slot in slots) if told is not None else (),
+            generations=tuple(told(slots)) if told is not None else (),
         )
         return (SendStream(record.address, grant),)
 

@@ -17,6 +17,7 @@ from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
+from p2pkv.neighbours import MapArena
 from p2pkv.node import Acquired, Effect, Node
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.udp import Datagrams
@@ -51,6 +52,7 @@ class Runner:
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
+        self.on_map: Callable[[str], None] = _ignore
         """Called when an engine's acquire is over."""
 
     # -- calls of other tasks -----------------------------------------------------------------------------------
@@ -128,6 +130,8 @@ class Runner:
                     self.on_transfer(effect)
                 case Acquired():
                     self.on_acquired(effect)
+                case MapArena(peer=peer):
+                    self.on_map(peer)
                 case MemberChanged(record=record, before=before):
                     known = "unknown" if before is None else MemberState(before).name.lower()
                     state = MemberState(record.state).name.lower()

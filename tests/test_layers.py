@@ -22,11 +22,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
-    frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
+    frozenset(
+        {"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger", "neighbours"}
+    ),
     frozenset({"node"}),
     frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket"}),
     frozenset({"staging", "runner"}),
-    frozenset({"client", "transfer", "local_server"}),
+    frozenset({"client", "transfer", "local_server", "neighbourhood"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -57,7 +59,7 @@ STRANGERS = [
 """(who, whom) that the order alone would allow."""
 
 CORES = {
-    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "node"),
+    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "neighbours", "node"),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
 }
 OUTSIDE = {
@@ -67,7 +69,7 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
+    *("agent", "runner", "transfer", "neighbourhood", "local_server", "daemon", "blocking", "testing"),
     *(
         "transport.handshake",
         "transport.streams",
@@ -75,6 +77,7 @@ SHELLS = {
         "transport.shm",
         "transport.shm_serve",
         "transport.offload",
+        "transport.choose",
     ),
     *("bench.lent", "bench.transfer"),
 }

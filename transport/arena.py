@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from p2pkv.blocks import block_digest
 from p2pkv.errors import MalformedMessage
 from p2pkv.fetch import Outcome
-from p2pkv.generations import ENTRY_BYTES, generations, table_bytes
+from p2pkv.generations import ENTRY_BYTES, Place, generations, table_bytes
 from p2pkv.slots import PAGE_BYTES
-from p2pkv.transport.base import Place, Wanted
+from p2pkv.transport.base import Wanted
 from p2pkv.transport.wire import ArenaOffer
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from p2pkv.fetch import Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a block lies in its owner's arena, and the generation under which it is that block."""
-
-    offset: int
-    """From the first slot, bytes."""
-    generation: int
+from p2pkv.generations import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +58,10 @@ class BulkTransport(Protocol):
     @property
     def name(self) -> str:
         """`tcp`, `shm` or `nixl`."""
+        ...
+
+    def path(self, peer: str) -> str:
+        """Return the name of the transport that blocks of `peer` take now: `name`, unless this chooses among several."""
         ...
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:

@@ -20,8 +20,9 @@ import trio
 
 from p2pkv.errors import MalformedMessage, PeerGone, PeerTooSlow
 from p2pkv.fetch import Outcome
+from p2pkv.generations import Place
 from p2pkv.transport.arena import PeerArena
-from p2pkv.transport.base import OnBlock, Place, Wanted
+from p2pkv.transport.base import OnBlock, Wanted
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
 from p2pkv.transport.handshake import greet
 from p2pkv.transport.offload import run_blocking
@@ -70,6 +71,10 @@ class ShmTransport:
         self._sessions: dict[str, _Session] = {}
         self._opening: dict[str, trio.Lock] = {}
 
+    def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
+        """See `BulkTransport`."""
+        return self.name
+
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         """See `BulkTransport`."""
         fresh = peer not in self._sessions
@@ -98,6 +103,23 @@ class ShmTransport:
             VersionMismatch, MalformedMessage: somebody is, but not for us.
         """
         return (await self._session(peer, address)).arena
+
+    async def wait_lost(self, peer: str) -> None:
+        """Return when `peer` has hung up, or there is no session with it. What it sends unasked counts as that."""
+        session = self._sessions.get(peer)
+        if session is None:
+            return
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(session.stream.socket)
+                if not session.turn.locked():
+                    return
+                async with session.turn:  # a question is being answered; after it the socket is silent again
+                    pass
+        except trio.ClosedResourceError:
+            return
+        finally:
+            self._drop(peer, session)
 
     def is_open(self, peer: str) -> bool:
         """Say whether the arena of `peer` is mapped."""

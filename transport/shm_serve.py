@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import trio
 
 from p2pkv.errors import CannotListen, MalformedMessage, PeerError
-from p2pkv.transport.base import Place
+from p2pkv.generations import Place
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.wire import ArenaOffer, Places, Pull, bit_positions, bitmap, decode_untrusted, encode

@@ -60,6 +60,10 @@ class TcpTransport:
         self._idle: dict[str, list[tuple[str, trio.SocketStream]]] = {}
         """Address -> kept connections with the id of the node there; the address used last is last."""
 
+    def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
+        """See `BulkTransport`."""
+        return self.name
+
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         """See `BulkTransport`."""
         kept = self._take(peer, address)

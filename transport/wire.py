@@ -173,6 +173,8 @@ class LeaseRequest(Message, tag=10, frozen=True):
     keys: Keys
     remaining_ms: Small
     """How long the requester will wait; never a wall-clock time, because clocks differ."""
+    mapped: bool = False
+    """The requester has the receiver's arena mapped, and would rather copy than be sent: say where the blocks lie."""
 
 
 class LeaseGrant(Message, tag=11, frozen=True):
@@ -193,6 +195,10 @@ class LeaseGrant(Message, tag=11, frozen=True):
     namespaces: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
     reason: Name = ""
     """Why less was granted than asked, when it is not simply absent."""
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
+    """To a requester that has the arena mapped: where each block lies, from the first slot. Else empty."""
+    generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
+    """The generation of each block's slot under which it is that block."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):

@@ -22,9 +22,10 @@ import trio
 from p2pkv.bench.plain import serve_plain
 from p2pkv.blocks import block_digest
 from p2pkv.errors import P2pkvError
+from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
-from p2pkv.transport.base import Offered, Place
+from p2pkv.transport.base import Offered
 from p2pkv.transport.handshake import welcome
 from p2pkv.transport.shm import refuse_other_users, socket_name
 from p2pkv.transport.shm_serve import listen, serve_arena

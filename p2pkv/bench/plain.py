@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from p2pkv.blocks import block_digest
+from p2pkv.generations import Place
 from p2pkv.transport.arena import PeerArena
-from p2pkv.transport.base import Place, Wanted
+from p2pkv.transport.base import Wanted
 
 _LEASE = struct.Struct("<Q")
 

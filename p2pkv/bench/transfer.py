@@ -21,9 +21,10 @@ import trio
 from p2pkv.bench.lent import OWNER, Lent, block_numbers, hello
 from p2pkv.bench.plain import take_mapped, take_plain
 from p2pkv.errors import FabricError
+from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
-from p2pkv.transport.base import BulkTransport, Place, Wanted
+from p2pkv.transport.base import BulkTransport, Wanted
 from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.tcp import TcpTransport
 

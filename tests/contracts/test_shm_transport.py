@@ -11,11 +11,12 @@ import trio
 import trio.testing
 
 from p2pkv.errors import CannotListen, FabricError, MalformedMessage, P2pkvError, PeerGone, PeerTooSlow, VersionMismatch
+from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.testing.contracts import Block, Misbehaviour, Result, ServingPeer, TransportContract
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.arena import PeerArena
-from p2pkv.transport.base import BulkTransport, Offered, OpenLease, Place, Wanted
+from p2pkv.transport.base import BulkTransport, Offered, OpenLease, Wanted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly, welcome
 from p2pkv.transport.shm import BATCH_BYTES, ShmTransport, refuse_other_users, socket_name
