@@ -195,9 +195,12 @@ class Fetches:
         if infos is None:
             self._links.on_failure(peer, now)
             note = Note("lease grant makes no sense", (("peer", peer),), warning=True)
-            return (note, *self._settle([(key, "refused") for key in request.keys], peer, now))
+            # It pinned something all the same, and nobody will pull that.
+            release = SendStream(self._address_of[peer], LeaseRelease(grant.lease))
+            effects: list[FetchEffect] = [note, release] if grant.lease else [note]
+            return (*effects, *self._settle([(key, "refused") for key in request.keys], peer, now))
         granted = {info.key for _, info in infos}
-        effects: list[FetchEffect] = []
+        effects = []
         if infos:
             self._ids += 1
             open_blocks = {info.key: info.length for _, info in infos}
@@ -205,6 +208,8 @@ class Fetches:
             self._transfers[self._ids] = _Transfer(peer, address, grant.lease, open_blocks, now, request.deadline)
             places = tuple(map(Place, grant.offsets, grant.generations))
             effects.append(StartTransfer(self._ids, peer, address, grant.lease, infos, request.deadline, places))
+        elif grant.lease:
+            effects.append(SendStream(self._address_of[peer], LeaseRelease(grant.lease)))
         effects += self._settle([(key, "absent") for key in request.keys if key not in granted], peer, now)
         return tuple(effects)
 
