@@ -697,7 +697,8 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         _, request = self.unanswered[choice % len(self.unanswered)]
         self.leases += 1
-        self.pinned.append((peer, self.leases))
+        if peer in self.bench.core._address_of:  # who was never asked has no address to give anything back to
+            self.pinned.append((peer, self.leases))
         namespaces = bytes(2 * len(digests))
         grant = LeaseGrant(request.request, self.leases, granted, 0, lengths, segments, digests, namespaces)
         self.bench.grant(grant, peer, self.now)
