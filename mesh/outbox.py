@@ -1,7 +1,7 @@
 """How messages leave: what each packet carries besides its body, and lists over the stream.
 
 A packet is filled in this order: what its receiver must know, then the waiting updates, fewest-sent first, as far as
-they fit `DATAGRAM_BYTES_MAX` once encoded. Source: SWIM section 4.1 (updates ride on probes instead of being flooded).
+they fit `PACKET_BYTES_MAX` once encoded. Source: SWIM section 4.1 (updates ride on probes instead of being flooded).
 """
 
 from random import Random
@@ -16,7 +16,7 @@ from p2pkv.mesh.gossip import UPDATES_PER_PACKET_MAX, GossipQueue
 from p2pkv.mesh.members import RECORD_BYTES_MAX, MemberState, MemberTable, record_bytes
 from p2pkv.mesh.own import OwnRecord
 from p2pkv.mesh.push_pull import member_list
-from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, Ack, DatagramBody, Gossip, MemberRecord, Packet, Ping, encode
+from p2pkv.transport.wire import PACKET_BYTES_MAX, Ack, DatagramBody, Gossip, MemberRecord, Packet, Ping, encode
 
 INTRODUCTIONS: Final = 3
 """Packets to a new member that carry our own record. With 5 % loss, one in 8,000 members needs gossip to hear of us."""
@@ -101,7 +101,7 @@ class Outbox:
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
         packet = self._packet(body)
-        room = DATAGRAM_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
+        room = PACKET_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
         updates: list[MemberRecord] = []
         for record in (*first, *self._must_know(member)):
             size = record_bytes(record)
@@ -115,7 +115,7 @@ class Outbox:
             skip={record.id for record in updates},
         )
         packet = msgspec.structs.replace(packet, updates=tuple(updates))
-        assert len(encode(packet)) <= DATAGRAM_BYTES_MAX
+        assert len(encode(packet)) <= PACKET_BYTES_MAX
         return SendDatagram(address, packet)
 
     def _packet(self, body: DatagramBody, updates: tuple[MemberRecord, ...] = ()) -> Packet:

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from p2pkv.config import Config, format_address, parse_address
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError, SealRefused
 from p2pkv.ledger import Held
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
@@ -20,6 +20,7 @@ from p2pkv.mesh.members import MemberState
 from p2pkv.metrics import Metrics
 from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
+from p2pkv.protection import Protection
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
@@ -27,6 +28,8 @@ from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
 from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.handshake import welcome
+from p2pkv.transport.sealed_handshake import welcome_sealed
+from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.streams import ControlStreams, serve_control
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
@@ -56,6 +59,7 @@ class Agent:
         for seed in config.node.join:
             parse_address(seed, what="node.join")
         _refuse_exposed(host, config)
+        self._protection: Final = Protection(config.security)
         self.config: Final = config
         self.local: Final = LocalSocket(config.node.socket)
         try:
@@ -77,6 +81,7 @@ class Agent:
             config,
             self.me,
             Random(secrets.randbits(64)),
+            ring=self._protection.ring,
             generations=self.tier.generations if config.fetch.shared_memory else None,
         )
         timeout_s = config.fetch.connect_timeout_s
@@ -84,12 +89,18 @@ class Agent:
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
+            ring=self._protection.rings,
         )
         shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
-        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings)
         self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
         self.runner: Final = Runner(
-            node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics, log=self.log
+            node,
+            datagrams=self._datagrams,
+            streams=self._streams,
+            metrics=self.metrics,
+            log=self.log,
+            seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
         self._neighbourhood: Neighbourhood | None = None
         if config.fetch.shared_memory:
@@ -111,8 +122,9 @@ class Agent:
                 log=self.log,
                 me=self.me,
                 cluster=config.node.cluster,
-                protection="none, loopback only" if _is_loopback(host) else "none (insecure)",
                 path=self._bulk.path,
+                protection=lambda: self._protection.text(loopback=_is_loopback(host)),
+                keys=lambda request: self._protection.carry_out(self.runner, request),
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
             )
@@ -126,6 +138,7 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._streams.run)
+                self._protection.attach(self.runner, nursery)
                 self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
                 if self._neighbourhood is not None:
                     await nursery.start(self._neighbourhood.run)
@@ -189,11 +202,11 @@ class Agent:
         try:
             peer = format_address(*stream.socket.getpeername()[:2])
             with trio.fail_after(self.config.fetch.connect_timeout_s):
-                hello = await welcome(stream, cluster=self.config.node.cluster, node_id=self.me.id, peer=peer)
+                hello, channel = await self._welcome(stream, peer)
             if hello.purpose == BULK:
                 sent = self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc
                 await serve_bulk(
-                    stream,
+                    channel,
                     peer=hello.node,
                     open_lease=self._open_lease,
                     idle_s=_BULK_IDLE_S,
@@ -201,13 +214,21 @@ class Agent:
                     on_sent=sent,
                 )
             else:
-                await serve_control(stream, peer=hello.node, deliver=self.runner.deliver)
+                await serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
+        except SealRefused as exc:
+            self.runner.seal_refused("stream", exc)
         except PeerError as exc:
             if isinstance(exc, MalformedMessage):
                 self.metrics.malformed.labels("stream").inc()
             self.log.warning("caller refused", address=peer, reason=str(exc))
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self.log.info("caller lost", address=peer, reason=type(exc).__name__)
+
+    async def _welcome(self, stream: trio.SocketStream, peer: str) -> tuple[Hello, Channel]:
+        cluster, rings = self.config.node.cluster, self._protection.rings
+        if rings is None:
+            return await welcome(stream, cluster=cluster, node_id=self.me.id, peer=peer), stream
+        return await welcome_sealed(stream, cluster=cluster, node_id=self.me.id, peer=peer, ring=rings)
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
@@ -256,10 +277,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse_exposed(host: str, config: Config) -> None:
-    if not _is_loopback(host) and not config.node.insecure:
+    if not _is_loopback(host) and not config.node.insecure and not config.security.keyring:
         raise ConfigError(
-            f"node.bind is {config.node.bind!r}, which other machines can reach, and nothing is encrypted yet",
-            hint="bind to 127.0.0.1, or say --insecure on a network you trust with every prompt",
+            f"node.bind is {config.node.bind!r}, which other machines can reach, and without a keyring nothing is encrypted",
+            hint="set security.keyring (--keyring), or bind to 127.0.0.1; --insecure gives every prompt to the network",
         )
 
 

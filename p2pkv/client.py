@@ -42,6 +42,8 @@ from p2pkv.local_wire import (
     Attach,
     Done,
     Failure,
+    KeysReply,
+    KeysRequest,
     LeasedBlock,
     LeaveRequest,
     LocateReply,
@@ -380,6 +382,17 @@ class Client:
     def locate(self, key: bytes) -> LocateReply:
         """Return where a block is, as far as the node knows."""
         return self._call(LocateRequest(key), LocateReply)
+
+    def keys(
+        self, action: int, *, key: bytes = b"", name: str = "", timeout_s: float = 10.0, force: bool = False
+    ) -> KeysReply:
+        """Have the node change or list the keys of all members; see `p2pkv.rotation.Rotation.start`.
+
+        Raises:
+            ConfigError: nothing was changed anywhere.
+        """
+        request = KeysRequest(action, int(timeout_s * 1000), key, name, force)
+        return self._call(request, KeysReply, wait_s=timeout_s)
 
     def leave(self) -> None:
         """Have the node leave the mesh in good order; its daemon stops."""

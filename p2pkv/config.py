@@ -63,7 +63,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "`host:port` to listen on, UDP for gossip and TCP for control and blocks, one number for both. Port 0 takes a "
-                "free one. An address other than loopback needs `insecure`, because this version does not encrypt."
+                "free one. An address other than loopback needs `security.keyring`, or `insecure`."
             )
         ),
     ] = "127.0.0.1:7710"
@@ -372,6 +372,21 @@ class FetchConfig(Section, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class SecurityConfig(Section, frozen=True, kw_only=True):
+    """What protects this node and what goes between nodes."""
+
+    keyring: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path of the file with the mesh's keys, mode 0600 and of this node's user; `p2pkv keys generate --write` makes "
+                "one. With it everything between nodes is encrypted, and only who has one of the keys is let in. Empty: no "
+                "encryption, and no `bind` but loopback without `insecure`. `~` is the user's home."
+            )
+        ),
+    ] = ""
+
+
 class LogConfig(Section, frozen=True, kw_only=True):
     """What the daemon writes to standard error."""
 
@@ -389,6 +404,7 @@ class Config(Section, frozen=True, kw_only=True):
     summary: SummaryConfig = SummaryConfig()
     host: HostConfig = HostConfig()
     fetch: FetchConfig = FetchConfig()
+    security: SecurityConfig = SecurityConfig()
     log: LogConfig = LogConfig()
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -28,6 +28,8 @@ from p2pkv.local_wire import (
     Done,
     Failure,
     Holder,
+    KeysReply,
+    KeysRequest,
     LeasedBlock,
     LeaveRequest,
     LocateReply,
@@ -76,9 +78,11 @@ class Served:
     log: Log
     me: MemberRecord
     cluster: str
-    protection: str
     path: Callable[[str], str]
     """Peer -> name of the transport that its blocks take, for the sources of fetched blocks."""
+    protection: Callable[[], str]
+    keys: Callable[[KeysRequest], Awaitable[KeysReply]]
+    """Leads a round over the keyrings of all members."""
     started_at: float
     leave: Callable[[], None]
 
@@ -200,6 +204,8 @@ class _Session:
                 return MembersReply(self._served.runner.ask(self._members))
             case LocateRequest(key=key):
                 return self._served.runner.ask(lambda node: _located(node, BlockKey(key)))
+            case KeysRequest():
+                return await self._served.keys(request)
             case LeaveRequest():
                 self._served.leave()
                 return Done()
@@ -356,7 +362,7 @@ class _Session:
             address=served.me.address,
             version=__version__,
             uptime_s=round(time.monotonic() - served.started_at, 3),
-            protection=served.protection,
+            protection=served.protection(),
             members=states,
             seeds=dict(node.membership.seeds()),
             tier={

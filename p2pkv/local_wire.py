@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
 from p2pkv.errors import MalformedMessage
+from p2pkv.transport.keyring import RING_KEY_BYTES
 from p2pkv.transport.wire import BLOCK_BYTES_MAX, Count, Name, Small
 
 LOCAL_PROTOCOL: Final = 1
@@ -106,6 +107,23 @@ class LocateRequest(LocalMessage, tag=8, frozen=True):
 
 class LeaveRequest(LocalMessage, tag=9, frozen=True):
     """Leave the mesh in good order and stop the daemon. Answered by `Done`."""
+
+
+class KeysRequest(LocalMessage, tag=40, frozen=True):
+    """Lead a round over the keyrings of all members. Answered by `KeysReply` when it is over."""
+
+    action: Annotated[int, Meta(ge=0, le=3)]
+    """0 list, 1 install, 2 use, 3 remove."""
+    timeout_ms: Small
+    key: Annotated[bytes, Meta(max_length=RING_KEY_BYTES)] = b""
+    """The key to install."""
+    name: Name = ""
+    """First digits of the fingerprint of the key to use or remove."""
+    force: bool = False
+    """Go on although somebody would be shut out."""
+
+    def __repr__(self) -> str:
+        return f"KeysRequest(action={self.action}, name={self.name!r}, key=...)"
 
 
 # -- answers --------------------------------------------------------------------------------------------------------
@@ -229,6 +247,32 @@ class LocateReply(LocalMessage, tag=26, frozen=True):
     owners: tuple[Holder, ...]
 
 
+class KeyHolder(msgspec.Struct, frozen=True, gc=False):
+    """What one member said of its keyring; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    address: str
+    state: str
+    answered: bool
+    keys: tuple[str, ...]
+    """Fingerprints of the keys it accepts, the primary one's first."""
+    note: str
+    """Why it did not obey, or was not asked."""
+
+
+class KeysReply(LocalMessage, tag=41, frozen=True):
+    """Answer to `KeysRequest`."""
+
+    obeyed: bool
+    """Whether nobody was left out."""
+    reason: Text
+    """Who was, and why."""
+    keys: tuple[str, ...]
+    """Fingerprints of the keys of this node, the primary one's first."""
+    members: tuple[KeyHolder, ...]
+
+
 class Done(LocalMessage, tag=27, frozen=True):
     """It was done."""
 
@@ -251,9 +295,19 @@ Request: TypeAlias = (
     | MembersRequest
     | LocateRequest
     | LeaveRequest
+    | KeysRequest
 )
 Reply: TypeAlias = (
-    Welcome | MatchReply | AcquireReply | PublishReply | MembersReply | StatusReply | LocateReply | Done | Failure
+    Welcome
+    | MatchReply
+    | AcquireReply
+    | PublishReply
+    | MembersReply
+    | StatusReply
+    | LocateReply
+    | Done
+    | Failure
+    | KeysReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

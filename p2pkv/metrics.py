@@ -39,6 +39,12 @@ class Metrics:
         self.malformed = Counter(
             "p2pkv_malformed_messages", "Messages refused as malformed.", ["channel"], registry=registry
         )
+        self.seal_refused = Counter(
+            "p2pkv_seal_refused",
+            "Datagrams and streams refused because of their seal, or because they have none.",
+            ["channel", "reason"],
+            registry=registry,
+        )
         self.published_blocks = Counter(
             "p2pkv_published_blocks", "Blocks engines offered, by result.", ["result"], registry=registry
         )

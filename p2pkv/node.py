@@ -24,9 +24,13 @@ from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.ring import Ring
 from p2pkv.neighbours import MapArena, Neighbours
 from p2pkv.planner import Cost, Plan, plan
+from p2pkv.rotation import Rotation, RoundEnded, StoreKeyring
 from p2pkv.slots import Slot
+from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,
+    KeyCommand,
+    KeyReport,
     LeaseGrant,
     LeaseRelease,
     LeaseRequest,
@@ -90,7 +94,9 @@ class NodeStatistics:
     refused_leases: int
 
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired | MapArena
+Effect: TypeAlias = (
+    SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired | MapArena | StoreKeyring | RoundEnded
+)
 """What comes out of a node."""
 
 
@@ -127,6 +133,7 @@ class Node:
         me: MemberRecord,
         random: Random,
         *,
+        ring: KeyRing | None = None,
         generations: Callable[[Sequence[Slot]], list[int]] | None = None,
     ) -> None:
         """Begin alone and empty.
@@ -154,6 +161,7 @@ class Node:
         self._neighbours = Neighbours(own_id=me.id, host_id=me.host_id if generations is not None else "")
         self._fetches = Fetches(config=config.fetch, links=self.links, mapped=self._neighbours.is_mapped)
         self._generations = generations
+        self.rotation: Final = Rotation(own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot)
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0
         self._ring: Ring | None = None
@@ -179,6 +187,11 @@ class Node:
             case LeaseRelease(lease=lease):
                 self.ledger.release(lease, holder=_peer(sender))
                 return ()
+            case KeyCommand():
+                record = self._known(sender)
+                return self.rotation.on_command(record, message) if record is not None else ()
+            case KeyReport():
+                return self.rotation.on_report(sender, message, now)
             case _:  # handshakes and pulls are the transport's
                 return ()
 
@@ -188,6 +201,7 @@ class Node:
         effects = self._route(self.membership.on_time(now), now)
         effects += self._route(self.summaries.on_time(now), now)
         effects += self._route(self._neighbours.on_time(now), now)
+        effects += self.rotation.on_time(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -197,6 +211,7 @@ class Node:
             self.summaries.next_deadline(),
             self._fetches.next_deadline(),
             self._neighbours.next_deadline(),
+            self.rotation.next_deadline(),
             self.ledger.next_deadline(),
         )
 

@@ -11,6 +11,8 @@ import trio
 
 from p2pkv.errors import PeerError, PeerGone
 from p2pkv.transport.framing import FrameReader, frame
+from p2pkv.transport.sealed_handshake import Rings
+from p2pkv.transport.sealed_stream import Channel, SealedStream
 from p2pkv.transport.tcp import connect
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
@@ -24,9 +26,16 @@ class ControlStreams:
     """Outgoing control messages of one node."""
 
     def __init__(
-        self, *, hello: Callable[[], Hello], connect_timeout_s: float, on_lost: Callable[[str, PeerError], None]
+        self,
+        *,
+        hello: Callable[[], Hello],
+        connect_timeout_s: float,
+        on_lost: Callable[[str, PeerError], None],
+        ring: Rings | None = None,
     ) -> None:
+        """With a `ring` every stream is sealed."""
         self._hello = hello
+        self._ring = ring
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
         self._queues: dict[str, tuple[trio.MemorySendChannel[AnyMessage], trio.CancelScope]] = {}
@@ -70,9 +79,9 @@ class ControlStreams:
             await self._write_until_idle(address, source)
 
     async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
-        stream: trio.SocketStream | None = None
+        stream: Channel | None = None
         try:
-            stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
+            stream = await self._connect(address)
             while True:
                 with trio.move_on_after(_IDLE_S) as idle:
                     message = await source.receive()
@@ -82,6 +91,9 @@ class ControlStreams:
                     queue, _ = self._queues.pop(address)
                     queue.close()
                     return
+                if isinstance(stream, SealedStream) and not stream.is_current():
+                    await trio.aclose_forcefully(stream)  # all was read: peers read until the end
+                    stream = await self._connect(address)
                 if stream.socket.is_readable():  # peers say nothing here: it has closed, and a write would go nowhere
                     raise trio.BrokenResourceError("the peer closed it")
                 await stream.send_all(_frames(message, source))
@@ -96,6 +108,10 @@ class ControlStreams:
             if stream is not None:
                 await trio.aclose_forcefully(stream)
 
+    async def _connect(self, address: str) -> Channel:
+        stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring)
+        return stream
+
 
 def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) -> bytes:
     """Return `message` and all that wait behind it, framed: one write for many."""
@@ -107,11 +123,13 @@ def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) 
             return b"".join(parts)
 
 
-async def serve_control(stream: trio.SocketStream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
+async def serve_control(
+    stream: trio.abc.ReceiveStream, *, peer: str, deliver: Callable[[str, AnyMessage], None]
+) -> None:
     """Hand on the messages of a greeted caller until it goes away.
 
     Raises:
-        MalformedMessage: it sent something else. The caller of this closes the stream.
+        MalformedMessage, SealRefused: it sent something else. The caller of this closes the stream.
         PeerGone: it went away in the middle of a message.
     """
     reader = FrameReader(peer=peer)

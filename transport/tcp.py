@@ -1,6 +1,7 @@
 """Block bytes over plain TCP: works everywhere, and is the reference for the transport contract.
 
-Bodies go from the owner's arena to the kernel and from the kernel into the receiver's arena, without a copy between.
+Bodies go from the owner's arena to the kernel and from the kernel into the receiver's arena, without a copy between. With
+a keyring they are encrypted out of the one arena and decrypted into the other.
 A connection carries one pull at a time and is kept for the next one; whatever goes wrong closes it.
 """
 
@@ -11,11 +12,13 @@ import trio
 
 from p2pkv.blocks import block_digest
 from p2pkv.config import parse_address
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
 from p2pkv.transport.base import Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import greet, read_frame_exactly
+from p2pkv.transport.sealed_handshake import Rings, greet_sealed
+from p2pkv.transport.sealed_stream import Channel, SealedStream, receive_into
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 _IDLE_CONNECTIONS_MAX: Final = 2
@@ -26,18 +29,21 @@ _THREAD_BYTES: Final = 8 * 2**20
 """A body from this size on is hashed in a thread: 8 MiB take about 0.4 ms, longer than a gossip loop should stand."""
 
 
-async def connect(address: str, hello: Hello, *, timeout_s: float) -> tuple[trio.SocketStream, str]:
-    """Open a greeted stream to `address`; return it and the answering node's id.
+async def connect(address: str, hello: Hello, *, timeout_s: float, ring: Rings | None = None) -> tuple[Channel, str]:
+    """Open a greeted stream to `address`, sealed if there is a `ring`; return it and the answering node's id.
 
     Raises:
         PeerGone, PeerTooSlow: nobody answers there.
-        VersionMismatch, MalformedMessage: somebody does, but not for us.
+        VersionMismatch, SealRefused, MalformedMessage: somebody does, but not for us.
     """
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             stream = await trio.open_tcp_stream(host, port)
             try:
+                if ring is not None:
+                    node, sealed = await greet_sealed(stream, hello, peer=address, ring=ring)
+                    return sealed, node
                 return stream, await greet(stream, hello, peer=address)
             except BaseException:
                 await trio.aclose_forcefully(stream)
@@ -53,11 +59,15 @@ class TcpTransport:
 
     name: Final = "tcp"
 
-    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float) -> None:
-        """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address."""
+    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float, ring: Rings | None = None) -> None:
+        """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address.
+
+        With a `ring` every stream is sealed.
+        """
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
-        self._idle: dict[str, list[tuple[str, trio.SocketStream]]] = {}
+        self._ring = ring
+        self._idle: dict[str, list[tuple[str, Channel]]] = {}
         """Address -> kept connections with the id of the node there; the address used last is last."""
 
     def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
@@ -75,7 +85,7 @@ class TcpTransport:
             else:
                 self._keep(peer, address, kept)
                 return
-        stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
+        stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring)
         if node != peer:
             await trio.aclose_forcefully(stream)
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
@@ -89,17 +99,17 @@ class TcpTransport:
                 await trio.aclose_forcefully(stream)
         self._idle.clear()
 
-    def _take(self, peer: str, address: str) -> trio.SocketStream | None:
-        """Return a kept connection; one to another node that had the address before is closed."""
+    def _take(self, peer: str, address: str) -> Channel | None:
+        """Return a kept connection; one to another node that had the address before, or under an old key, is closed."""
         waiting = self._idle.get(address, [])
         while waiting:
             node, stream = waiting.pop()
-            if node == peer:
+            if node == peer and not (isinstance(stream, SealedStream) and not stream.is_current()):
                 return stream
             stream.socket.close()
         return None
 
-    def _keep(self, peer: str, address: str, stream: trio.SocketStream) -> None:
+    def _keep(self, peer: str, address: str, stream: Channel) -> None:
         streams = self._idle[address] = self._idle.pop(address, [])
         if len(streams) < _IDLE_CONNECTIONS_MAX:
             streams.append((peer, stream))
@@ -111,7 +121,7 @@ class TcpTransport:
 
     async def _pull_on(
         self,
-        stream: trio.SocketStream,
+        stream: Channel,
         peer: str,
         lease: int,
         wanted: Sequence[Wanted],
@@ -124,7 +134,7 @@ class TcpTransport:
             await stream.send_all(frame(encode(Pull(lease, bitmap([one.position for one in wanted])))))
             for one in wanted:
                 header_bytes = bytearray(HEADER_BYTES)
-                await _receive_into(stream, memoryview(header_bytes), peer=peer)
+                await receive_into(stream, memoryview(header_bytes), peer=peer)
                 first_answer = False
                 header = unpack_untrusted(bytes(header_bytes), peer=peer)
                 if (header.lease, header.position) != (lease, one.position):
@@ -134,7 +144,7 @@ class TcpTransport:
                     continue
                 if header.length != one.length or header.digest != one.digest:
                     raise MalformedMessage("block that is not the one granted", peer=peer)
-                await _receive_into(stream, one.into, peer=peer)
+                await receive_into(stream, one.into, peer=peer)
                 on_block(one, "ok" if await _digest(one.into, one.segment_bytes) == one.digest else "corrupt")
         except (PeerGone, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             await trio.aclose_forcefully(stream)
@@ -153,7 +163,7 @@ class _StaleConnection(Exception):
 
 
 async def serve_bulk(
-    stream: trio.SocketStream,
+    stream: Channel,
     *,
     peer: str,
     open_lease: OpenLease,
@@ -164,14 +174,14 @@ async def serve_bulk(
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
 
     Raises:
-        MalformedMessage: it said something that is not a pull. The caller of this closes the stream.
+        MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
     """
     while True:
         with trio.move_on_after(idle_s) as idle:
             try:
                 payload = await read_frame_exactly(stream, peer=peer)
             except (PeerError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                if isinstance(exc, MalformedMessage):
+                if isinstance(exc, MalformedMessage | SealRefused):
                     raise
                 return
         if idle.cancelled_caught:
@@ -195,22 +205,12 @@ async def serve_bulk(
             on_sent(len(one.body) if one is not None else 0)
 
 
-async def _send_block(stream: trio.SocketStream, lease: int, position: int, one: Offered | None) -> None:
+async def _send_block(stream: Channel, lease: int, position: int, one: Offered | None) -> None:
     if one is None:
         await stream.send_all(BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack())
         return
     await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack())
     await stream.send_all(one.body)
-
-
-async def _receive_into(stream: trio.SocketStream, view: memoryview, *, peer: str) -> None:
-    """Fill `view` from the stream."""
-    done = 0
-    while done < len(view):
-        count = await stream.socket.recv_into(view[done:])
-        if count == 0:
-            raise PeerGone(f"stream ended {len(view) - done} bytes early", peer=peer)
-        done += count
 
 
 async def _digest(body: memoryview, segment_bytes: int) -> bytes:

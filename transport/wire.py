@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
 from p2pkv.errors import MalformedMessage
+from p2pkv.transport.keyring import RING_KEYS_MAX
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
@@ -19,7 +20,11 @@ PROTOCOL_MAX: Final = 1
 MESSAGE_BYTES_MAX: Final = 64 * 1024
 """No control message is larger, on datagrams or streams. Larger things (member lists, filters) travel in pieces."""
 DATAGRAM_BYTES_MAX: Final = 1400
-"""Payload that fits an Ethernet frame with room for tunnels and encryption; memberlist's choice too."""
+"""Payload that fits an Ethernet frame with room for tunnels; memberlist's choice too."""
+SEAL_BYTES: Final = 58
+"""What sealing adds to a datagram (`p2pkv.transport.seal`): 42 in front, a tag of 16. Whoever counts bytes adds it."""
+PACKET_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - SEAL_BYTES
+"""An encoded packet, which is filled up to this whether it is sealed or not, so that keys change nothing else."""
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
@@ -262,6 +267,33 @@ class Places(Message, tag=30, frozen=True):
     generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
 
 
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+class KeyCommand(Message, tag=17, frozen=True):
+    """Change or tell your keyring. Only over a sealed stream; answered by `KeyReport` with the same `request`."""
+
+    request: Count
+    action: Annotated[int, Meta(ge=0, le=3)]
+    """0 tell, 1 install, 2 use as the primary one, 3 remove."""
+    key: Annotated[bytes, Meta(max_length=32)] = b""
+    """The key itself to install, the fingerprint of the one to use or remove, nothing to tell."""
+
+    def __repr__(self) -> str:
+        return f"KeyCommand(request={self.request}, action={self.action}, key=...)"
+
+
+class KeyReport(Message, tag=18, frozen=True):
+    """Answer to `KeyCommand`: the keys that the answering node accepts now, and why it did not obey, if so."""
+
+    request: Count
+    fingerprints: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=8, max_length=8)], ...], Meta(max_length=RING_KEYS_MAX)
+    ]
+    """The primary key's first."""
+    refusal: Name = ""
+
+
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
@@ -277,6 +309,8 @@ AnyMessage: TypeAlias = (
     | Ping
     | ArenaOffer
     | Places
+    | KeyCommand
+    | KeyReport
 )
 """Whatever may stand alone in a datagram or a stream frame."""
 

@@ -1,0 +1,181 @@
+"""A TCP stream whose bytes are sealed: read and written like the plain one, with records (`p2pkv.transport.records`) below.
+
+Large pieces are encrypted and decrypted in worker threads, where the GIL is released, so that gossip does not wait
+for a block. A record that fills the place where its bytes belong is decrypted there; nothing is copied in between.
+After any error, and after a cancelled read or write, the stream is of no more use and is to be closed.
+"""
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import trio
+
+from p2pkv.errors import PeerGone, SealRefused
+from p2pkv.transport.keyring import KeyRing
+from p2pkv.transport.records import (
+    RECORD_BYTES_MAX,
+    RECORD_HEAD_BYTES,
+    RECORD_OVERHEAD_BYTES,
+    RecordOpener,
+    RecordSealer,
+)
+from p2pkv.transport.subkeys import TAG_BYTES
+
+_THREAD_BYTES: Final = 128 * 1024
+"""Records from this size on are left to a worker thread. 128 KiB take about 10 µs; the way to a thread takes 50."""
+
+
+class SealedStream(trio.abc.Stream):
+    """One connection whose two ends have proved to each other that they have a key of the ring."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        *,
+        sealer: RecordSealer,
+        opener: RecordOpener,
+        key: bytes,
+        ring: Callable[[], KeyRing],
+        peer: str,
+    ) -> None:
+        """Take over `stream` right behind the handshake; `key` is the key of the ring that it was made under."""
+        self._stream = stream
+        self._sealer = sealer
+        self._opener = opener
+        self._key = key
+        self._ring = ring
+        self._peer = peer
+        self._record = memoryview(bytearray(0))
+        self._sealed = memoryview(bytearray(0))
+        self._head = bytearray(RECORD_HEAD_BYTES)
+        self._rest = memoryview(b"")
+        """Opened and not read yet."""
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The socket below, to ask whether it is readable, or to close it."""
+        return self._stream.socket
+
+    def is_current(self) -> bool:
+        """Whether this connection's key is still the primary one; if not, a new connection is better."""
+        return self._ring().keys[0] == self._key
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Seal and send `data`."""
+        view = memoryview(data)
+        for start in range(0, len(view), RECORD_BYTES_MAX):
+            piece = view[start : start + RECORD_BYTES_MAX]
+            if len(self._record) < RECORD_OVERHEAD_BYTES + len(piece):
+                self._record = memoryview(bytearray(RECORD_OVERHEAD_BYTES + len(piece)))
+            if len(piece) < _THREAD_BYTES:
+                end = self._sealer.seal_into(piece, self._record)
+            else:
+                end = await trio.to_thread.run_sync(self._sealer.seal_into, piece, self._record)
+            await self._stream.send_all(self._record[:end])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the socket takes bytes."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return some bytes, or none when the other side has closed.
+
+        Raises:
+            SealRefused: what came was not sealed by the other side, or its key has been removed.
+            PeerGone: it went away in the middle of a record.
+        """
+        if not self._rest:
+            length = await self._next_length(may_end=True)
+            if not length:
+                return b""
+            self._rest = memoryview(bytearray(length))
+            await self._open_record(length, self._rest)
+        count = len(self._rest) if max_bytes is None else min(max_bytes, len(self._rest))
+        data, self._rest = bytes(self._rest[:count]), self._rest[count:]
+        return data
+
+    async def receive_into(self, view: memoryview) -> None:
+        """Fill `view`.
+
+        Raises:
+            SealRefused, PeerGone: as `receive_some`; `view` is undefined.
+        """
+        done = 0
+        while done < len(view):
+            if not self._rest:
+                length = await self._next_length(may_end=False)
+                if length <= len(view) - done:
+                    await self._open_record(length, view[done : done + length])
+                    done += length
+                    continue
+                self._rest = memoryview(bytearray(length))
+                await self._open_record(length, self._rest)
+            count = min(len(self._rest), len(view) - done)
+            view[done : done + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            done += count
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def _next_length(self, *, may_end: bool) -> int:
+        """Return the length of the next record; 0 if the stream ended instead and may."""
+        got = await self._fill(memoryview(self._head))
+        if got < RECORD_HEAD_BYTES:
+            if got == 0 and may_end:
+                return 0
+            raise PeerGone("stream ended early", peer=self._peer)
+        return self._opener.length_untrusted(self._head)
+
+    async def _open_record(self, length: int, into: memoryview) -> None:
+        if len(self._sealed) < length + TAG_BYTES:
+            self._sealed = memoryview(bytearray(length + TAG_BYTES))
+        sealed = self._sealed[: length + TAG_BYTES]
+        if await self._fill(sealed) < len(sealed):
+            raise PeerGone("stream ended early", peer=self._peer)
+        if self._key not in self._ring().keys:  # what was opened under it before is not opened any more
+            raise SealRefused("unknown_key", peer=self._peer, detail="removed")
+        if length < _THREAD_BYTES:
+            self._opener.open_into(self._head, sealed, into)
+        else:
+            await trio.to_thread.run_sync(self._opener.open_into, self._head, sealed, into)
+
+    async def _fill(self, view: memoryview) -> int:
+        try:
+            return await _fill(self._stream, view)
+        except OSError as exc:  # as trio's own streams do
+            raise trio.BrokenResourceError(str(exc)) from exc
+
+    def __repr__(self) -> str:
+        return f"<SealedStream peer={self._peer}>"
+
+
+Channel: TypeAlias = trio.SocketStream | SealedStream
+"""A greeted connection: sealed if this node has a keyring."""
+
+
+async def receive_into(stream: Channel, view: memoryview, *, peer: str) -> None:
+    """Fill `view` from a connection of either kind.
+
+    Raises:
+        PeerGone: it ended before.
+        SealRefused: see `SealedStream.receive_some`.
+    """
+    if isinstance(stream, SealedStream):
+        await stream.receive_into(view)
+        return
+    count = await _fill(stream, view)
+    if count < len(view):
+        raise PeerGone(f"stream ended {len(view) - count} bytes early", peer=peer)
+
+
+async def _fill(stream: trio.SocketStream, view: memoryview) -> int:
+    """Read until `view` is full or the stream ends; return how many bytes came."""
+    done = 0
+    while done < len(view):
+        count = await stream.socket.recv_into(view[done:])
+        if count == 0:
+            break
+        done += count
+    return done
