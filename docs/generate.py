@@ -26,7 +26,7 @@ from p2pkv import block_file, config, errors, local_wire
 from p2pkv.cli.main import cli
 from p2pkv.cli.output import exit_code
 from p2pkv.metrics import Metrics
-from p2pkv.transport import bulk_header, wire
+from p2pkv.transport import bulk_header, records, seal, sealed_handshake, wire
 
 FOLDER: Final = Path(__file__).parent / "reference"
 HELP_WIDTH: Final = 100
@@ -273,6 +273,11 @@ def wire_page() -> str:
         STREAM_PREFACE,
         limits(wire),
         *messages(wire, wire.Message),
+        "## Sealed datagrams",
+        *prose(seal)[1:],
+        "## Sealed streams",
+        *prose(sealed_handshake)[1:],
+        *prose(records),
         "## Bulk header",
         *prose(bulk_header),
         "## Between an engine and its daemon",

@@ -5,7 +5,7 @@ when everybody has it with high probability. Source: SWIM section 4.1; the formu
 """
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Final
 
 from p2pkv.mesh.members import MEMBERS_MAX, RECORD_BYTES_MAX, rank, record_bytes
@@ -63,6 +63,8 @@ class GossipQueue:
             count_max: the most updates to return.
             skip: ids of members whose records are in the packet already.
         """
+        if not self._sent:  # a mesh at rest
+            return ()
         taken: list[tuple[str, MemberRecord]] = []
         room = bytes_max
         for record, size in self._urgent_first(skip):
@@ -75,15 +77,11 @@ class GossipQueue:
             self._count_sent(member, limit)
         return tuple(record for _, record in taken)
 
-    def _urgent_first(self, skip: Container[str]) -> list[tuple[MemberRecord, int]]:
-        head: list[tuple[MemberRecord, int]] = []
+    def _urgent_first(self, skip: Container[str]) -> Iterator[tuple[MemberRecord, int]]:
         for waiting in self._by_sent:
             for member in reversed(waiting):
-                if len(head) >= UPDATES_PER_PACKET_MAX:
-                    return head
                 if member not in skip:
-                    head.append(waiting[member])
-        return head
+                    yield waiting[member]
 
     def _count_sent(self, member: str, limit: int) -> None:
         sent = self._sent[member]
@@ -104,6 +102,9 @@ class GossipQueue:
         most_sent = next(waiting for waiting in reversed(self._by_sent) if waiting)
         self._forget(next(iter(most_sent)))
         self.dropped += 1
+
+    def __contains__(self, member: str) -> bool:
+        return member in self._sent
 
     def __len__(self) -> int:
         return len(self._sent)

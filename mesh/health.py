@@ -44,6 +44,10 @@ class LocalHealth:
         """Take that this node ran late by more than a probe waits."""
         self._add(1)
 
+    def on_unconfirmed(self) -> None:
+        """Take that nobody else suspects whom we alone suspected to the end."""
+        self._add(1)
+
     def _add(self, delta: int) -> None:
         self.score = min(self._top, max(0, self.score + delta))
 

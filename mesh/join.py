@@ -10,6 +10,9 @@ from typing import Final
 BACKOFF_MAX: Final = 16
 """The wait between two rounds doubles up to this many times the first."""
 
+FAILURE_TOLD_S: Final = 10.0
+"""By then a stream that could not be opened has been reported; `fetch.connect_timeout_s` is 2 s."""
+
 
 class Joiner:
     """The seeds, what became of asking them, and the time of the next round."""
@@ -23,6 +26,7 @@ class Joiner:
         self._next_round_at = 0.0
         self._states: dict[str, str] = dict.fromkeys(self._seeds, "waiting")
         self._asked_again: set[str] = set()  # of those shown as unreachable
+        self._retried_at: dict[str, float] = {}  # of those, without a failure since
 
     def start(self, now: float) -> None:
         """Make the first round due at once."""
@@ -51,6 +55,7 @@ class Joiner:
         if address in self._states:
             self._states[address] = "unreachable"
             self._asked_again.discard(address)
+            self._retried_at.pop(address, None)
 
     def next_deadline(self) -> float:
         """When the next round is due; infinite while nobody has to be asked."""
@@ -62,7 +67,7 @@ class Joiner:
             return ()
         self._next_round_at = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, BACKOFF_MAX * self._retry_s)
-        asked = tuple(seed for seed in self._seeds if seed != self._own_address and seed not in reached)
+        asked = self.unreached(reached)
         for seed in asked:
             # "unreachable" stays until something better is known: it is what a person at a lonely node has to read.
             if self._states[seed] == "unreachable":
@@ -70,6 +75,21 @@ class Joiner:
             else:
                 self._states[seed] = "asked"
         return asked
+
+    def on_retry(self, seed: str, now: float) -> None:
+        """Note that a seed is tried although members have answered; if an earlier try did not fail, it can be reached."""
+        if self._states[seed] != "unreachable":
+            return
+        if now - self._retried_at.setdefault(seed, now) > FAILURE_TOLD_S:
+            self._states[seed] = "asked"
+            del self._retried_at[seed]
+
+    def unreached(self, reached: Container[str]) -> tuple[str, ...]:
+        """Return the seeds that are neither ourselves nor among the `reached` addresses of usable members.
+
+        One written by another name than its member's address counts as unreached for good.
+        """
+        return tuple(seed for seed in self._seeds if seed != self._own_address and seed not in reached)
 
     def states(self, *, reached: Container[str]) -> tuple[tuple[str, str], ...]:
         """Return each seed with what became of it.

@@ -42,8 +42,8 @@ def rank(record: MemberRecord) -> Rank:
     """Return the place of `record` in the total order of records of its member.
 
     (boot, incarnation, state) decide; the rest breaks ties that only two processes of one id can cause, so that even
-    then everybody ends up with the same record. `suspected_by` is no part of it: it is said of a suspicion, not of the
-    member, and is taken off before a record enters a table (`without_accuser`).
+    then everybody ends up with the same record. Who suspects is no part of it: that is said of a suspicion, not of the
+    member, and is taken off before a record enters a table (`accusers.split`).
     """
     return (
         record.boot,
@@ -55,17 +55,6 @@ def rank(record: MemberRecord) -> Rank:
         record.zone,
         record.offered_bytes,
     )
-
-
-def without_accuser(record: MemberRecord) -> MemberRecord:
-    """Return what `record` says of its member, without who said it: what tables hold and `rank` orders."""
-    return msgspec.structs.replace(record, suspected_by="") if record.suspected_by else record
-
-
-def with_accuser(record: MemberRecord, by: str) -> MemberRecord:
-    """Return a suspicion that names who raises it, or `record` as it is where the name would make it too large."""
-    named = msgspec.structs.replace(record, suspected_by=by)
-    return named if record_bytes(named) <= RECORD_BYTES_MAX else record
 
 
 def merge(one: MemberRecord, other: MemberRecord) -> MemberRecord:
@@ -107,10 +96,19 @@ class MemberTable:
         self._usable: tuple[MemberRecord, ...] | None = ()
         self.refused = 0
         """Records turned away because the table was full of usable members."""
+        self.changes = 0
+        """Records that entered so far."""
 
     def get(self, member: str) -> MemberRecord | None:
         """Return what is believed of `member`, or None if it is not listed."""
         return self._records.get(member)
+
+    def remembered(self, member: str) -> MemberRecord | None:
+        """Return what is believed of `member`, listed or reaped; a record that does not override it is not taken."""
+        known = self._records.get(member)
+        if known is None and member in self._reaped:
+            return self._reaped[member][0]
+        return known
 
     def records(self) -> tuple[MemberRecord, ...]:
         """Return all records, the gone included, oldest acquaintance first."""
@@ -127,13 +125,18 @@ class MemberTable:
         return len(self.usable()) + 1
 
     def dead(self) -> tuple[MemberRecord, ...]:
-        """Return the records of members that died, as opposed to those that left, longest gone first."""
+        """Return the members that died, did not leave, and may be only cut off, longest gone first.
+
+        Earlier lives of those that were restarted are left out: a usable member has their address.
+        """
         gone = (self._records[member] for member in self._gone_at)
-        return tuple(record for record in gone if record.state == MemberState.DEAD)
+        taken = {record.address for record in self.usable()}
+        return tuple(record for record in gone if record.state == MemberState.DEAD and record.address not in taken)
 
     def take(self, record: MemberRecord, now: float) -> Change | None:
         """Merge `record` in; None if nothing changed, because as much or more was known."""
         assert not record.suspected_by
+        assert not record.also_suspected_by
         known = self._records.get(record.id)
         if known is None:
             reaped = self._reaped.get(record.id)
@@ -146,6 +149,7 @@ class MemberTable:
         elif record == known or merge(known, record) is known:
             return None
         self._records[record.id] = record
+        self.changes += 1
         self._usable = None
         self._gone_at.pop(record.id, None)
         if not is_usable(record):
@@ -154,6 +158,8 @@ class MemberTable:
 
     def next_deadline(self) -> float:
         """When `reap` has something to do."""
+        if not self._gone_at and not self._reaped:  # asked after every message, and mostly so
+            return float("inf")
         gone_at = next(iter(self._gone_at.values()), float("inf"))
         reaped_at = next((at for _, at in self._reaped.values()), float("inf"))
         return min(gone_at, reaped_at) + self._reap_s

@@ -1,4 +1,4 @@
-"""How messages leave: what each packet carries besides its body, and lists over the stream.
+"""How packets leave: what each carries besides its body.
 
 A packet is filled in this order: what its receiver must know, then the waiting updates, fewest-sent first, as far as
 they fit `PACKET_BYTES_MAX` once encoded. Source: SWIM section 4.1 (updates ride on probes instead of being flooded).
@@ -15,7 +15,6 @@ from p2pkv.mesh.chance import sample
 from p2pkv.mesh.gossip import UPDATES_PER_PACKET_MAX, GossipQueue
 from p2pkv.mesh.members import RECORD_BYTES_MAX, MemberState, MemberTable, record_bytes
 from p2pkv.mesh.own import OwnRecord
-from p2pkv.mesh.push_pull import member_list
 from p2pkv.transport.wire import PACKET_BYTES_MAX, Ack, DatagramBody, Gossip, MemberRecord, Packet, Ping, encode
 
 INTRODUCTIONS: Final = 3
@@ -91,19 +90,17 @@ class Outbox:
         own = self._own.record
         return SendStream(address, self._packet(Ack(seq=seq, target=own.id), (own,)))
 
-    def list_to(self, address: str, *, reply: bool) -> list[SendStream]:
-        """Return the messages that tell `address` the whole member list."""
-        messages = member_list(self._own.record, self._table.records(), reply=reply)
-        return [SendStream(address, message) for message in messages]
-
     def datagram(
         self, member: str, address: str, body: DatagramBody, *, first: tuple[MemberRecord, ...] = ()
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
         packet = self._packet(body)
+        must_know = (*first, *self._must_know(member))
+        if not must_know and not self._queue:  # most packets of a mesh at rest
+            return SendDatagram(address, packet)
         room = PACKET_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
         updates: list[MemberRecord] = []
-        for record in (*first, *self._must_know(member)):
+        for record in must_know:
             size = record_bytes(record)
             if size <= room:
                 updates.append(record)
@@ -130,8 +127,9 @@ class Outbox:
         """
         must: list[MemberRecord] = []
         known = self._table.get(member)
-        if known is not None and known.state in self._told:
-            must.append(known)
+        remembered = self._table.remembered(member)
+        if remembered is not None and remembered.state in self._told:
+            must.append(remembered)
         left = self._introductions.get(member, 0)
         if left > 1:
             self._introductions[member] = left - 1

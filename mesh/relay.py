@@ -75,7 +75,9 @@ class Relays:
 
     def next_deadline(self) -> float:
         """When `due` has something to return."""
-        return next(iter(self._nack_at.values()), float("inf"))
+        if not self._nack_at:  # asked after every message, and mostly so
+            return float("inf")
+        return next(iter(self._nack_at.values()))
 
     def due(self, now: float) -> tuple[Relay, ...]:
         """Return the relays to send a nack for, each once; an answer that comes later is passed on all the same."""

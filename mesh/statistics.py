@@ -45,3 +45,11 @@ class MembershipStatistics:
     """Pings that reached our address but meant another id: a process that was here before us."""
     records_refused: int
     """Records too large, without an address, or beyond what the table holds; and empty lists."""
+    verdicts_doubted: int
+    """Verdicts by others that this node did not believe, for want of accusers or because it had heard from the member."""
+    verdicts_prolonged: int
+    """Suspicions that were over and not enough for a verdict of this node's own."""
+    verdicts_alone: int
+    """Verdicts that this node came to with nobody to confirm them, as when it is cut off."""
+    observations_refused: int
+    """Suspects this node did not look at out of turn because too many were."""

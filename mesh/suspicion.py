@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from p2pkv.mesh.contacts import NEVER
+
 TIMEOUT_MAX_MULT: Final = 6.0
 """An unconfirmed suspicion lasts this many times the shortest; memberlist's `SuspicionMaxTimeoutMult`."""
 
@@ -58,13 +60,19 @@ class Suspicion:
     """Confirmations that bring it down to `min_s`; more are not counted."""
     accusers: frozenset[str]
     """Members that suspect it, each by itself. The first raises the suspicion, the others confirm it."""
+    accusers_max: int
+    """How many of them are worth remembering and telling on."""
+    prolonged_until: float = NEVER
+    """When it is looked at again, if it was found wanting when its time was over."""
+    prolongations: int = 0
+    """How often that was."""
     until: float = field(init=False)
     """When it is over, as confirmed as it is now; that may be past already. Asked at every message, hence kept."""
 
     def __post_init__(self) -> None:
         confirmations = max(0, len(self.accusers) - 1)
         lasts_s = timeout_s(confirmations, wanted=self.wanted, min_s=self.min_s, max_s=self.max_s)
-        object.__setattr__(self, "until", self.since + lasts_s)
+        object.__setattr__(self, "until", max(self.since + lasts_s, self.prolonged_until))
 
 
 class Suspects:
@@ -74,24 +82,44 @@ class Suspects:
         self._suspicions: dict[str, Suspicion] = {}
 
     def suspect(
-        self, member: str, *, by: str, now: float, min_s: float, max_s: float | None = None, wanted: int = 0
+        self,
+        member: str,
+        *,
+        by: frozenset[str],
+        now: float,
+        min_s: float,
+        max_s: float | None = None,
+        wanted: int = 0,
+        accusers_max: int = 0,
     ) -> None:
         """Start a suspicion, or start it anew because the member was suspected in a later incarnation.
 
-        `by` is the member that got no answer, or "" where that is not known: a list tells who is suspected, not by whom.
+        `by` are the members that got no answer, none where that is not known: a list tells who is suspected, not by whom.
         """
-        accusers = frozenset({by} - {""})
-        self._suspicions[member] = Suspicion(now, min_s, min_s if max_s is None else max_s, wanted, accusers)
+        accusers_max = max(accusers_max, wanted + 1 if wanted else 0)
+        longest_s = min_s if max_s is None else max_s
+        self._suspicions[member] = Suspicion(now, min_s, longest_s, wanted, by, accusers_max)
 
-    def confirm(self, member: str, by: str) -> bool:
-        """Take that `by` suspects `member` too; say whether that was news worth telling others."""
+    def get(self, member: str) -> Suspicion | None:
+        """Return the suspicion of `member`, if there is one."""
+        return self._suspicions.get(member)
+
+    def confirm(self, member: str, by: frozenset[str]) -> bool:
+        """Take that `by` suspect `member` too; say whether that was news worth telling others."""
         suspicion = self._suspicions.get(member)
-        if suspicion is None or not suspicion.wanted or not by:
+        if suspicion is None or len(suspicion.accusers) >= suspicion.accusers_max:
             return False
-        if by in suspicion.accusers or len(suspicion.accusers) > suspicion.wanted:
+        if by <= suspicion.accusers:
             return False
-        self._suspicions[member] = replace(suspicion, accusers=suspicion.accusers | {by})
+        self._suspicions[member] = replace(suspicion, accusers=suspicion.accusers | by)
         return True
+
+    def prolong(self, member: str, until: float, *, accusers: frozenset[str]) -> None:
+        """Let a suspicion whose time is over go on, with those of its accusers that still count."""
+        suspicion = self._suspicions[member]
+        self._suspicions[member] = replace(
+            suspicion, accusers=accusers, prolonged_until=until, prolongations=suspicion.prolongations + 1
+        )
 
     def clear(self, member: str) -> None:
         """End a suspicion, if there is one: it was refuted, or has become certainty."""
@@ -100,11 +128,14 @@ class Suspects:
     def postpone(self, seconds: float) -> None:
         """Add time to all suspicions, for time in which this node could neither tell nor hear."""
         for member, suspicion in self._suspicions.items():
-            self._suspicions[member] = replace(suspicion, since=suspicion.since + seconds)
+            since, prolonged_until = suspicion.since + seconds, suspicion.prolonged_until + seconds
+            self._suspicions[member] = replace(suspicion, since=since, prolonged_until=prolonged_until)
 
     def next_deadline(self) -> float:
         """When the next suspicion is over. O(suspects), which are few."""
-        return min((suspicion.until for suspicion in self._suspicions.values()), default=float("inf"))
+        if not self._suspicions:  # asked after every message, and mostly so
+            return float("inf")
+        return min(suspicion.until for suspicion in self._suspicions.values())
 
     def due(self, now: float) -> tuple[str, ...]:
         """Return the members whose time is over, without clearing them."""

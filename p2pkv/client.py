@@ -58,6 +58,8 @@ from p2pkv.local_wire import (
     ReleaseRequest,
     Reply,
     Request,
+    RingReply,
+    RingRequest,
     StagedBlock,
     StatusReply,
     StatusRequest,
@@ -380,8 +382,12 @@ class Client:
         return self._call(MembersRequest(), MembersReply).members
 
     def locate(self, key: bytes) -> LocateReply:
-        """Return where a block is, as far as the node knows."""
+        """Return where a block is: what the node knows, and what the owners of its stretch say, who are asked."""
         return self._call(LocateRequest(key), LocateReply)
+
+    def ring(self) -> RingReply:
+        """Return who owns how much of the ring, as the node sees it."""
+        return self._call(RingRequest(), RingReply)
 
     def keys(
         self, action: int, *, key: bytes = b"", name: str = "", timeout_s: float = 10.0, force: bool = False

@@ -197,6 +197,30 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = True
+    observers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description=(
+                "About how many members probe a suspect at once and out of turn, and confirm the suspicion or have it refuted "
+                "(Rapid's K, USENIX ATC 2018). More: a member whose packets are mostly lost is refuted for more surely, and a "
+                "suspicion costs more packets. 0 switches confirmation by observers off; then time alone decides."
+            ),
+        ),
+    ] = 10
+    accusers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=8,
+            description=(
+                "Members that must each have got no answer from a suspect before it is declared dead, or the majority where the "
+                "mesh is smaller (Rapid's watermarks). More: members that do not hear well kill fewer others, and it takes a "
+                "larger mesh or longer to agree on a true death. Only with `observers`."
+            ),
+        ),
+    ] = 4
     stream_probe: Annotated[
         bool,
         Meta(
@@ -229,7 +253,9 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description=(
-                "How often whole member lists are compared with a random member over the stream; repairs what gossip lost."
+                "How often member lists are compared with a random member over the stream, at rest; repairs what gossip "
+                "lost. Above 32 members up to several times more rarely, and much more often while there is something to "
+                "learn. Only hashes are sent where lists are equal."
             )
         ),
     ] = 30.0
@@ -276,9 +302,121 @@ class SummaryConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=2**30,
-            description=("How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."),
+            description=(
+                "How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold. More blocks make it "
+                "grow, which costs every peer one snapshot for each doubling."
+            ),
         ),
     ] = 0
+    budget_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=2**40,
+            description=(
+                "Most bytes of deltas that this node sends in any one second, to all peers together. What does not fit waits, "
+                "and is merged with what changes meanwhile. Each peer costs about 6 bytes for a block added or evicted that is "
+                "announced; lower shows new blocks later."
+            ),
+        ),
+    ] = 2**18
+    snapshot_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=2**16,
+            le=2**40,
+            description=(
+                "The same for snapshots, whole filters for those who have none or missed a delta. Lower spares the network "
+                "while a mesh starts; a new node finds its first blocks later."
+            ),
+        ),
+    ] = 2**24
+    filter_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=2**12,
+            le=2**46,
+            description=(
+                "Memory for the filters of all peers. If they need more, the largest are folded in half, which makes them claim "
+                "more that is not there. While peers leave, up to four times as much is in use."
+            ),
+        ),
+    ] = 2**30
+    peers_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=8192,
+            description=(
+                "For how many peers to hold summaries, those of this host and zone first. The others are told to send none, and "
+                "the directory is asked for what they hold. More finds blocks without asking, and costs memory and traffic per "
+                "peer; see the benchmarks. 0: hold none."
+            ),
+        ),
+    ] = 1024
+
+
+class DirectoryConfig(Section, frozen=True, kw_only=True):
+    """Exact records of who holds what, kept by the owners of the ring, for what summaries cannot say."""
+
+    owners: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=3,
+            description=(
+                "Nodes that keep each record, in distinct zones or hosts where possible. More survive more failures at once, and "
+                "cost traffic in proportion. Equal on all nodes. 0: this node takes no part."
+            ),
+        ),
+    ] = 2
+    lease_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long records are good for if their holder does not renew them, which it does three times per lease. Longer "
+                "costs less; shorter forgets sooner what a lost message should have withdrawn. The dead are forgotten at once."
+            )
+        ),
+    ] = 300.0
+    period_s: Annotated[
+        Seconds,
+        Meta(description=("Changes are gathered for so long before owners are told. Longer costs fewer messages.")),
+    ] = 2.0
+    timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Longest a fetch waits for owners to answer; it goes on with what has come. A few round trips: it is paid when "
+                "an owner has just died."
+            )
+        ),
+    ] = 0.25
+    records_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**24,
+            description=(
+                "Records kept for others; further ones are refused and counted. A record takes about 0.5 KB. The mesh has one "
+                "for 32 blocks of a chain, or for a block of unknown depth, times `owners`."
+            ),
+        ),
+    ] = 262_144
+    records_per_peer_max: Annotated[
+        int, Meta(ge=1, le=2**24, description="Of these, how many may speak of one holder, or come from one peer.")
+    ] = 65_536
+    bytes_per_s: Annotated[
+        float,
+        Meta(
+            ge=1024,
+            le=1e9,
+            description=(
+                "What this node may send of changes, renewals and handovers; the rest waits. Answers are not part of it. Lower "
+                "spares the network, and takes longer after a change of the membership."
+            ),
+        ),
+    ] = 131_072.0
 
 
 class HostConfig(Section, frozen=True, kw_only=True):
@@ -402,6 +540,7 @@ class Config(Section, frozen=True, kw_only=True):
     node: NodeConfig = NodeConfig()
     mesh: MeshConfig = MeshConfig()
     summary: SummaryConfig = SummaryConfig()
+    directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
     fetch: FetchConfig = FetchConfig()
     security: SecurityConfig = SecurityConfig()
@@ -434,6 +573,7 @@ PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
             "push_pull_period_s": 15.0,
         },
         "summary": {"period_s": 0.2},
+        "directory": {"period_s": 0.2, "lease_s": 30.0},
     },
 }
 """Sets of defaults by the kind of network: memberlist's `DefaultLANConfig`, `DefaultWANConfig`, `DefaultLocalConfig`.

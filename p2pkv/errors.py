@@ -94,7 +94,7 @@ class SealRefused(PeerError):
 SEAL_REASONS: Final = {
     "plaintext": (
         "not encrypted, and this node has a keyring",
-        "give the other node the same keyring (security.keyring), or take this node's away",
+        "if the other node belongs here, give it this mesh's keyring (security.keyring)",
     ),
     "sealed": (
         "encrypted, and this node has no keyring",

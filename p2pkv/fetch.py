@@ -56,6 +56,14 @@ class FetchEnded:
     failures: tuple[tuple[BlockKey, Outcome], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a peer said of blocks that its summary claims: which it granted and which it does not have, in chain order."""
+
+    confirmed: tuple[BlockKey, ...]
+    contradicted: tuple[BlockKey, ...]
+
+
 FetchEffect: TypeAlias = SendStream | StartTransfer | FetchEnded | Note
 
 
@@ -110,6 +118,10 @@ class FetchStatistics:
     """Blocks that a fetch did not ask for because another had them on their way."""
     shed_blocks: int
     """Blocks not asked for because `in_flight_max` were on their way."""
+    questions: int
+    """Lease requests sent."""
+    questions_wasted: int
+    """Those that were granted no block at all."""
 
 
 class Fetches:
@@ -130,6 +142,8 @@ class Fetches:
         self._shared = 0
         self._shed = 0
         self._started = 0
+        self._questions = 0
+        self._questions_wasted = 0
 
     def start(
         self,
@@ -183,6 +197,20 @@ class Fetches:
         effects = [effect for peer, mine in by_peer.items() for effect in self._ask(peer, mine, deadline, now)]
         return fetch_id, (*effects, *self._ended([fetch_id]))
 
+    def judge(self, peer: str, grant: LeaseGrant) -> Answered:
+        """Return what a peer's answer says of its summary; call it before `on_grant`, which ends the question.
+
+        Blocks asked for in hope were claimed by nobody, and a refusal for another reason says nothing of the blocks.
+        """
+        request = self._requests.get(grant.request)
+        if request is None or request.peer != peer or grant.reason:
+            return Answered((), ())
+        infos = _granted_blocks(grant, request.keys) or ()
+        granted = {info.key for _, info in infos}
+        claimed = [key for key in request.keys if self._is_claimed(key, peer)]
+        there = tuple(key for key in claimed if key in granted)
+        return Answered(there, tuple(key for key in claimed if key not in granted))
+
     def on_grant(self, peer: str, grant: LeaseGrant, now: float) -> tuple[FetchEffect, ...]:
         """Take a peer's answer. One to no question of ours is released at once, so that nothing stays pinned."""
         request = self._requests.get(grant.request)
@@ -200,6 +228,7 @@ class Fetches:
             effects: list[FetchEffect] = [note, release] if grant.lease else [note]
             return (*effects, *self._settle([(key, "refused") for key in request.keys], peer, now))
         granted = {info.key for _, info in infos}
+        self._questions_wasted += not infos
         effects = []
         if infos:
             self._ids += 1
@@ -243,6 +272,8 @@ class Fetches:
 
     def on_time(self, now: float) -> tuple[FetchEffect, ...]:
         """Let time pass: late answers and late fetches."""
+        if not self._fetches and not self._requests:
+            return ()
         late = [number for number, request in self._requests.items() if now >= self._answer_by(request)]
         effects = self._give_up(late, "slow", now)
         over = [number for number, fetch in self._fetches.items() if now >= fetch.deadline]
@@ -250,6 +281,8 @@ class Fetches:
 
     def next_deadline(self) -> float:
         """Return when `on_time` will have something to do; infinity if never."""
+        if not self._fetches and not self._requests:  # asked after every message, and mostly so
+            return float("inf")
         answers = (self._answer_by(request) for request in self._requests.values())
         ends = (fetch.deadline for fetch in self._fetches.values())
         return min((*answers, *ends), default=float("inf"))
@@ -261,9 +294,22 @@ class Fetches:
 
     def statistics(self) -> FetchStatistics:
         """Return the totals of now."""
-        return FetchStatistics(self._started, len(self._flights), dict(self._outcomes), self._shared, self._shed)
+        return FetchStatistics(
+            fetches=self._started,
+            in_flight=len(self._flights),
+            outcomes=dict(self._outcomes),
+            shared_blocks=self._shared,
+            shed_blocks=self._shed,
+            questions=self._questions,
+            questions_wasted=self._questions_wasted,
+        )
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _is_claimed(self, key: BlockKey, peer: str) -> bool:
+        """Say whether a block is one that `peer` claims, and not one asked for in hope."""
+        fetches = (self._fetches.get(number) for number in self._flights[key].waiters)
+        return any(fetch is not None and fetch.claims.get(peer, 0) > fetch.positions[key] for fetch in fetches)
 
     def _answer_by(self, request: _Request) -> float:
         return min(request.deadline, request.asked_at + self._config.answer_timeout_s)
@@ -275,6 +321,7 @@ class Fetches:
             part = tuple(keys[start : start + KEYS_PER_LEASE_MAX])
             self._ids += 1
             self._requests[self._ids] = _Request(peer, part, now, deadline)
+            self._questions += 1
             question = LeaseRequest(self._ids, join_keys(part), remaining_ms, self._mapped(peer))
             effects.append(SendStream(self._address_of[peer], question))
         return effects

@@ -232,6 +232,8 @@ class Ledger:
 
     def expire(self, now: float) -> int:
         """End the leases whose deadline has passed; return how many."""
+        if not self._leases:
+            return 0
         late = [lease.id for lease in self._leases.values() if lease.deadline <= now]
         for lease_id in late:
             self._end(lease_id)
@@ -240,7 +242,9 @@ class Ledger:
 
     def next_deadline(self) -> float:
         """Return when `expire` will have something to do; infinity if never."""
-        return min((lease.deadline for lease in self._leases.values()), default=float("inf"))
+        if not self._leases:  # asked after every message, and mostly so
+            return float("inf")
+        return min(lease.deadline for lease in self._leases.values())
 
     def _end(self, lease_id: int) -> None:
         lease = self._leases.pop(lease_id)

@@ -41,9 +41,13 @@ from p2pkv.local_wire import (
     MemberView,
     PublishReply,
     PublishRequest,
+    Recorded,
     ReleaseRequest,
     Reply,
     Request,
+    RingReply,
+    RingRequest,
+    RingShare,
     SourceName,
     StagedBlock,
     StatusReply,
@@ -54,8 +58,10 @@ from p2pkv.local_wire import (
 )
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.placement import SLOTS
+from p2pkv.mesh.ring import BOUND, Ring
 from p2pkv.metrics import Metrics
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.node import Acquired, Effect, Located, Node
 from p2pkv.planner import Cost
 from p2pkv.runner import Runner
 from p2pkv.staging import StagingReader
@@ -94,7 +100,9 @@ class LocalServer:
         self._served = served
         self._numbers = count(1)
         self._waiting: dict[int, tuple[trio.Event, list[Acquired]]] = {}
+        self._locating: dict[int, tuple[trio.Event, list[Located]]] = {}
         served.runner.on_acquired = self._acquired
+        served.runner.on_located = self._located
 
     async def run(self, listener: socket.socket) -> None:
         """Serve clients on `listener` until cancelled."""
@@ -126,6 +134,28 @@ class LocalServer:
         finally:
             self._waiting.pop(number, None)
         return result[0]
+
+    async def locate(self, key: BlockKey) -> Located:
+        """Have the owners of a key's stretch asked where it is; takes `directory.timeout_s` at most."""
+        event, result = trio.Event(), list[Located]()
+
+        def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:
+            number, effects = node.locate_in_directory(key, now)
+            self._locating[number] = (event, result)
+            return number, effects
+
+        number = self._served.runner.call(verb)
+        try:
+            await event.wait()
+        finally:
+            del self._locating[number]
+        return result[0]
+
+    def _located(self, located: Located) -> None:
+        event, result = self._locating.get(located.locate, (None, []))
+        result.append(located)
+        if event is not None:  # or else the client went away meanwhile
+            event.set()
 
     def _acquired(self, acquired: Acquired) -> None:
         waiter = self._waiting.get(acquired.acquire)
@@ -203,7 +233,10 @@ class _Session:
             case MembersRequest():
                 return MembersReply(self._served.runner.ask(self._members))
             case LocateRequest(key=key):
-                return self._served.runner.ask(lambda node: _located(node, BlockKey(key)))
+                return await self._locate(BlockKey(key))
+            case RingRequest():
+                ring = self._served.runner.call(lambda node, now: (node.ring(now), ()))
+                return self._served.runner.ask(lambda node: _ring_reply(node, ring))
             case KeysRequest():
                 return await self._served.keys(request)
             case LeaveRequest():
@@ -227,7 +260,7 @@ class _Session:
         return Welcome(LOCAL_PROTOCOL, me.id, me.name, tier.arena_bytes, tier.table_bytes)
 
     def _match(self, keys: tuple[BlockKey, ...]) -> Reply:
-        match = self._served.runner.ask(lambda node: node.match(keys))
+        match = self._served.runner.ask(lambda node: node.match(keys, trio.current_time()))
         holders = tuple(Holder(record.id, record.name, depth) for record, depth in match.holders)
         return MatchReply(match.local, match.reachable, holders)
 
@@ -259,6 +292,27 @@ class _Session:
         )
         self._count(len(keys) - request.first, acquired)
         return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
+
+    async def _locate(self, key: BlockKey) -> Reply:
+        location = self._served.runner.call(lambda node, now: (node.locate(key, now), ()))
+        located = await self._server.locate(key)
+        names = self._served.runner.ask(lambda node: {record.id: record.name for record in node.membership.members()})
+        info = location.held.info if location.held is not None else None
+        return LocateReply(
+            local=info is not None,
+            length=info.length if info is not None else 0,
+            digest=info.digest.hex() if info is not None else "",
+            claimed_by=tuple(Holder(record.id, record.name, 1) for record in location.claimed_by),
+            owners=tuple(Holder(record.id, record.name, 0) for record in location.owners),
+            anchor=located.anchor.hex(),
+            place=located.place,
+            recorded=tuple(
+                Recorded(claim.holder, names.get(claim.holder, ""), claim.blocks, claim.tier, names[claim.owner])
+                for claim in located.claims
+                if claim.owner in names
+            ),
+            silent=tuple(names.get(owner, owner) for owner in located.silent),
+        )
 
     def _count(self, asked: int, acquired: Acquired) -> None:
         metrics = self._served.metrics
@@ -373,7 +427,8 @@ class _Session:
                 "leases": ledger.leases,
                 "evictions": ledger.evictions,
             },
-            summary=asdict(node.summaries.statistics()),
+            summary=asdict(node.summaries.statistics(trio.current_time())),
+            directory=asdict(node.directory.statistics()),
             fetch={
                 "fetches": figures.fetch.fetches,
                 "in_flight": figures.fetch.in_flight,
@@ -446,13 +501,24 @@ def _chain(keys: bytes, client: str) -> tuple[BlockKey, ...]:
     return split_keys(keys)
 
 
-def _located(node: Node, key: BlockKey) -> LocateReply:
-    location = node.locate(key)
-    info = location.held.info if location.held is not None else None
-    return LocateReply(
-        local=info is not None,
-        length=info.length if info is not None else 0,
-        digest=info.digest.hex() if info is not None else "",
-        claimed_by=tuple(Holder(record.id, record.name, 1) for record in location.claimed_by),
-        owners=tuple(Holder(record.id, record.name, 0) for record in location.owners),
-    )
+def _ring_reply(node: Node, ring: Ring) -> RingReply:
+    records = {record.id: record for record in node.membership.members()}
+    owners = min(max(1, node.config.directory.owners), ring.owners_max)
+    shares, kept = ring.shares(), ring.shares(owners)
+    members = [
+        RingShare(
+            id=member,
+            name=records[member].name,
+            zone=records[member].zone,
+            host_id=records[member].host_id,
+            offered_bytes=records[member].offered_bytes,
+            due=ring.due(member),
+            share=shares[member],
+            kept=kept[member],
+            self=member == node.id,
+        )
+        for member in ring.members
+        if member in records
+    ]
+    members.sort(key=lambda one: (-one.share, one.name, one.id))
+    return RingReply(tuple(members), owners, BOUND, SLOTS, ring.fingerprint().hex())

@@ -109,6 +109,10 @@ class LeaveRequest(LocalMessage, tag=9, frozen=True):
     """Leave the mesh in good order and stop the daemon. Answered by `Done`."""
 
 
+class RingRequest(LocalMessage, tag=15, frozen=True):
+    """Who owns how much of the ring? Answered by `RingReply`."""
+
+
 class KeysRequest(LocalMessage, tag=40, frozen=True):
     """Lead a round over the keyrings of all members. Answered by `KeysReply` when it is over."""
 
@@ -235,16 +239,66 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     summary: dict[str, int | float]
     fetch: dict[str, int]
     counters: dict[str, float]
+    directory: dict[str, int] = {}
+
+
+class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one owner's records say of the stretch that a key is in."""
+
+    peer: Name
+    """Who holds blocks of it."""
+    name: Name
+    blocks: Count
+    """How many, from the stretch's start."""
+    tier: Count
+    said_by: Name
+    """Name of the owner."""
 
 
 class LocateReply(LocalMessage, tag=26, frozen=True):
-    """Answer to `LocateRequest`."""
+    """Answer to `LocateRequest`: what summaries claim, and what the owners say that were asked for it."""
 
     local: bool
     length: int
     digest: str
     claimed_by: tuple[Holder, ...]
     owners: tuple[Holder, ...]
+    anchor: str = ""
+    """Of the key's stretch; the key's own if its place in a chain is not known here."""
+    place: Count = 0
+    """Blocks of the stretch before the key."""
+    recorded: tuple[Recorded, ...] = ()
+    silent: tuple[Name, ...] = ()
+    """Owners that did not answer in time."""
+
+
+class RingShare(msgspec.Struct, frozen=True, gc=False):
+    """One line of `p2pkv ring`; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    zone: str
+    host_id: str
+    offered_bytes: int
+    due: float
+    """Part of all keys that it should be first owner of, by its weight."""
+    share: float
+    """Part that it is first owner of."""
+    kept: float
+    """Part that it keeps records of, as first owner or further one."""
+    self: bool
+
+
+class RingReply(LocalMessage, tag=35, frozen=True):
+    """Answer to `RingRequest`, greatest share first."""
+
+    members: tuple[RingShare, ...]
+    owners: Count
+    """Owners of each key, `directory.owners` or as many as there are members."""
+    bound: float
+    slots: Count
+    fingerprint: str
+    """Equal on all nodes that agree on every owner."""
 
 
 class KeyHolder(msgspec.Struct, frozen=True, gc=False):
@@ -295,6 +349,7 @@ Request: TypeAlias = (
     | MembersRequest
     | LocateRequest
     | LeaveRequest
+    | RingRequest
     | KeysRequest
 )
 Reply: TypeAlias = (
@@ -305,9 +360,10 @@ Reply: TypeAlias = (
     | MembersReply
     | StatusReply
     | LocateReply
+    | RingReply
+    | KeysReply
     | Done
     | Failure
-    | KeysReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

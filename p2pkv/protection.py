@@ -12,7 +12,8 @@ from p2pkv.keyring_file import read_keyring, ring_text, write_keyring
 from p2pkv.local_wire import KeyHolder, KeysReply, KeysRequest
 from p2pkv.mesh.members import MemberState
 from p2pkv.node import Effect, Node
-from p2pkv.rotation import MemberKeys, RoundEnded, StoreKeyring
+from p2pkv.own_keyring import StoreKeyring
+from p2pkv.rotation import MemberKeys, RoundEnded
 from p2pkv.runner import Runner
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.seal import DatagramSeal, NoSeal

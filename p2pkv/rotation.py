@@ -14,25 +14,14 @@ from typing import Final, TypeAlias
 from p2pkv.effects import Note, SendStream
 from p2pkv.errors import ConfigError
 from p2pkv.mesh.members import MemberState
-from p2pkv.transport.keyring import FINGERPRINT_BYTES, KeyRing, fingerprint
+from p2pkv.own_keyring import LIST, REMOVE, USE, OwnKeyring, StoreKeyring, changed
+from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import KeyCommand, KeyReport, MemberRecord
 
 RETRY_S: Final = 1.0
 """Pause before a member that has not answered is asked again."""
 ROUNDS_MAX: Final = 16
 """Rounds led at a time; people rarely need more than one."""
-STORES_MAX: Final = 64
-"""Changes that wait for the disk; further ones are refused."""
-LIST, INSTALL, USE, REMOVE = range(4)
-_NAMES: Final = ("list", "install", "use", "remove")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreKeyring:
-    """Put `ring` on disk and report it by `on_stored(number)`; changes are stored in the order they are given."""
-
-    number: int
-    ring: KeyRing
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +64,6 @@ class _Round:
     answers: dict[str, KeyReport] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Store:
-    request: int
-    sender: str
-    """Who is to be answered; this node itself for a round of its own."""
-    ring: KeyRing
-    what: str
-
-
 class Rotation:
     """This node's keyring, and the rounds it leads. With no ring there is nothing to change, and nobody is obeyed."""
 
@@ -101,20 +81,17 @@ class Rotation:
         life is not taken for one to this.
         """
         self._own_id = own_id
-        self._ring = ring
-        self._latest = ring
-        """The ring with all changes that are on their way to the disk."""
+        self._own = OwnKeyring(ring)
         self._members = members
         self._requests = first_request
         self._rounds: dict[int, _Round] = {}
-        self._stores: dict[int, _Store] = {}
         self.refused = 0
         """Commands and reports of members that were not obeyed or not asked for."""
 
     @property
     def ring(self) -> KeyRing | None:
         """The keyring in force."""
-        return self._ring
+        return self._own.ring
 
     # -- leading --------------------------------------------------------------------------------------------------
 
@@ -133,16 +110,16 @@ class Rotation:
         Raises:
             ConfigError: there is no keyring, or this node itself cannot do it. Nothing was changed anywhere.
         """
-        if self._ring is None or self._latest is None:
+        if self._own.latest is None:
             raise ConfigError(
                 "this node has no keyring",
                 hint="make one with `p2pkv keys generate --write FILE`, set security.keyring",
             )
         if len(self._rounds) >= ROUNDS_MAX:
             raise ConfigError(f"{len(self._rounds)} key commands are under way, limit {ROUNDS_MAX}", hint="wait")
-        named = self._latest.resolve(key) if isinstance(key, str) and action in {USE, REMOVE} else b""
+        named = self._own.latest.resolve(key) if isinstance(key, str) and action in {USE, REMOVE} else b""
         given = key if isinstance(key, bytes) else named
-        _changed(self._latest, action, given)
+        changed(self._own.latest, action, given)
         number = self._next()
         looks = action in {USE, REMOVE} and not force
         led = _Round(number, action, given, deadline, force, looks or action == LIST)
@@ -187,18 +164,13 @@ class Rotation:
 
     def on_stored(self, number: int, now: float, *, error: str = "") -> tuple[Effect, ...]:
         """Take that a changed ring is on disk, or is not because of `error`."""
-        store = self._stores.pop(number)
-        effects: list[Effect] = []
-        if error:
-            if not self._stores:
-                self._latest = self._ring
-            effects.append(Note("keyring not stored", (("reason", error),), warning=True))
-        else:
-            self._ring = store.ring
-            primary = fingerprint(store.ring.keys[0]).hex()
-            facts = (("change", store.what), ("by", store.sender), ("primary", primary), ("keys", len(store.ring.keys)))
-            effects.append(Note("keyring changed", facts))
-        self._answer(store.request, store.sender, self._address_of(store.sender), error, now, effects)
+        stored = self._own.on_stored(number, error=error)
+        effects: list[Effect] = [stored.note]
+        addresses = {record.id: record.address for record in self._members()}
+        for request, sender in stored.askers:
+            self._answer(request, sender, addresses.get(sender, ""), stored.refusal, effects)
+        for led in list(self._rounds.values()):
+            self._finish_if_answered(led, now, effects)
         return tuple(effects)
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -232,47 +204,23 @@ class Rotation:
                 self._obey(led.request, action, key, self._own_id, "", effects)
 
     def _obey(self, request: int, action: int, key: bytes, sender: str, address: str, effects: list[Effect]) -> None:
-        refusal = ""
-        if self._latest is None or self._ring is None:
-            refusal = "no keyring here"
-        elif len(self._stores) >= STORES_MAX:
-            refusal = f"{STORES_MAX} changes are waiting for the disk"
-        else:
-            try:
-                changed = _changed(self._latest, action, key)
-            except ConfigError as exc:
-                refusal = str(exc)
-            else:
-                if changed != self._latest:
-                    number = self._next()
-                    self._latest = changed
-                    self._stores[number] = _Store(request, sender, changed, _NAMES[action])
-                    effects.append(StoreKeyring(number, changed))
-                    return
-                waiting = [n for n, store in self._stores.items() if (store.request, store.sender) == (request, sender)]
-                if waiting:  # asked again while it is being stored: the answer comes with that
-                    return
-        if refusal:
+        done = self._own.obey(action, key, (request, sender))
+        if done.store is not None:
+            effects.append(done.store)
+        if done.refusal:
             self.refused += 1
-        self._answer(request, sender, address, refusal, None, effects)
+        if not done.waits:
+            self._answer(request, sender, address, done.refusal, effects)
 
-    def _answer(
-        self, request: int, sender: str, address: str, refusal: str, now: float | None, effects: list[Effect]
-    ) -> None:
-        ring = self._ring.fingerprints() if self._ring is not None else ()
-        report = KeyReport(request, ring, refusal[:128])
+    def _answer(self, request: int, sender: str, address: str, refusal: str, effects: list[Effect]) -> None:
+        report = KeyReport(request, self._own.fingerprints(), refusal[:128])
         if sender != self._own_id:
             if address:
                 effects.append(SendStream(address, report))
             return
-        led = next((led for led in self._rounds.values() if led.request == request), None)
-        if led is not None:
-            led.answers[self._own_id] = report
-            if now is not None:
-                self._finish_if_answered(led, now, effects)
-
-    def _address_of(self, member: str) -> str:
-        return next((record.address for record in self._members() if record.id == member), "")
+        for led in self._rounds.values():
+            if led.request == request:
+                led.answers[sender] = report
 
     def _finish_if_answered(self, led: _Round, now: float, effects: list[Effect]) -> None:
         if len(led.answers) == len(led.asked):
@@ -303,34 +251,12 @@ class Rotation:
             for member, record in led.asked.items()
             for report in [led.answers.get(member)]
         ]
-        rows += [MemberKeys(record, None, "dead, not asked") for record in self._members() if _is_dead(record)]
+        dead = [record for record in self._members() if record.state == MemberState.DEAD and record.id not in led.asked]
+        rows += [MemberKeys(record, None, "dead, not asked") for record in dead]
         effects.append(RoundEnded(led.id, not reason, reason, tuple(rows)))
 
     def __repr__(self) -> str:
-        return f"<Rotation ring={self._ring} rounds={len(self._rounds)} stores={len(self._stores)}>"
-
-
-def _is_dead(record: MemberRecord) -> bool:
-    return record.state == MemberState.DEAD
-
-
-def _changed(ring: KeyRing, action: int, key: bytes) -> KeyRing:
-    """Return `ring` after `action`.
-
-    Raises:
-        ConfigError: it cannot be done.
-    """
-    if action in {USE, REMOVE} and len(key) != FINGERPRINT_BYTES:
-        raise ConfigError(f"fingerprint of {len(key)} bytes, must be {FINGERPRINT_BYTES}")
-    match action:
-        case 1:
-            return ring.install(key)
-        case 2:
-            return ring.use(key)
-        case 3:
-            return ring.remove(key)
-        case _:
-            return ring
+        return f"<Rotation {self._own} rounds={len(self._rounds)}>"
 
 
 def _objection(led: _Round, silent: Sequence[str]) -> str:

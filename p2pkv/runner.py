@@ -15,15 +15,16 @@ from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError, SealRefused
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
-from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
 from p2pkv.neighbours import MapArena
-from p2pkv.node import Acquired, Effect, Node
-from p2pkv.rotation import RoundEnded, StoreKeyring
+from p2pkv.node import Acquired, Effect, Located, Node
+from p2pkv.own_keyring import StoreKeyring
+from p2pkv.rotation import RoundEnded
+from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.subkeys import sender_digest
-from p2pkv.transport.udp import Datagrams
 from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted, encode
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Runner:
         self,
         node: Node,
         *,
-        datagrams: Datagrams,
+        datagrams: DatagramSocket,
         streams: ControlStreams,
         metrics: Metrics,
         log: Log,
@@ -67,6 +68,8 @@ class Runner:
         """Called when an engine's acquire is over."""
         self.on_map: Callable[[str], None] = _ignore
         """Called to map the arena of a peer on this machine."""
+        self.on_located: Callable[[Located], None] = _ignore
+        """Called when owners have been asked for a key."""
         self.on_store: Callable[[StoreKeyring], None] = _ignore
         """Called to put a changed keyring on disk."""
         self.on_round: Callable[[RoundEnded], None] = _ignore
@@ -109,7 +112,7 @@ class Runner:
         """Receive gossip and fire timers until cancelled."""
         while True:
             with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
-                await trio.lowlevel.wait_readable(self._datagrams.socket)
+                await self._datagrams.wait()
             self._timer = None
             for data, source in self._datagrams.drain():
                 self._take_datagram(data, source)
@@ -163,6 +166,8 @@ class Runner:
                     self.on_acquired(effect)
                 case MapArena(peer=peer):
                     self.on_map(peer)
+                case Located():
+                    self.on_located(effect)
                 case StoreKeyring():
                     self.on_store(effect)
                 case RoundEnded():
@@ -172,6 +177,8 @@ class Runner:
                     known = "unknown" if before is None else MemberState(before).name.lower()
                     state = MemberState(record.state).name.lower()
                     level = self._log.warning if record.state == MemberState.DEAD else self._log.info
+                    if before is None and not is_usable(record):  # history, of which a new node hears all
+                        level = self._log.debug
                     level("member changed", member=record.name, address=record.address, before=known, now=state)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))

@@ -2,7 +2,8 @@
 
 In each cell of a grid some members are slow: their messages wait for a time, again and again, while their timers run.
 Every variant of the protocol lives through every cell with the same seed. A dead verdict on a member that runs and is
-not slow is false. Source: Dadgar, Phillips, Currey, "Lifeguard" (arXiv 1707.00788), section V-F, the interval experiment.
+not slow is false. Verdicts on the slow ones are counted apart, because the threshold experiment demands them: a member
+that stalls has to be held for dead in time. Source: Dadgar, Phillips, Currey, "Lifeguard" (arXiv 1707.00788), section V-F, the interval experiment.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,19 +14,11 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from p2pkv.config import Config, HostConfig, MeshConfig
+from p2pkv.config import Config, HostConfig
 from p2pkv.errors import LocalUseError
 from p2pkv.sim.faults import SECOND_US, Crash, Faults, Slow
+from p2pkv.sim.variants import VARIANTS
 from p2pkv.sim.world import Change, World
-
-VARIANTS: Final[dict[str, MeshConfig]] = {
-    "swim": MeshConfig(local_health=False, dynamic_suspicion=False, buddy=False),
-    "lha_probe": MeshConfig(dynamic_suspicion=False, buddy=False),
-    "lha_suspicion": MeshConfig(local_health=False, buddy=False),
-    "buddy": MeshConfig(local_health=False, dynamic_suspicion=False),
-    "lifeguard": MeshConfig(),
-}
-"""What is compared; all else is the LAN profile, the ping over the stream included."""
 
 SLOW_SHARES: Final = (1 / 32, 1 / 8, 1 / 4)
 """Shares of the members that are slow, at least one member."""
@@ -39,6 +32,7 @@ SLOW_FOR_S: Final = 120.0
 CRASH_AT_S: Final = SETTLE_S + 60.0
 """In the middle of it one healthy member is killed: who never judges makes no mistake, and is of no use."""
 END_S: Final = SETTLE_S + SLOW_FOR_S + 15.0
+NODES: Final = 32
 NODES_MIN: Final = 16
 _DEAD: Final = 2
 
@@ -65,6 +59,8 @@ class Outcome:
     """Times that a healthy node held such a member for dead, by itself or by hearsay."""
     raised_on_slow: int = 0
     """Verdicts on the slow ones. Nobody can tell them from dead ones while they are silent; they are no mistake."""
+    raised_on_slow_clear: int = 0
+    """Those of them that came while the slow one's messages did not wait."""
     messages: int = 0
     bytes: int = 0
     crash_detection_s: float | None = None
@@ -81,6 +77,10 @@ class VariantResult:
     seen_fp: int
     seen_fp_ratio: float | None
     raised_on_slow: int
+    raised_on_slow_clear: int
+    raised_any: int
+    """`raised_fp` and `raised_on_slow`: all verdicts on anybody whose process ran."""
+    raised_any_ratio: float | None
     messages: int
     message_ratio: float
     bytes: int
@@ -108,7 +108,7 @@ def run_cell(cell: Cell) -> Outcome:
     random = Random(f"{cell.seed}/lifeguard")
     order = sorted(range(cell.nodes), key=lambda _: random.random())
     slow, victim = frozenset(order[: cell.slow]), order[-1]
-    watch = _Watch(slow, victim)
+    watch = _Watch(cell, slow, victim)
     world = World(
         nodes=cell.nodes,
         seed=cell.seed,
@@ -129,6 +129,7 @@ def run_cell(cell: Cell) -> Outcome:
         raised_fp=watch.raised_fp,
         seen_fp=watch.seen_fp,
         raised_on_slow=watch.raised_on_slow,
+        raised_on_slow_clear=watch.raised_on_slow_clear,
         messages=traffic.datagrams + traffic.stream_messages - before.datagrams - before.stream_messages,
         bytes=traffic.datagram_bytes + traffic.stream_bytes - before.datagram_bytes - before.stream_bytes,
         crash_detection_s=watch.detected_s,
@@ -138,12 +139,14 @@ def run_cell(cell: Cell) -> Outcome:
 class _Watch:
     """Counts verdicts as they happen."""
 
-    def __init__(self, slow: frozenset[int], victim: int) -> None:
+    def __init__(self, cell: Cell, slow: frozenset[int], victim: int) -> None:
+        self._cell = cell
         self._slow = slow
         self._victim = victim
         self.raised_fp = 0
         self.seen_fp = 0
         self.raised_on_slow = 0
+        self.raised_on_slow_clear = 0
         self.detected_s: float | None = None
 
     def __call__(self, change: Change) -> None:
@@ -154,7 +157,9 @@ class _Watch:
             if healthy and self.detected_s is None:
                 self.detected_s = change.at_us / SECOND_US - CRASH_AT_S
         elif change.subject in self._slow:
+            into_s = (change.at_us / SECOND_US - SETTLE_S) % (self._cell.blocked_s + self._cell.clear_s)
             self.raised_on_slow += change.own
+            self.raised_on_slow_clear += change.own and into_s >= self._cell.blocked_s
         else:
             self.raised_fp += change.own
             self.seen_fp += healthy
@@ -191,6 +196,7 @@ def _sum_up(variant: str, mine: list[Outcome], swim: list[Outcome]) -> VariantRe
         base = total(field, swim)
         return round(total(field, mine) / base, 5) if base else None
 
+    any_swim = total("raised_fp", swim) + total("raised_on_slow", swim)
     detections = [o.crash_detection_s for o in mine if o.crash_detection_s is not None]
     return VariantResult(
         variant=variant,
@@ -199,6 +205,11 @@ def _sum_up(variant: str, mine: list[Outcome], swim: list[Outcome]) -> VariantRe
         seen_fp=total("seen_fp", mine),
         seen_fp_ratio=ratio("seen_fp"),
         raised_on_slow=total("raised_on_slow", mine),
+        raised_on_slow_clear=total("raised_on_slow_clear", mine),
+        raised_any=total("raised_fp", mine) + total("raised_on_slow", mine),
+        raised_any_ratio=round((total("raised_fp", mine) + total("raised_on_slow", mine)) / any_swim, 5)
+        if any_swim
+        else None,
         messages=total("messages", mine),
         message_ratio=ratio("messages") or 0.0,
         bytes=total("bytes", mine),

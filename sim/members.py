@@ -1,5 +1,6 @@
 """The scenario about membership: N nodes meet through the first, one of them is killed, the rest find out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -96,19 +97,28 @@ class _Observations:
                 self.false_deaths += 1
 
 
-def run_members(options: MembersOptions) -> MembersResult:
-    """Run the scenario. Pure: the same options give the same result, whatever else the process does."""
+def run_members(options: MembersOptions, *, also: Callable[[Change], None] | None = None) -> MembersResult:
+    """Run the scenario. Pure: the same options give the same result, whatever else the process does.
+
+    `also` is called with every change of belief, for whoever wants to draw them.
+    """
     random = Random(f"{options.seed}/scenario")
     victim = random.randrange(FIRST + 1, options.nodes)
     crash_s = options.duration_s / 3
     starts_s = [0.0, *sorted(random.uniform(0, START_WITHIN_S) for _ in range(options.nodes - 1))]
     observations = _Observations(victim, round(crash_s * SECOND_US), options.nodes * (options.nodes - 1))
+
+    def watch(change: Change) -> None:
+        observations(change)
+        if also is not None:
+            also(change)
+
     world = World(
         nodes=options.nodes,
         seed=options.seed,
         config=Config(host=HostConfig(capacity_bytes=2**20)),
         faults=Faults(loss=options.loss, crashes=(Crash(crash_s, victim),)),
-        watch=observations,
+        watch=watch,
     )
     for number, at_s in enumerate(starts_s):
         world.start(number, at_s)

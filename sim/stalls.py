@@ -18,6 +18,10 @@ class Stalls:
             for node in sorted(freeze.nodes):
                 self._frozen[node].append(freeze)
 
+    def __bool__(self) -> bool:
+        """Whether anybody is ever stalled: asked for every message, and nearly always answered with no."""
+        return bool(self._slow or self._frozen)
+
     def mute_until(self, node: int, now_us: int) -> int:
         """Return when what the node sends now leaves it: a slow node's output waits with its input."""
         if node not in self._slow:

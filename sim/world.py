@@ -1,4 +1,4 @@
-"""Many real nodes on one virtual clock: a heap of (time, sequence, node, input), and nothing else that moves.
+"""Many real nodes on one virtual clock: a heap of (time, sequence, what happens), and nothing else that moves.
 
 Every node is the `p2pkv.node.Node` that the agent drives, by the same verbs; every message is really encoded and
 decoded. Time is in whole microseconds, ties are broken by the order of scheduling, and all chance comes from `Random`
@@ -6,71 +6,39 @@ objects seeded from one number. So a seed and a revision of the code are a run, 
 were the same one.
 """
 
+import gc
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
-from math import ceil, inf
+from math import inf
 from random import Random
-from typing import Final, TypeAlias
+from typing import Final, TypeVar
 
 import msgspec
 
+from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
-from p2pkv.node import Effect, Node
-from p2pkv.sim.faults import SECOND_US, Faults, to_us
+from p2pkv.fetch import StartTransfer
+from p2pkv.node import Acquired, Effect, Node
+from p2pkv.sim.churn import Absence, absences
+from p2pkv.sim.clock import Clock, draw_clock, to_us
+from p2pkv.sim.faults import Faults
 from p2pkv.sim.network import Network
 from p2pkv.sim.stalls import Stalls
-from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, AnyMessage, MemberRecord, decode_untrusted, encode
+from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, MemberRecord, decode_untrusted, encode
+
+T = TypeVar("T")
 
 FIRST: Final = 0
 """The node that all others join through."""
 SOCKET_DATAGRAMS_MAX: Final = 256
 """Datagrams that wait in the socket of a node that does not read; further ones are lost. Linux keeps 208 KiB by default,
 and counts 768 bytes for one of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """The process of a node begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """It is gone without a word."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wake:
-    """Its deadline has come."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Datagram:
-    """A datagram arrives."""
-
-    sender: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _StreamMessage:
-    """A message arrives over a stream, unless that broke."""
-
-    sender: int
-    generation: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _LinkLost:
-    """The node is told that its stream to an address broke."""
-
-    address: str
-
-
-_Input: TypeAlias = _Start | _Stop | _Wake | _Datagram | _StreamMessage | _LinkLost
+_NEVER: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +51,8 @@ class Change:
     state: int
     own: bool
     """Whether its own timers made it do so, and not a message: a verdict of its own."""
+    boot: int
+    """The life of the subject's process that this is about."""
 
 
 @dataclass(slots=True)
@@ -99,6 +69,21 @@ class Traffic:
         return replace(self)
 
 
+@dataclass(slots=True)
+class _Place:
+    """Where one node runs, or does not just now."""
+
+    clock: Clock
+    node: Node | None = None
+    boot: int = 0
+    started_us: int = 0
+    wakes_us: int = _NEVER
+    held: int = 0
+    """Datagrams that wait in its socket."""
+    kept: tuple[BlockInfo, ...] = field(default=())
+    """Blocks that outlive its process, for a restart with memory."""
+
+
 class World:
     """`nodes` places for nodes, numbered from 0. Nothing happens but in `run`."""
 
@@ -109,49 +94,83 @@ class World:
         seed: int,
         config: Config,
         faults: Faults,
-        watch: Callable[[Change], None] = lambda _: None,
+        watch: Callable[[Change], None] | None = None,
     ) -> None:
         """Lay out the world; `watch` is called with every change of a belief, as it happens."""
         self.now_us = 0
         self.traffic = Traffic()
+        self.bytes_sent = [0] * nodes
+        """By each node, datagrams and streams."""
+        self.bytes_sent_to = [0] * nodes
         self.events = 0
+        self.network: Final = Network(faults, Random(f"{seed}/network"))
+        self.on_transfer: Callable[[int, StartTransfer], None] | None = None
+        """Called to move blocks to a node; without it every transfer is lost."""
+        self.on_acquired: Callable[[int, Acquired], None] | None = None
+        """Called when an engine's acquire is over."""
+        self.places_of_blocks: dict[BlockKey, tuple[int, BlockKey | None]] = {}
+        """Depth and parent of every block that a restart with memory may find again."""
         self._seed = seed
         self._config = config
+        self._faults = faults
         self._watch = watch
-        self._nodes: list[Node | None] = [None] * nodes
-        self._wakes_us: list[float] = [inf] * nodes
+        clocks = Random(f"{seed}/clocks")
+        drawn = partial(draw_clock, clocks, drift_ppm=faults.drift_ppm, offset_s=faults.clock_offset_s)
+        self._places = [_Place(drawn()) for _ in range(nodes)]
+        self._ids = [id_of(number) for number in range(nodes)]
         self._numbers = {address_of(number): number for number in range(nodes)}
-        self._numbers_by_id = {id_of(number): number for number in range(nodes)}
-        self._network = Network(faults, Random(f"{seed}/network"), is_running=self.is_running)
-        self._heap: list[tuple[int, int, int, _Input]] = []
+        self._numbers_by_id = {node_id: number for number, node_id in enumerate(self._ids)}
+        self._zones = {number: zone.name for zone in faults.zones for number in zone.nodes}
+        self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
         self._trace = blake2b(digest_size=16)
         self._stalls = Stalls(faults)
-        self._held = [0] * nodes
-        for crash in faults.crashes:
-            self._schedule(to_us(crash.at_s), crash.node, _Stop())
+        self._own_verdict = False
+        self.absences: tuple[Absence, ...] = ()
+        """Who is gone when, of those that `Faults.churn` takes."""
+        self._plan(faults, nodes)
 
     @property
     def size(self) -> int:
         """Places for nodes, whether one runs there or not."""
-        return len(self._nodes)
+        return len(self._places)
 
     @property
     def trace_hash(self) -> str:
         """Digest of all that happened so far: each input of each node, its time and its bytes."""
         return self._trace.hexdigest()
 
-    def start(self, number: int, at_s: float) -> None:
-        """Have a node's process begin."""
-        self._schedule(to_us(at_s), number, _Start())
+    def start(self, number: int, at_s: float, *, memory: bool = False) -> None:
+        """Have a node's process begin; with `memory` it has the blocks of its earlier life."""
+        self.later(to_us(at_s), partial(self._start, number, memory))
 
     def is_running(self, number: int) -> bool:
         """Whether the process is there now."""
-        return self._nodes[number] is not None
+        return self._places[number].node is not None
+
+    def is_well(self, number: int) -> bool:
+        """Whether the process is there, runs its timers, and reads and writes."""
+        return self.is_running(number) and self._stalls.deaf_until(number, self.now_us) <= self.now_us
+
+    def boot(self, number: int) -> int:
+        """Return which life of the process this is, or the last was; 0 before the first."""
+        return self._places[number].boot
+
+    def started_us(self, number: int) -> int:
+        """Return when the process began that is there now, or was there last."""
+        return self._places[number].started_us
+
+    def node(self, number: int) -> Node | None:
+        """Return the node that runs at a place now, if one does."""
+        return self._places[number].node
+
+    def clock(self, number: int) -> Clock:
+        """Return a node's clock."""
+        return self._places[number].clock
 
     def running(self) -> list[tuple[int, Node]]:
         """Return the nodes that run now, by number."""
-        return [(number, node) for number, node in enumerate(self._nodes) if node is not None]
+        return [(number, place.node) for number, place in enumerate(self._places) if place.node is not None]
 
     def number_of(self, node_id: str) -> int:
         """Undo `id_of`."""
@@ -159,95 +178,185 @@ class World:
 
     def reaches(self, a: int, b: int) -> bool:
         """Whether the network lets two nodes talk now, both ways."""
-        return self._network.connects(a, b, self.now_us)
+        return self.network.connects(a, b, self.now_us)
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due before or at `until_s`."""
         until_us = to_us(until_s)
-        while self._heap and self._heap[0][0] <= until_us:
-            self.now_us, _, number, event = heapq.heappop(self._heap)
-            if not self._hold(number, event):
-                self._happen(number, event)
+        heap = self._heap
+        with _collector_paused():
+            while heap and heap[0][0] <= until_us:
+                self.now_us, _, happen = heapq.heappop(heap)
+                happen()
         self.now_us = until_us
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- for what else moves in this world ------------------------------------------------------------------------
 
-    def _schedule(self, at_us: int, number: int, event: _Input) -> None:
+    def later(self, at_us: int, happen: Callable[[], None]) -> None:
+        """Have `happen` called at a time; of several at one time the first scheduled comes first."""
         self._sequence += 1
-        heapq.heappush(self._heap, (at_us, self._sequence, number, event))
+        heapq.heappush(self._heap, (at_us, self._sequence, happen))
 
-    def _hold(self, number: int, event: _Input) -> bool:
-        """Keep an input from a node that cannot take it now, for later; say whether that was done.
+    def call(self, number: int, what: bytes, verb: Callable[[Node, float], tuple[T, Sequence[Effect]]]) -> T:
+        """Run `verb` on a node that runs, carry out what it says, and return its result; `what` is for the trace."""
+        place = self._places[number]
+        assert place.node is not None
+        self._note(what, number)
+        result, effects = verb(place.node, place.clock.now_s(self.now_us))
+        self._perform(number, effects)
+        self._arm(number, place)
+        return result
 
-        When a node goes on, what has arrived comes before its timers, as in a shell that drains first.
-        """
-        match event:
-            case _Wake():
-                until_us = self._stalls.frozen_until(number, self.now_us)
-                if until_us > self.now_us and self._wakes_us[number] == self.now_us:
-                    self._wakes_us[number] = until_us + 1
-                    self._schedule(until_us + 1, number, event)
-                return until_us > self.now_us
-            case _Datagram() | _StreamMessage() | _LinkLost():
-                until_us = self._stalls.deaf_until(number, self.now_us)
-                if until_us <= self.now_us:
-                    self._held[number] = 0
-                    return False
-                if isinstance(event, _Datagram):
-                    self._held[number] += 1
-                    if self._held[number] > SOCKET_DATAGRAMS_MAX:
-                        return True
-                self._schedule(until_us, number, event)
-                return True
-            case _Start() | _Stop():
-                return False
+    def tell(self, number: int, what: bytes, verb: Callable[[Node, float], Sequence[Effect]]) -> None:
+        """Run a `verb` that has no result."""
+        self.call(number, what, lambda node, now: (None, verb(node, now)))
 
-    def _happen(self, number: int, event: _Input) -> None:
-        node = self._nodes[number]
-        now = self.now_us / SECOND_US
-        effects: tuple[Effect, ...] = ()
-        match event:
-            case _Start():
-                assert node is None
-                self._note(b"start", number)
-                node = self._nodes[number] = self._make(number)
-                effects = node.on_time(now)
-            case _Stop():
-                self._note(b"stop", number)
-                self._nodes[number] = None
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def _plan(self, faults: Faults, nodes: int) -> None:
+        """Schedule the ends of processes, and their new beginnings."""
+        for crash in faults.crashes:
+            self.later(to_us(crash.at_s), partial(self._stop, crash.node))
+        for leave in faults.leaves:
+            self.later(to_us(leave.at_s), partial(self._leave, leave.node))
+        for restart in faults.restarts:
+            self.later(to_us(restart.at_s), partial(self._stop, restart.node))
+            self.start(restart.node, restart.at_s + restart.down_s, memory=restart.memory)
+        for place, churn in enumerate(faults.churn):
+            random = Random(f"{self._seed}/churn/{place}")
+            these = absences(churn, nodes=range(FIRST + 1, nodes), random=random)
+            self.absences += these
+            for gone in these:
+                end = self._leave if gone.leaves else self._stop
+                self.later(to_us(gone.from_s), partial(end, gone.node))
+                self.start(gone.node, gone.until_s, memory=gone.memory)
+
+    def _start(self, number: int, memory: bool) -> None:
+        place = self._places[number]
+        if place.node is not None:
+            return
+        place.boot += 1
+        place.started_us = self.now_us
+        self._note(b"start", number)
+        place.node = self._make(number, place.boot)
+        for other, generation in self.network.streams.reset(number) if place.boot > 1 else ():
+            told_us = self.now_us + self.network.round_trip_us(number, other)
+            self.later(told_us, partial(self._link_lost, other, number, generation))
+        now = place.clock.now_s(self.now_us)
+        for info in place.kept if memory else ():
+            reservation = place.node.reserve(info, now)
+            if reservation is not None:
+                place.node.commit(reservation, now, *self.places_of_blocks.get(info.key, (None, None)))
+        self._perform(number, place.node.on_time(now))
+        self._arm(number, place)
+
+    def _stop(self, number: int) -> None:
+        place = self._places[number]
+        if place.node is None:
+            return
+        self._note(b"stop", number)
+        ledger, keys = place.node.ledger, place.node.ledger.keys()
+        place.kept = tuple(held.info for key in keys if (held := ledger.get(key)) is not None)
+        place.node, place.wakes_us = None, _NEVER
+
+    def _leave(self, number: int) -> None:
+        if self.is_running(number):
+            self.tell(number, b"leave", lambda node, now: node.leave(now))
+            self._stop(number)
+
+    def _make(self, number: int, boot: int) -> Node:
+        me = MemberRecord(
+            id=self._ids[number],
+            boot=boot,
+            incarnation=0,
+            state=0,
+            name=self._ids[number],
+            address=address_of(number),
+            host_id=self._ids[number],
+            zone=self._zones.get(number, ""),
+            offered_bytes=self._config.host.capacity_bytes,
+        )
+        # The first knows nobody when the mesh begins; when it comes back it asks the next, as any node would.
+        seeds = () if number == FIRST and boot == 1 else (address_of(FIRST if number != FIRST else FIRST + 1),)
+        section = msgspec.structs.replace(self._config.node, join=seeds)
+        config = msgspec.structs.replace(self._config, node=section)
+        again = f"/{boot}" if boot > 1 else ""
+        return Node(config, me, Random(f"{self._seed}/{number}{again}"))
+
+    # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def _datagram(self, number: int, sender: int, data: bytes) -> None:
+        place = self._places[number]
+        if self._stalls:
+            until_us = self._stalls.deaf_until(number, self.now_us)
+            if until_us > self.now_us:
+                place.held += 1
+                if place.held <= SOCKET_DATAGRAMS_MAX:
+                    self.later(until_us, partial(self._datagram, number, sender, data))
                 return
-            case _Wake():
-                if node is None or self._wakes_us[number] != self.now_us:
-                    return  # the deadline has moved since
-                self._note(b"wake", number)
-                self._wakes_us[number] = inf
-                effects = node.on_time(now)
-            case _Datagram(sender=sender, data=data):
-                if node is None:
-                    return
-                self._note(b"datagram", number, data)
-                effects = node.on_message(id_of(sender), self._decode(sender, data), now)
-            case _StreamMessage(sender=sender, generation=generation, data=data):
-                if not self._network.stream_delivers(sender, number, generation):
-                    return
-                if node is None or not self.reaches(sender, number):
-                    told_us = self._network.break_stream(sender, number, self.now_us)
-                    self._schedule(told_us, sender, _LinkLost(address_of(number)))
-                    return
-                self._note(b"stream", number, data)
-                effects = node.on_message(id_of(sender), self._decode(sender, data), now)
-            case _LinkLost(address=address):
-                if node is None:
-                    return
-                self._note(b"lost", number, address.encode())
-                effects = node.on_link_lost(address, now)
-        assert node is not None
-        self._perform(number, effects, own=isinstance(event, _Wake))
-        self._arm(number, node)
+            place.held = 0
+        if place.node is not None:
+            self._feed(b"datagram", number, place, sender, data)
 
-    def _perform(self, number: int, effects: tuple[Effect, ...], *, own: bool) -> None:
-        """Do what a shell would; what concerns blocks and logs has no part in this world yet."""
-        leaves_us = self._stalls.mute_until(number, self.now_us)
+    def _stream_message(self, number: int, sender: int, generation: int, data: bytes) -> None:
+        place = self._places[number]
+        if self._stalls:
+            until_us = self._stalls.deaf_until(number, self.now_us)
+            if until_us > self.now_us:
+                self.later(until_us, partial(self._stream_message, number, sender, generation, data))
+                return
+        streams = self.network.streams
+        if not streams.arrive(sender, number, generation, len(data)):
+            return
+        if place.node is None:
+            told_us = self.now_us + self.network.round_trip_us(number, sender)
+            self.later(told_us, partial(self._link_lost, sender, number, streams.refuse(sender, number)))
+            return
+        self._feed(b"stream", number, place, sender, data)
+
+    def _link_lost(self, number: int, to: int, generation: int) -> None:
+        """Tell a node that its stream broke."""
+        if self._stalls:
+            until_us = self._stalls.deaf_until(number, self.now_us)
+            if until_us > self.now_us:
+                self.later(until_us, partial(self._link_lost, number, to, generation))
+                return
+        if self.network.streams.broken(number, to, generation) and self.is_running(number):
+            self.tell(number, b"lost", lambda node, now: node.on_link_lost(address_of(to), now))
+
+    def _wake(self, number: int, at_us: int) -> None:
+        place = self._places[number]
+        if place.node is None or place.wakes_us != at_us:
+            return  # the deadline has moved since
+        if self._stalls:
+            # When a node goes on, what has arrived comes before its timers, as in a shell that drains first.
+            until_us = self._stalls.frozen_until(number, self.now_us)
+            if until_us > self.now_us:
+                place.wakes_us = until_us + 1
+                self.later(until_us + 1, partial(self._wake, number, until_us + 1))
+                return
+        self._note(b"wake", number)
+        place.wakes_us = _NEVER
+        self._own_verdict = True
+        self._perform(number, place.node.on_time(place.clock.now_s(self.now_us)))
+        self._own_verdict = False
+        self._arm(number, place)
+
+    def _feed(self, what: bytes, number: int, place: _Place, sender: int, data: bytes) -> None:
+        assert place.node is not None
+        self._note(what, number, data)
+        sender_id = self._ids[sender]
+        message = decode_untrusted(data, peer=sender_id)
+        self._perform(number, place.node.on_message(sender_id, message, place.clock.now_s(self.now_us)))
+        self._arm(number, place)
+
+    # -- effects --------------------------------------------------------------------------------------------------
+
+    def _perform(self, number: int, effects: Sequence[Effect]) -> None:
+        """Do what a shell would; what concerns logs has no part in this world."""
+        if not effects:
+            return
+        leaves_us = self._stalls.mute_until(number, self.now_us) if self._stalls else self.now_us
         for effect in effects:
             match effect:
                 case SendDatagram(address=address, packet=packet):
@@ -256,54 +365,66 @@ class World:
                     self.traffic.datagrams += 1
                     self.traffic.datagram_bytes += len(data)
                     to = self._numbers[address]
-                    arrives_us = self._network.datagram(number, to, leaves_us)
-                    if arrives_us is not None:
-                        self._schedule(arrives_us, to, _Datagram(number, data))
+                    self.bytes_sent[number] += len(data)
+                    self.bytes_sent_to[to] += len(data)
+                    for arrives_us in self.network.datagram(number, to, leaves_us):
+                        self.later(arrives_us, partial(self._datagram, to, number, data))
                 case SendStream(address=address, message=message):
-                    data = encode(message)
-                    self.traffic.stream_messages += 1
-                    self.traffic.stream_bytes += len(data)
-                    to = self._numbers[address]
-                    arrives_us, generation = self._network.stream(number, to, leaves_us)
-                    self._schedule(arrives_us, to, _StreamMessage(number, generation, data))
+                    self._send_stream(number, self._numbers[address], encode(message), leaves_us)
                 case MemberChanged(record=record):
-                    subject = self._numbers_by_id[record.id]
-                    self._watch(Change(self.now_us, number, subject, record.state, own))
+                    if self._watch is not None:
+                        subject = self._numbers_by_id[record.id]
+                        own = self._own_verdict
+                        self._watch(Change(self.now_us, number, subject, record.state, own, record.boot))
+                case StartTransfer():
+                    if self.on_transfer is not None:
+                        self.on_transfer(number, effect)
+                case Acquired():
+                    if self.on_acquired is not None:
+                        self.on_acquired(number, effect)
                 case _:
                     pass
 
-    def _arm(self, number: int, node: Node) -> None:
+    def _send_stream(self, number: int, to: int, data: bytes, leaves_us: int) -> None:
+        self.traffic.stream_messages += 1
+        self.traffic.stream_bytes += len(data)
+        self.bytes_sent[number] += len(data)
+        self.bytes_sent_to[to] += len(data)
+        sent = self.network.stream(number, to, leaves_us, len(data))
+        if sent is None:
+            return
+        if sent.breaks:
+            self.later(sent.at_us, partial(self._link_lost, number, to, sent.generation))
+        else:
+            self.later(sent.at_us, partial(self._stream_message, to, number, sent.generation, data))
+
+    def _arm(self, number: int, place: _Place) -> None:
         """See to it that the node wakes at its deadline, rounded up; one that has passed means as soon as possible."""
-        deadline = node.next_deadline()
-        at_us = inf if deadline == inf else max(self.now_us + 1, ceil(deadline * SECOND_US))
-        if at_us != self._wakes_us[number]:
-            self._wakes_us[number] = at_us
-            if at_us < inf:
-                self._schedule(int(at_us), number, _Wake())
-
-    def _make(self, number: int) -> Node:
-        me = MemberRecord(
-            id=id_of(number),
-            boot=1,
-            incarnation=0,
-            state=0,
-            name=id_of(number),
-            address=address_of(number),
-            host_id=id_of(number),
-            offered_bytes=self._config.host.capacity_bytes,
-        )
-        join = () if number == FIRST else (address_of(FIRST),)
-        section = msgspec.structs.replace(self._config.node, join=join)
-        config = msgspec.structs.replace(self._config, node=section)
-        return Node(config, me, Random(f"{self._seed}/{number}"))
-
-    def _decode(self, sender: int, data: bytes) -> AnyMessage:
-        return decode_untrusted(data, peer=id_of(sender))
+        assert place.node is not None
+        deadline = place.node.next_deadline()
+        if deadline == inf:
+            place.wakes_us = _NEVER
+            return
+        at_us = max(self.now_us + 1, place.clock.world_us(deadline))
+        if at_us != place.wakes_us:
+            place.wakes_us = at_us
+            self.later(at_us, partial(self._wake, number, at_us))
 
     def _note(self, what: bytes, number: int, data: bytes = b"") -> None:
         self.events += 1
-        self._trace.update(b"%d %s %d %d " % (self.now_us, what, number, len(data)))
-        self._trace.update(data)
+        self._trace.update(b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the collector of cycles from walking millions of records that are no garbage; cores make no cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def id_of(number: int) -> str:

@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger", "neighbours"}
     ),
+    frozenset({"own_keyring"}),
     frozenset({"rotation"}),
     frozenset({"node"}),
     frozenset({"transport", "tiers", "local_wire", "block_file", "keyring_file", "logs", "metrics", "local_socket"}),
@@ -61,8 +62,20 @@ STRANGERS = [
 """(who, whom) that the order alone would allow."""
 
 CORES = {
-    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "neighbours", "rotation"),
-    "node",
+    *(
+        "blocks",
+        "effects",
+        "slots",
+        "ledger",
+        "eviction",
+        "links",
+        "planner",
+        "fetch",
+        "neighbours",
+        "own_keyring",
+        "rotation",
+        "node",
+    ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
 }
@@ -76,7 +89,7 @@ SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
     *("bench.lent", "bench.transfer"),
-    *("transport.handshake", "transport.streams", "transport.tcp"),
+    *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp"),
     *("transport.sealed_handshake", "transport.sealed_stream"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""

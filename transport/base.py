@@ -6,10 +6,33 @@ bytes must have, and is told of each block on its own, so that what arrived befo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from p2pkv.fetch import Outcome
 from p2pkv.generations import Place
+
+STREAM_QUEUE_MAX: Final = 1024
+"""Control messages waiting per address. A peer that reads slower than that is as good as gone."""
+STREAM_PATIENCE_S: Final = 10.0
+"""How long what was written to a stream may go unacknowledged; then it is broken, and its writer is told. Without it Linux
+tries for a quarter of an hour at ever longer intervals, and what is said after a partition waits behind what was said
+during it. memberlist's `TCPTimeout`."""
+
+
+class DatagramSocket(Protocol):
+    """Where gossip leaves and arrives, best effort. `p2pkv.transport.udp.Datagrams` is the real one."""
+
+    def send_bytes(self, address: str, data: bytes) -> None:
+        """Send, or lose, one datagram. Does not wait."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until something has arrived."""
+        ...
+
+    def drain(self) -> list[tuple[bytes, str]]:
+        """Return what has arrived, (payload, sender's address) each, without waiting."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from p2pkv.transport.seal import is_sealed
 from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, HelloAck, decode_untrusted, encode
 
 
-async def read_frame_exactly(stream: trio.abc.ReceiveStream, *, peer: str) -> bytes:
+async def read_frame_exactly(stream: trio.abc.Stream, *, peer: str) -> bytes:
     """Read one frame and not a byte more, so that what follows on the stream can be read by other means.
 
     Raises:
@@ -28,7 +28,7 @@ async def read_frame_exactly(stream: trio.abc.ReceiveStream, *, peer: str) -> by
         need = reader.missing_bytes()
 
 
-async def greet(stream: trio.SocketStream, hello: Hello, *, peer: str) -> str:
+async def greet(stream: trio.abc.Stream, hello: Hello, *, peer: str) -> str:
     """As the caller: say hello and return the answering node's id.
 
     Raises:
@@ -44,7 +44,7 @@ async def greet(stream: trio.SocketStream, hello: Hello, *, peer: str) -> str:
     return answer.node
 
 
-async def welcome(stream: trio.SocketStream, *, cluster: str, node_id: str, peer: str) -> Hello:
+async def welcome(stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str) -> Hello:
     """As the one called: take the hello and accept or refuse it.
 
     Raises:

@@ -1,13 +1,19 @@
-"""The first exchange on a stream between nodes that have a keyring: the same `Hello` and `HelloAck`, sealed.
+"""The first exchange on a stream between nodes that have a keyring.
 
-caller: u8 1, 4 bytes of the key's fingerprint, 32 random bytes, `Hello` sealed under a key of these random bytes
-called: u8 1, 32 random bytes, `HelloAck` sealed under keys of both sides' random bytes and the caller's first frame
-after that: records (`p2pkv.transport.records`) under one key for each direction
+It is the same `Hello` and `HelloAck` as without, in the same frames, sealed:
 
-Each is a frame. Everything in front of what is sealed is authenticated with it. The answer proves that the one called has
-the key and is not a recording. A caller proves the same with its first record: a recorded first frame gets an answer that
-the recorder cannot read, and nothing that it sends after it opens. Refusals come in the clear, for the log: whoever could
-forge one could as well cut the line.
+    caller: u8 1, 4 bytes of the key's fingerprint, 32 random bytes,
+            Hello sealed under a key of these random bytes, nonce 0
+    called: u8 1, 32 random bytes,
+            HelloAck sealed under the second of two keys of both sides' random bytes
+            and the caller's first frame, nonce 0
+    caller: a record with one byte, 1, under the first of these two keys, nonce 1
+    after that: records, under the first key from the caller, under the second to it
+
+Everything in front of what is sealed is authenticated with it. The answer proves that the one called has the key and is
+not a recording, and the record that the caller does and is not: to a recorded first frame an answer goes out that the
+recorder cannot read, and there it ends. Refusals come in the clear, for the log: whoever could forge one could as well
+cut the line.
 """
 
 import secrets
@@ -17,13 +23,13 @@ from typing import Final
 import trio
 from cryptography.exceptions import InvalidTag
 
-from p2pkv.errors import MalformedMessage, PeerError, SealRefused, VersionMismatch
+from p2pkv.errors import MalformedMessage, PeerError, PeerGone, SealRefused, VersionMismatch
 from p2pkv.transport.framing import frame
-from p2pkv.transport.handshake import answer_to, read_frame_exactly
+from p2pkv.transport.handshake import answer_to, greet, read_frame_exactly
 from p2pkv.transport.keyring import KeyRing, fingerprint
-from p2pkv.transport.records import RecordOpener, RecordSealer
+from p2pkv.transport.records import RECORD_HEAD_BYTES, RECORD_OVERHEAD_BYTES, RecordOpener, RecordSealer
 from p2pkv.transport.seal import NAMED_BYTES, SEALED, is_sealed, keys_named
-from p2pkv.transport.sealed_stream import SealedStream
+from p2pkv.transport.sealed_stream import S, SealedStream, fill
 from p2pkv.transport.subkeys import RANDOM_BYTES, TAG_BYTES, StreamKeys, cipher, hello_key, nonce, stream_keys
 from p2pkv.transport.wire import Hello, HelloAck, decode_untrusted, encode
 
@@ -32,6 +38,8 @@ Rings = Callable[[], KeyRing]
 
 _OPENING_HEAD_BYTES: Final = 1 + NAMED_BYTES + RANDOM_BYTES
 _ANSWER_HEAD_BYTES: Final = 1 + RANDOM_BYTES
+_PROOF: Final = b"\x01"
+"""What it says does not matter; that it opens does."""
 
 
 class Opening:
@@ -107,7 +115,19 @@ def answer(ack: HelloAck, opening: bytes, key: bytes, *, random: bytes | None = 
     return head + cipher(keys.from_called).encrypt(nonce(0), encode(ack), head), keys
 
 
-async def greet_sealed(stream: trio.SocketStream, hello: Hello, *, peer: str, ring: Rings) -> tuple[str, SealedStream]:
+async def greet_as(stream: S, hello: Hello, *, peer: str, ring: Rings | None) -> tuple[S | SealedStream, str]:
+    """As the caller: say hello, sealed if there is a `ring`; return the stream to go on with and who answered.
+
+    Raises:
+        SealRefused, VersionMismatch, MalformedMessage, PeerGone: as `greet` and `greet_sealed`.
+    """
+    if ring is None:
+        return stream, await greet(stream, hello, peer=peer)
+    node, sealed = await greet_sealed(stream, hello, peer=peer, ring=ring)
+    return sealed, node
+
+
+async def greet_sealed(stream: trio.abc.Stream, hello: Hello, *, peer: str, ring: Rings) -> tuple[str, SealedStream]:
     """As the caller: say hello under the primary key; return the answering node's id and the stream to go on with.
 
     Raises:
@@ -119,16 +139,17 @@ async def greet_sealed(stream: trio.SocketStream, hello: Hello, *, peer: str, ri
     if ack.refusal:
         raise VersionMismatch(f"refused by the peer ({ack.refusal})", peer=peer)
     sealer, opener = RecordSealer(keys.from_caller), RecordOpener(keys.from_called, peer=ack.node)
+    await stream.send_all(sealer.seal(_PROOF))
     return ack.node, SealedStream(stream, sealer=sealer, opener=opener, key=opening.key, ring=ring, peer=ack.node)
 
 
 async def welcome_sealed(
-    stream: trio.SocketStream, *, cluster: str, node_id: str, peer: str, ring: Rings
+    stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str, ring: Rings
 ) -> tuple[Hello, SealedStream]:
     """As the one called: take the hello and accept or refuse it; return it and the stream to go on with.
 
     Raises:
-        SealRefused: the caller has no key of the ring; it was told so.
+        SealRefused: the caller has no key of the ring, and was told so, or is a recording.
         VersionMismatch: it belongs elsewhere; it was told so.
         MalformedMessage, PeerGone: it said something else, or nothing.
     """
@@ -146,7 +167,18 @@ async def welcome_sealed(
     if refused is not None:
         raise refused
     sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=hello.node)
+    await _take_proof(stream, opener, peer=f"{hello.node} at {peer}")
     return hello, SealedStream(stream, sealer=sealer, opener=opener, key=key, ring=ring, peer=hello.node)
+
+
+async def _take_proof(stream: trio.abc.Stream, opener: RecordOpener, *, peer: str) -> None:
+    record = memoryview(bytearray(RECORD_OVERHEAD_BYTES + len(_PROOF)))
+    if await fill(stream, record) < len(record):
+        raise PeerGone("stream ended where a proof of the key was due", peer=peer)
+    head = bytes(record[:RECORD_HEAD_BYTES])
+    if opener.length_untrusted(head) != len(_PROOF):
+        raise SealRefused("malformed", peer=peer)
+    opener.open_into(head, record[RECORD_HEAD_BYTES:], memoryview(bytearray(len(_PROOF))))
 
 
 _REFUSALS: Final = {

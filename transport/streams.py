@@ -4,20 +4,19 @@ A sender never waits: messages go into a bounded queue per address, a task per a
 lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
 from p2pkv.errors import PeerError, PeerGone
+from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import FrameReader, frame
 from p2pkv.transport.sealed_handshake import Rings
-from p2pkv.transport.sealed_stream import Channel, SealedStream
-from p2pkv.transport.tcp import connect
+from p2pkv.transport.sealed_stream import has_closed, is_outdated
+from p2pkv.transport.tcp import connect_over, open_tcp
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
-QUEUE_MAX: Final = 1024
-"""Messages waiting per address. A peer that reads slower than that is as good as gone."""
 _IDLE_S: Final = 60.0
 _READ_BYTES: Final = 64 * 1024
 
@@ -31,13 +30,15 @@ class ControlStreams:
         hello: Callable[[], Hello],
         connect_timeout_s: float,
         on_lost: Callable[[str, PeerError], None],
+        open_stream: Callable[[str, int], Awaitable[trio.abc.Stream]] = open_tcp,
         ring: Rings | None = None,
     ) -> None:
-        """With a `ring` every stream is sealed."""
+        """`open_stream` takes host and port. With a `ring` every stream is sealed."""
         self._hello = hello
         self._ring = ring
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
+        self._open_stream = open_stream
         self._queues: dict[str, tuple[trio.MemorySendChannel[AnyMessage], trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -51,14 +52,14 @@ class ControlStreams:
         """Queue `message` for `address`."""
         assert self._nursery is not None, "run first"
         if address not in self._queues:
-            queue, source = trio.open_memory_channel[AnyMessage](QUEUE_MAX)
+            queue, source = trio.open_memory_channel[AnyMessage](STREAM_QUEUE_MAX)
             writer = trio.CancelScope()
             self._queues[address] = (queue, writer)
             self._nursery.start_soon(self._write, address, source, writer)
         try:
             self._queues[address][0].send_nowait(message)
         except trio.WouldBlock:
-            self._drop(address, PeerGone(f"{QUEUE_MAX} messages are waiting already", peer=address))
+            self._drop(address, PeerGone(f"{STREAM_QUEUE_MAX} messages are waiting already", peer=address))
 
     def waiting(self) -> int:
         """Return how many messages wait over all addresses."""
@@ -79,7 +80,7 @@ class ControlStreams:
             await self._write_until_idle(address, source)
 
     async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
-        stream: Channel | None = None
+        stream: trio.abc.Stream | None = None
         try:
             stream = await self._connect(address)
             while True:
@@ -91,10 +92,10 @@ class ControlStreams:
                     queue, _ = self._queues.pop(address)
                     queue.close()
                     return
-                if isinstance(stream, SealedStream) and not stream.is_current():
+                if is_outdated(stream):
                     await trio.aclose_forcefully(stream)  # all was read: peers read until the end
                     stream = await self._connect(address)
-                if stream.socket.is_readable():  # peers say nothing here: it has closed, and a write would go nowhere
+                if has_closed(stream):  # peers say nothing here: it has closed, and a write would go nowhere
                     raise trio.BrokenResourceError("the peer closed it")
                 await stream.send_all(_frames(message, source))
         except PeerError as exc:
@@ -108,8 +109,10 @@ class ControlStreams:
             if stream is not None:
                 await trio.aclose_forcefully(stream)
 
-    async def _connect(self, address: str) -> Channel:
-        stream, _ = await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring)
+    async def _connect(self, address: str) -> trio.abc.Stream:
+        stream, _ = await connect_over(
+            self._open_stream, address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring
+        )
         return stream
 
 
@@ -123,9 +126,7 @@ def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) 
             return b"".join(parts)
 
 
-async def serve_control(
-    stream: trio.abc.ReceiveStream, *, peer: str, deliver: Callable[[str, AnyMessage], None]
-) -> None:
+async def serve_control(stream: trio.abc.Stream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
     """Hand on the messages of a greeted caller until it goes away.
 
     Raises:

@@ -5,11 +5,11 @@ a keyring they are encrypted out of the one arena and decrypted into the other.
 A connection carries one pull at a time and is kept for the next one; whatever goes wrong closes it.
 """
 
+import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from socket import SHUT_RDWR
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
@@ -17,15 +17,17 @@ from p2pkv.blocks import block_digest
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
 from p2pkv.fetch import Outcome
-from p2pkv.transport.base import Bodies, Offered, OnBlock, OpenLease, Wanted
+from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
-from p2pkv.transport.handshake import greet, read_frame_exactly
+from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import run_blocking
-from p2pkv.transport.sealed_handshake import Rings, greet_sealed
-from p2pkv.transport.sealed_stream import Channel, SealedStream
+from p2pkv.transport.sealed_handshake import Rings, greet_as
+from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
+
+S = TypeVar("S", bound=trio.abc.Stream)
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
@@ -35,8 +37,29 @@ _SEND_BYTES: Final = 8 * 2**20
 """Sent per trip to a worker thread: two milliseconds, so that a lease that ends is noticed soon."""
 
 
+async def open_tcp(host: str, port: int) -> trio.SocketStream:
+    """Open a stream that breaks where nothing is acknowledged for `STREAM_PATIENCE_S`."""
+    stream = await trio.open_tcp_stream(host, port)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(STREAM_PATIENCE_S * 1000))
+    return stream
+
+
 async def connect(address: str, hello: Hello, *, timeout_s: float, ring: Rings | None = None) -> tuple[Channel, str]:
-    """Open a greeted stream to `address`, sealed if there is a `ring`; return it and the answering node's id.
+    """Open a greeted TCP stream to `address`, as `connect_over`."""
+    return await connect_over(open_tcp, address, hello, timeout_s=timeout_s, ring=ring)
+
+
+async def connect_over(
+    open_stream: Callable[[str, int], Awaitable[S]],
+    address: str,
+    hello: Hello,
+    *,
+    timeout_s: float,
+    ring: Rings | None = None,
+) -> tuple[S | SealedStream, str]:
+    """Open a greeted stream to `address` with `open_stream(host, port)`; return it and the answering node's id.
+
+    It is sealed if there is a `ring`.
 
     Raises:
         PeerGone, PeerTooSlow: nobody answers there.
@@ -45,12 +68,9 @@ async def connect(address: str, hello: Hello, *, timeout_s: float, ring: Rings |
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
-            stream = await trio.open_tcp_stream(host, port)
+            stream = await open_stream(host, port)
             try:
-                if ring is not None:
-                    node, sealed = await greet_sealed(stream, hello, peer=address, ring=ring)
-                    return sealed, node
-                return stream, await greet(stream, hello, peer=address)
+                return await greet_as(stream, hello, peer=address, ring=ring)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
@@ -110,7 +130,7 @@ class TcpTransport:
         waiting = self._idle.get(address, [])
         while waiting:
             node, stream = waiting.pop()
-            if node == peer and not (isinstance(stream, SealedStream) and not stream.is_current()):
+            if node == peer and not is_outdated(stream):
                 return stream
             stream.socket.close()
         return None
@@ -182,7 +202,7 @@ class _BlockingPull:
         """Have `run` end soon and nothing be reported any more; for the event loop's thread."""
         self._interrupted = True
         with suppress(OSError):
-            self._stream.socket.shutdown(SHUT_RDWR)
+            self._stream.socket.shutdown(socket.SHUT_RDWR)
 
     def report(self) -> None:
         """Tell of what has been settled; for the event loop's thread."""
@@ -288,7 +308,7 @@ async def _send_blocks(stream: Channel, lease: int, blocks: Blocks, *, block_s: 
 
     def interrupt() -> None:
         with suppress(OSError):
-            stream.socket.shutdown(SHUT_RDWR)
+            stream.socket.shutdown(socket.SHUT_RDWR)
 
     await run_blocking(send_all, interrupt=interrupt)
 

@@ -9,6 +9,8 @@ import socket
 from functools import lru_cache
 from typing import Final
 
+import trio
+
 from p2pkv.config import format_address, parse_address
 from p2pkv.errors import CannotListen, ConfigError
 from p2pkv.transport.wire import MESSAGE_BYTES_MAX, Packet, encode
@@ -42,6 +44,10 @@ class Datagrams:
             self.sent += 1
         except OSError:
             self.send_failures += 1
+
+    async def wait(self) -> None:
+        """Wait until something has arrived."""
+        await trio.lowlevel.wait_readable(self.socket)
 
     def drain(self) -> list[tuple[bytes, str]]:
         """Return what has arrived, (payload, sender's address) each, without waiting."""

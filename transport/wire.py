@@ -28,10 +28,26 @@ PACKET_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - SEAL_BYTES
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
+BUCKETS_MAX: Final = 4096
+"""Buckets of a `ListDigest`: 32 KiB of hashes."""
+BUCKET_BYTES: Final = 8
+ALSO_SUSPECTED_BY_MAX: Final = 7
+"""Members named in a record besides the first that suspects; a verdict needs fewer (`mesh.accusers`)."""
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
-"""Flipped bits in one `SummaryDelta`, four bytes each."""
+"""Flipped bits in one `SummaryDelta`; coded they take two to three bytes each."""
+VERSIONS_PER_MESSAGE_MAX: Final = 4096
+"""Members in one `SummaryVersions`, twelve bytes each."""
+ANCHOR_BYTES: Final = 16
+"""Of a key that stands for a stretch in the directory: enough that no two meet by chance."""
+ANCHORS_PER_PUT_MAX: Final = 1024
+ANCHORS_PER_ASK_MAX: Final = 1024
+"""Stretches of one question: half a million tokens in blocks of 16."""
+HOLDERS_PER_ANCHOR_MAX: Final = 8
+"""Holders of one stretch that an answer names; more than a fetch tries."""
+HOLDERS_PER_ANSWER_MAX: Final = 64
+CLAIM_BYTES: Final = 4
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -74,6 +90,8 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Memory the node offers to the mesh over all tiers; its weight on the ring."""
     suspected_by: OptionalNodeId = ""
     """Of a suspect: a member that got no answer from it. Suspicions by different members confirm each other."""
+    also_suspected_by: Annotated[tuple[NodeId, ...], Meta(max_length=ALSO_SUSPECTED_BY_MAX)] = ()
+    """Further ones. Of a dead member: on whose word, with `suspected_by`, it was declared dead."""
 
 
 Updates: TypeAlias = Annotated[tuple[MemberRecord, ...], Meta(max_length=64)]
@@ -140,6 +158,30 @@ class PushPull(Message, tag=6, frozen=True):
     reply: bool
 
 
+class ListDigest(Message, tag=20, frozen=True):
+    """Is this what you believe too? Hashes over the sender's own record and those of the members it counts on.
+
+    Answered by `ListDifference` if it is not, and by nothing if it is. See `p2pkv.mesh.digest`.
+    """
+
+    own: MemberRecord
+    buckets: Annotated[bytes, Meta(min_length=BUCKET_BYTES, max_length=BUCKETS_MAX * BUCKET_BYTES)]
+    """One hash after the other; their number is a power of two."""
+
+
+class ListDifference(Message, tag=21, frozen=True):
+    """Answer to `ListDigest`: what the sender believes of the members in buckets whose hashes differ, or a part of it.
+
+    The first record is the sender's own. The receiver answers with a `PushPull` of what it knows better.
+    """
+
+    records: Annotated[tuple[MemberRecord, ...], Meta(min_length=1, max_length=RECORDS_PER_PUSH_MAX)]
+    bucket_count: Annotated[int, Meta(ge=1, le=BUCKETS_MAX)]
+    """As in the digest."""
+    differing: Annotated[bytes, Meta(max_length=BUCKETS_MAX // 8)]
+    """Bit i, least significant first: bucket i is told in this message."""
+
+
 # -- summaries ------------------------------------------------------------------------------------------------------
 
 
@@ -154,18 +196,93 @@ class SummaryPage(Message, tag=7, frozen=True):
     """Position of `data` in the filter, bytes."""
     # Trailing zero bytes are left out, so that an empty filter is a few bytes and not a megabyte.
     data: Annotated[bytes, Meta(max_length=PAGE_BYTES_MAX)]
+    set_bits: Annotated[int, Meta(ge=0, le=8 * PAGE_BYTES_MAX)] = 0
+    """Not 0: `data` is no bits, but the positions of so many set bits in the piece, coded as in `SummaryDelta`."""
+    gap_bits: Annotated[int, Meta(ge=0, le=31)] = 0
 
 
 class SummaryDelta(Message, tag=8, frozen=True):
-    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, as u32 little-endian positions."""
+    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, folded to 2**bits_log2 bits for this reader.
+
+    `flips` are the gaps between the positions of `count` bits, Rice-coded with `gap_bits` low bits; `index/gaps.py` has
+    the format.
+    """
 
     epoch: Count
     seq: Count
+    bits_log2: Annotated[int, Meta(ge=6, le=36)]
+    count: Annotated[int, Meta(ge=0, le=FLIPS_PER_DELTA_MAX)]
+    gap_bits: Annotated[int, Meta(ge=0, le=31)]
     flips: Annotated[bytes, Meta(max_length=FLIPS_PER_DELTA_MAX * 4)]
 
 
 class SummaryRequest(Message, tag=9, frozen=True):
     """Send me your whole filter: I have none, or missed a delta."""
+
+    bits_log2_max: Annotated[int, Meta(ge=0, le=36)] = 0
+    """Not 0: fold it to at most 2**bits_log2_max bits, and what follows of it too; I have no memory for more."""
+    wanted: bool = True
+    """False: I keep no summary of yours, as I keep as many as I may. Send nothing until I ask."""
+
+
+class SummaryVersions(Message, tag=23, frozen=True):
+    """Which versions of members' filters I have, mine included; sent beside `PushPull` to the same member.
+
+    Whoever is behind on one of them, and stays so, asks that member for a snapshot.
+    """
+
+    versions: Annotated[bytes, Meta(max_length=VERSIONS_PER_MESSAGE_MAX * 12)]
+    """Per member three u32, little-endian: a digest of its id, and the low bits of the filter's epoch and seq."""
+
+
+# -- directory ------------------------------------------------------------------------------------------------------
+
+
+class DirectoryPut(Message, tag=25, frozen=True):
+    """Records of `holder` for the receiver to keep: what it holds of stretches of chains, by their anchors.
+
+    Sent by the holder itself: changes since its last one, or nothing but a renewal of what was sent before. Sent by
+    another member: what that owned and the receiver owns now.
+    """
+
+    holder: NodeId
+    boot: Count
+    """Of the holder; records of an earlier life go with it."""
+    lease_ms: Small
+    """How long all of the holder's records are good from now on, unless they are renewed."""
+    tier: Annotated[int, Meta(ge=0, le=3)]
+    """Fastest tier that all of the blocks are in: 0 host memory."""
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX * ANCHOR_BYTES)]
+    """The last 16 bytes of the key of each stretch's first block, one after another."""
+    blocks: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX)]
+    """For each anchor, how many blocks of the stretch from its start are held; 0 withdraws the record."""
+    fresh: bool = False
+    """Forget what the holder said before: this and what follows is all."""
+    settled: bool = False
+    """Nothing more is under way, and `fingerprint` is what the receiver should have."""
+    fingerprint: Count = 0
+    """Exclusive or over all of the holder's records at the receiver; see `p2pkv.index.records`."""
+
+
+class DirectoryResend(Message, tag=26, frozen=True):
+    """What I have of yours is not what your fingerprint says: send it all again."""
+
+
+class DirectoryAsk(Message, tag=27, frozen=True):
+    """Who holds stretches with these anchors? Answered by `DirectoryAnswer` with the same `request`."""
+
+    request: Count
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * ANCHOR_BYTES)]
+
+
+class DirectoryAnswer(Message, tag=28, frozen=True):
+    """What the sender's records say of the anchors asked for."""
+
+    request: Count
+    holders: Annotated[tuple[NodeId, ...], Meta(max_length=HOLDERS_PER_ANSWER_MAX)]
+    claims: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * HOLDERS_PER_ANCHOR_MAX * CLAIM_BYTES)]
+    """Four bytes each: place of the anchor in the question (u16, little-endian), place in `holders`, and the number of
+    blocks in the low six bits, above them the tier."""
 
 
 # -- fetching -------------------------------------------------------------------------------------------------------
@@ -297,9 +414,16 @@ class KeyReport(Message, tag=18, frozen=True):
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
+    | ListDigest
+    | ListDifference
     | SummaryPage
     | SummaryDelta
     | SummaryRequest
+    | SummaryVersions
+    | DirectoryPut
+    | DirectoryResend
+    | DirectoryAsk
+    | DirectoryAnswer
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease

@@ -1,5 +1,6 @@
 """`p2pkv status`, `members`, `leave`: what a node is and whom it knows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -56,6 +57,8 @@ def status(socket: Path | None, output: str) -> None:
         ("host tier", f"{size_text(tier['used_bytes'])} of {size_text(tier['capacity_bytes'])}"),
         ("blocks", f"{tier['blocks']} ({tier['pinned_blocks']} pinned, {tier['evictions']} evicted)"),
         ("summary", f"version {reply.summary['epoch']:.0f}.{reply.summary['seq']:.0f}"),
+        ("of peers", _peers_summaries(reply.summary)),
+        ("directory", f"{reply.directory['told']} records at owners, {reply.directory['kept']} kept here"),
         ("fetches", f"{reply.fetch['fetches']} ({reply.fetch['in_flight']} blocks on their way)"),
     ]
     print_table("status", ("", ""), rows)
@@ -78,3 +81,12 @@ def leave(socket: Path | None, output: str) -> None:
         print_json(facts)
     else:
         click.echo(f"{client.node_name} is leaving", err=True)
+
+
+def _peers_summaries(summary: Mapping[str, float]) -> str:
+    """Return what is held of peers' summaries, and how far it may be believed."""
+    text = f"{summary['peers_with_filter']:.0f} of {summary['peers']:.0f} summaries"
+    text += f" in {size_text(int(summary['filter_bytes']))}"
+    states = ("unsettled", "folded", "distrusted")
+    found = [f"{summary[f'peers_{state}']:.0f} {state}" for state in states if summary[f"peers_{state}"]]
+    return text + (f" ({', '.join(found)})" if found else "")

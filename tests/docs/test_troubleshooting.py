@@ -14,6 +14,8 @@ FILES = {
     "typo.toml": '[host]\ncapacity_byte = "4GiB"\n',
     "negative.toml": "[mesh]\nprobe_period_s = -1\n",
     "broken.toml": "[mesh\n",
+    "open.keys": "hello\n",
+    "wrong.keys": "hello\n",
 }
 CASES = (
     (3, "status --socket none.sock"),
@@ -26,6 +28,9 @@ CASES = (
     (2, "serve --config negative.toml"),
     (2, "serve --config broken.toml"),
     (2, "serve --host-bytes 4gigs"),
+    (2, "serve --keyring none.keys"),
+    (2, "serve --keyring open.keys"),
+    (2, "serve --keyring wrong.keys"),
     (2, "serve --frob"),
 )
 OTHER_NAMES = {"typo.toml": "p2pkv.toml", "broken.toml": "p2pkv.toml"}
@@ -35,6 +40,7 @@ OTHER_NAMES = {"typo.toml": "p2pkv.toml", "broken.toml": "p2pkv.toml"}
 def test_the_guide_has_the_lines_as_they_are_printed(code: int, arguments: str, tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600 if name == "wrong.keys" else 0o644)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("P2PKV_")}
     command = [sys.executable, "-m", "p2pkv", *arguments.split()]
     result = subprocess.run(

@@ -14,19 +14,20 @@ import pytest
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.mesh.members import MemberState
-from p2pkv.mesh.membership import Effect, Membership
+from p2pkv.mesh.membership import Effect, Membership, MembershipMessage
 from p2pkv.transport.wire import (
     DATAGRAM_BYTES_MAX,
+    ListDifference,
+    ListDigest,
     MemberRecord,
-    Packet,
-    Ping,
     PushPull,
     decode_untrusted,
     encode,
 )
 
 LATENCY_S = 0.002
-Input: TypeAlias = tuple[str, Packet | PushPull | Ping] | str
+ON_STREAMS = (PushPull, ListDigest, ListDifference)
+Input: TypeAlias = tuple[str, MembershipMessage] | str
 
 
 class Mesh:
@@ -83,7 +84,7 @@ class Mesh:
                 return True
             self.now, _, name, item = heapq.heappop(self._heap)
             if name not in self.nodes:
-                if item is not None and not isinstance(item, str) and isinstance(item[1], PushPull):
+                if item is not None and not isinstance(item, str) and isinstance(item[1], ON_STREAMS):
                     self._push(item[0], address(name))
             elif name in self.paused:
                 if item is not None:
@@ -152,9 +153,9 @@ def address(name: str) -> str:
     return f"{name}:7710"
 
 
-def decode(data: bytes) -> Packet | PushPull | Ping:
+def decode(data: bytes) -> MembershipMessage:
     message = decode_untrusted(data, peer="network")
-    assert isinstance(message, Packet | PushPull | Ping)
+    assert isinstance(message, MembershipMessage)
     return message
 
 

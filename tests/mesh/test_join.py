@@ -69,3 +69,21 @@ def test_without_seeds_nobody_is_ever_asked() -> None:
     joiner = make_joiner()
     joiner.seek(5.0)
     assert joiner.next_deadline() == float("inf")
+
+
+def test_a_seed_that_was_unreachable_is_no_longer_when_a_later_try_has_not_failed() -> None:
+    joiner = make_joiner("a:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer()
+    joiner.on_link_lost("a:1")
+    joiner.on_retry("a:1", 20.0)
+    joiner.on_link_lost("a:1")
+    joiner.on_retry("a:1", 40.0)
+    joiner.on_retry("a:1", 45.0)  # too soon to tell
+    assert joiner.states(reached=()) == (("a:1", "unreachable"),)
+    joiner.on_retry("a:1", 60.0)
+    assert joiner.states(reached=()) == (("a:1", "asked"),)
+
+
+def test_seeds_that_are_neither_ourselves_nor_anybodys_address_are_unreached() -> None:
+    assert make_joiner("a:1", "me:1", "b:1").unreached({"b:1"}) == ("a:1",)

@@ -87,7 +87,7 @@ def test_our_own_failed_probe_confirms_what_others_suspect() -> None:
 
 
 def test_without_dynamic_suspicion_the_shortest_time_is_the_only_one() -> None:
-    core = node(MeshConfig(dynamic_suspicion=False))
+    core = node(MeshConfig(dynamic_suspicion=False, observers=0))
     core.on_message("c", packet(suspicion("b", "c"), sender="c"), 1.0)
     core.on_message("d", packet(suspicion("b", "d"), sender="d"), 1.0)
     assert core.statistics().confirmations == 0
@@ -187,7 +187,7 @@ def test_an_answer_over_the_stream_counts_and_carries_the_members_own_record() -
 
 
 def test_a_suspect_reads_that_it_is_one_before_the_ping_over_the_stream() -> None:
-    core = node(known="b")
+    core = node(MeshConfig(observers=0), known="b")
     core.on_message("c", packet(suspicion("b", "c"), sender="c"), 0.0)
     told, ping = [message for _, message in streams(run(core, 0.0, 1.6, deaf_to="b"))]
     assert isinstance(ping, Ping)

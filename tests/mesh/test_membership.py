@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.mesh.members import MemberState
-from p2pkv.mesh.membership import Effect, Membership
+from p2pkv.mesh.membership import Effect, Membership, MembershipMessage
 from p2pkv.transport.wire import (
     DATAGRAM_BYTES_MAX,
     Ack,
     DatagramBody,
     Gossip,
+    ListDifference,
+    ListDigest,
     MemberRecord,
     Packet,
     Ping,
@@ -25,6 +27,8 @@ from p2pkv.transport.wire import (
 )
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
+WITHOUT_OBSERVERS = MeshConfig(observers=0)
+"""Time alone decides, and every verdict is believed."""
 
 
 def record(member: str, *, boot: int = 1, incarnation: int = 0, state: int = ALIVE) -> MemberRecord:
@@ -38,13 +42,19 @@ def packet(*updates: MemberRecord, sender: str = "b", body: DatagramBody | None 
 class Node:
     """A membership that has started at 0 and knows the members named."""
 
-    def __init__(self, known: str = "", *, join: tuple[str, ...] = ()) -> None:
-        self.core = Membership(me=record("me"), cluster="c", config=MeshConfig(), join=join, random=Random(0))
+    def __init__(
+        self,
+        known: str = "",
+        *,
+        join: tuple[str, ...] = (),
+        config: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self.core = Membership(me=record("me"), cluster="c", config=config, join=join, random=Random(0))
         self.core.on_time(0.0)
         for member in known:
             self.hear(packet(record(member), sender=member))
 
-    def hear(self, message: Packet | PushPull, now: float = 0.0) -> tuple[Effect, ...]:
+    def hear(self, message: MembershipMessage, now: float = 0.0) -> tuple[Effect, ...]:
         return self.core.on_message("somewhere:1", message, now)
 
     def state(self, member: str) -> int | None:
@@ -157,7 +167,7 @@ def test_what_is_said_of_us_is_refuted_in_the_next_packet() -> None:
 def test_whoever_is_believed_dead_and_speaks_is_told() -> None:
     dead = record("b", state=DEAD)
     for body in (Gossip(), Ack(seq=1, target="b"), Ping(seq=1, target="me"), PingRequest(1, "x", "x:1")):
-        node = Node("bd")
+        node = Node("bd", config=WITHOUT_OBSERVERS)
         node.hear(packet(dead, sender="d"))
         effects = node.hear(packet(record("b"), body=body))
         told = [
@@ -190,7 +200,7 @@ def test_an_answered_list_is_not_answered_again() -> None:
 
 def test_a_death_in_a_list_is_doubted_and_one_in_gossip_believed() -> None:
     dead = record("b", state=DEAD)
-    listed, gossiped = Node("bd"), Node("bd")
+    listed, gossiped = (Node("bd", config=WITHOUT_OBSERVERS) for _ in range(2))
     listed.hear(PushPull(records=(record("d"), dead), reply=False))
     gossiped.hear(packet(dead, sender="d"))
     assert (listed.state("b"), gossiped.state("b")) == (SUSPECT, DEAD)
@@ -272,11 +282,13 @@ def test_the_death_of_a_stranger_is_believed_and_not_passed_on() -> None:
     assert node.core.statistics().updates_waiting == 0
 
 
-def test_seeds_are_left_in_peace_once_a_member_has_answered() -> None:
+def test_a_seed_that_is_nobody_is_compared_with_now_and_then_though_a_member_has_answered() -> None:
     node = Node(join=("b:1", "z:1"))
     node.hear(PushPull(records=(record("b"),), reply=False))
     effects = node.run(0.0, 300.0, answering=True)
-    assert "z:1" not in {effect.address for effect in effects if isinstance(effect, SendStream)}
+    tried = [effect.message for effect in effects if isinstance(effect, SendStream) and effect.address == "z:1"]
+    assert all(isinstance(message, ListDigest) for message in tried)
+    assert 40 < len(tried) < 120  # both members together try somebody every 2 s, so each of them every 4 s
     assert node.core.seeds() == (("b:1", "reached"), ("z:1", "asked"))
 
 
@@ -292,19 +304,94 @@ def test_a_goodbye_goes_out_at_once_and_then_nothing_does() -> None:
     assert node.core.next_deadline() == float("inf")
 
 
-def test_the_dead_are_tried_now_and_then() -> None:
-    node = Node("b")
+def test_the_dead_are_told_so_now_and_then_until_they_are_reaped() -> None:
+    node = Node("b", config=WITHOUT_OBSERVERS)
+    dead = record("b", state=DEAD)
+    node.hear(packet(dead, sender="d"))
+    tried = [effect for effect in node.run(0.0, 600.0) if isinstance(effect, SendDatagram)]
+    assert {effect.address for effect in tried} == {"b:1"}
+    assert all({dead, record("me")} <= set(effect.packet.updates) for effect in tried)
+    assert 200 < len(tried) < 400  # alone, so every 2 s
+    node.run(600.0, 3601.0)
+    assert not any(isinstance(effect, SendDatagram) for effect in node.run(3601.0, 3800.0))
+
+
+def test_many_members_share_the_work_of_trying_the_dead() -> None:
+    node = Node("bdefghijk", config=WITHOUT_OBSERVERS)
     node.hear(packet(record("b", state=DEAD), sender="d"))
-    tried = [effect for effect in node.run(0.0, 600.0) if isinstance(effect, SendStream)]
-    assert {effect.address for effect in tried} == {"b:1"}
-    assert len(tried) in {10, 11}
+    effects = node.run(0.0, 600.0, answering=True)
+    tried = [e for e in effects if isinstance(e, SendDatagram) and e.address == "b:1"]
+    assert 15 < len(tried) < 55  # nine members, together every 2 s
 
 
-def test_lists_are_compared_once_per_period() -> None:
+def test_whoever_hears_that_it_is_held_for_dead_says_at_once_that_it_is_not() -> None:
     node = Node("b")
-    tried = [effect for effect in node.run(0.0, 300.0, answering=True) if isinstance(effect, SendStream)]
-    assert {effect.address for effect in tried} == {"b:1"}
-    assert len(tried) in {10, 11}
+    (answer,) = [e for e in node.hear(packet(record("me", state=DEAD))) if isinstance(e, SendDatagram)]
+    assert answer.address == "b:1"
+    assert record("me", incarnation=1) in answer.packet.updates
+
+
+def test_lists_are_compared_with_a_dead_member_that_speaks_again() -> None:
+    node = Node("bdefghijk", config=WITHOUT_OBSERVERS)
+    node.run(0.0, 100.0, answering=True)
+    node.hear(packet(record("b", state=DEAD), sender="d"), 100.0)
+    node.hear(packet(record("b", incarnation=1)), 101.0)
+    asked = [e for e in node.run(101.0, 103.0, answering=True) if isinstance(e, SendStream)]
+    assert (asked[0].address, type(asked[0].message)) == ("b:1", ListDigest)
+
+
+def test_a_member_that_was_reaped_and_speaks_is_told_that_it_died() -> None:
+    """Its record is still remembered, so that what it says of itself is refused until it refutes."""
+    node = Node("bd", config=WITHOUT_OBSERVERS)
+    dead = record("b", state=DEAD)
+    node.hear(packet(dead, sender="d"), 1.0)
+    node.core.on_time(3601.0)
+    assert node.state("b") is None
+    digest = ListDigest(own=record("b"), buckets=bytes(8))
+    for message in (packet(record("b")), digest, PushPull(records=(record("b"),), reply=True)):
+        (effect,) = node.hear(message, 3602.0)
+        assert isinstance(effect, SendDatagram)
+        assert dead in effect.packet.updates
+    node.hear(packet(record("b", incarnation=1)), 3603.0)
+    assert node.state("b") == ALIVE
+
+
+def test_whoever_counts_on_members_that_were_reaped_here_is_told_that_they_died() -> None:
+    node = Node("bd", config=WITHOUT_OBSERVERS)
+    dead = record("b", state=DEAD)
+    node.hear(packet(dead, sender="d"), 1.0)
+    node.core.on_time(3601.0)
+    effects = node.hear(PushPull(records=(record("d"), record("b")), reply=False), 3602.0)
+    assert SendStream("d:1", PushPull(records=(record("me"), dead), reply=False)) in effects
+
+
+def test_lists_are_compared_once_per_period_at_rest() -> None:
+    node = Node("b")
+    tried = [effect for effect in node.run(0.0, 3000.0, answering=True) if isinstance(effect, SendStream)]
+    assert {(effect.address, type(effect.message)) for effect in tried} == {("b:1", ListDigest)}
+    assert len(tried) in range(90, 111)
+
+
+def test_a_newcomer_is_answered_with_one_message_however_large_the_mesh() -> None:
+    node = Node()
+    for i in range(300):
+        node.hear(packet(record(f"n{i}"), sender=f"n{i}"))
+    effects = node.hear(PushPull(records=(record("new"),), reply=True))
+    (answer,) = [effect.message for effect in effects if isinstance(effect, SendStream)]
+    assert isinstance(answer, PushPull)
+    assert len(answer.records) == 33
+    assert not answer.reply
+
+
+def test_a_stranger_in_a_list_is_not_gossiped_and_the_one_who_sent_the_list_is() -> None:
+    node = Node("b")
+    node.run(0.0, 5.0, answering=True)
+    node.hear(PushPull(records=(record("new"), record("known to new")), reply=True), 5.0)
+    assert node.core.statistics().updates_waiting == 1
+    effects = node.core.on_time(5.0)
+    told = [e.packet.updates for e in effects if isinstance(e, SendDatagram) and isinstance(e.packet.body, Gossip)]
+    assert told
+    assert all(record("known to new") not in updates for updates in told)
 
 
 def test_the_departed_are_reaped() -> None:
@@ -348,12 +435,19 @@ any_message = st.one_of(
         updates=st.lists(any_record, max_size=4).map(tuple),
     ),
     st.builds(PushPull, records=st.lists(any_record, max_size=4).map(tuple), reply=st.booleans()),
+    st.builds(ListDigest, own=any_record, buckets=st.binary(min_size=8, max_size=80)),
+    st.builds(
+        ListDifference,
+        records=st.lists(any_record, min_size=1, max_size=4).map(tuple),
+        bucket_count=st.sampled_from([1, 2, 4, 3, 4096]),
+        differing=st.binary(max_size=512),
+    ),
 )
 
 
 @given(st.lists(st.tuples(any_message, st.floats(0, 20)), max_size=12))
 def test_whatever_peers_send_nothing_raises_and_every_answer_is_valid(
-    steps: list[tuple[Packet | PushPull, float]],
+    steps: list[tuple[MembershipMessage, float]],
 ) -> None:
     node = Node("bd", join=("b:1",))
     now = 0.0

@@ -9,7 +9,8 @@ import pytest
 from p2pkv.effects import Note, SendStream
 from p2pkv.errors import ConfigError
 from p2pkv.mesh.members import MemberState
-from p2pkv.rotation import INSTALL, LIST, REMOVE, RETRY_S, ROUNDS_MAX, USE, Rotation, RoundEnded, StoreKeyring
+from p2pkv.own_keyring import ASKERS_MAX, INSTALL, LIST, REMOVE, STORES_MAX, USE, OwnKeyring, StoreKeyring
+from p2pkv.rotation import RETRY_S, ROUNDS_MAX, Rotation, RoundEnded
 from p2pkv.transport.keyring import KeyRing, fingerprint
 from p2pkv.transport.wire import KeyCommand, KeyReport, MemberRecord
 
@@ -149,6 +150,9 @@ def test_dead_members_are_not_asked_and_not_forgotten() -> None:
     ended = m.run("a", INSTALL, B)
     assert ended.obeyed
     assert (ended.members[-1].member.id, ended.members[-1].refusal) == ("c", "dead, not asked")
+    m.loses = lambda _, to, __: to == "b" and m.now > 0
+    m.records["b"] = record("b", MemberState.SUSPECT)
+    assert [one.member.id for one in m.run("a", LIST).members] == ["a", "b", "c"]
     m.records["c"] = record("c", MemberState.LEFT)
     assert [one.member.id for one in m.run("a", LIST).members] == ["a", "b"]
 
@@ -303,3 +307,30 @@ def test_an_answer_to_an_earlier_life_of_this_node_is_not_taken_for_one_to_this(
         requests += [effect.message.request for effect in effects if isinstance(effect, SendStream)]
     again.on_report("b", KeyReport(requests[0], ()), 0.0)
     assert again.refused == 1
+
+
+def test_a_change_that_somebody_else_asks_for_too_is_answered_when_it_is_on_disk() -> None:
+    node = Rotation(
+        own_id="a", ring=KeyRing((A,)), members=lambda: [record("a"), record("b"), record("c")], first_request=1
+    )
+    (store,) = node.on_command(record("b"), KeyCommand(5, INSTALL, B))
+    assert isinstance(store, StoreKeyring)
+    assert node.on_command(record("c"), KeyCommand(9, INSTALL, B)) == ()
+    (told,) = node.on_command(record("c"), KeyCommand(10, LIST))
+    assert told == SendStream("c:1", KeyReport(10, (fingerprint(A),))), "what is not on disk is not held"
+    both = (fingerprint(A), fingerprint(B))
+    effects = node.on_stored(store.number, 0.0)
+    assert [effect for effect in effects if isinstance(effect, SendStream)] == [
+        SendStream("b:1", KeyReport(5, both)),
+        SendStream("c:1", KeyReport(9, both)),
+    ]
+
+
+def test_changes_and_askers_that_wait_for_the_disk_are_bounded() -> None:
+    own = OwnKeyring(KeyRing((A, B)))
+    for number in range(STORES_MAX):
+        assert own.obey(USE, fingerprint((B, A)[number % 2]), (number, "b")).store is not None
+    assert own.obey(USE, fingerprint(B), (99, "b")).refusal == "64 changes are waiting for the disk"
+    for number in range(2 * ASKERS_MAX):
+        assert own.obey(USE, fingerprint(A), (1000 + number, "b")).waits
+    assert len(own.on_stored(STORES_MAX).askers) == ASKERS_MAX

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from p2pkv.cli.main import cli
 from p2pkv.errors import LocalUseError
 from p2pkv.sim import lifeguard as scenario
-from p2pkv.sim.lifeguard import VARIANTS, Cell, Outcome, VariantResult, grid, run_cell, run_lifeguard
+from p2pkv.sim.lifeguard import Cell, Outcome, VariantResult, grid, run_cell, run_lifeguard
+from p2pkv.sim.variants import VARIANTS
 
 
 def cells() -> list[Cell]:
@@ -25,6 +26,7 @@ def results() -> dict[str, VariantResult]:
 def test_plain_swim_kills_healthy_members_and_lifeguard_hardly_any(results: dict[str, VariantResult]) -> None:
     assert results["swim"].raised_fp > 20
     assert results["lifeguard"].raised_fp <= 0.05 * results["swim"].raised_fp
+    assert results["observers"].raised_fp <= results["lifeguard"].raised_fp
     assert results["lha_probe"].raised_fp < results["swim"].raised_fp
     assert results["lha_suspicion"].raised_fp < results["swim"].raised_fp
 
@@ -76,7 +78,7 @@ def test_the_command_prints_one_document_with_all_variants(monkeypatch: pytest.M
     done = CliRunner().invoke(cli, ["sim", "lifeguard", "--seed", "7", "-o", "json"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert (document["nodes"], document["seed"], document["cells"]) == (32, 7, 180)
+    assert (document["nodes"], document["seed"], document["cells"]) == (32, 7, 216)
     assert [row["variant"] for row in document["variants"]] == list(VARIANTS)
     assert document["variants"][4]["raised_fp_ratio"] == 0.01
     assert document["variants"][4]["byte_ratio"] == 0.5

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
+import numpy as np
 import pytest
 
 from p2pkv import local_wire
 from p2pkv.block_file import pack_header, unpack
 from p2pkv.blocks import BlockInfo, BlockKey, block_digest
 from p2pkv.errors import MalformedMessage, NotABlockFile, SealRefused, VersionMismatch
+from p2pkv.index.codec import delta_of, flips_of_untrusted, page_of, piece_of_untrusted
+from p2pkv.index.gaps import decode_gaps_untrusted, encode_gaps
+from p2pkv.index.versions import read_versions, short_id, versions_message
 from p2pkv.transport import wire
 from p2pkv.transport.bulk_header import BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import FrameReader, frame
@@ -33,9 +37,17 @@ MESSAGES = [
     wire.Packet("default", "a", "127.0.0.1:1", wire.Nack(7, "b")),
     wire.Ping(7, "b"),
     wire.PushPull((RECORD,), reply=True),
+    wire.ListDigest(RECORD, b"h" * 64),
+    wire.ListDifference((RECORD, RECORD), 8, b"\x05"),
     wire.SummaryPage(1, 2, 10, 4, 0, b"\x55" * 128),
-    wire.SummaryDelta(1, 3, b"\x01\x00\x00\x00" * 5),
-    wire.SummaryRequest(),
+    delta_of(1, 3, 20, np.array([1, 7, 8, 500, 2**20 - 1], np.uint32)),
+    wire.SummaryRequest(12),
+    versions_message({"a": (1, 2), "b": (3, 4)}),
+    wire.SummaryRequest(wanted=False),
+    wire.DirectoryPut("a", 1, 300_000, 0, b"a" * 48, b"\x20\x01\x00", True, True, 1 << 52),
+    wire.DirectoryResend(),
+    wire.DirectoryAsk(5, b"a" * 32),
+    wire.DirectoryAnswer(5, ("a", "b"), b"\x00\x00\x01\x20\x01\x00\x00\x05"),
     wire.LeaseRequest(9, b"k" * 64, 1000),
     wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64),
     wire.LeaseRelease(3),
@@ -48,10 +60,17 @@ MESSAGES = [
 REQUESTS = [
     local_wire.Attach(1, "engine", 1 << 20),
     local_wire.AcquireRequest(b"k" * 96, 1000),
+    local_wire.RingRequest(),
     local_wire.PublishRequest(b"n" * 32, (local_wire.StagedBlock(b"k" * 32, 0, 4096, 1024, b"d" * 16),)),
 ]
 REPLIES = [
     local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
+    local_wire.LocateReply(
+        False, 0, "", (), (), "aa", 3, (local_wire.Recorded("a", "node a", 32, 0, "node b"),), ("c",)
+    ),
+    local_wire.RingReply(
+        (local_wire.RingShare("a", "node a", "z", "h", 1, 0.5, 0.5, 1.0, self=True),), 2, 1.25, 8, "ff"
+    ),
     local_wire.Failure("TierFull", "no room", "raise it"),
 ]
 BODY = bytes(range(256)) * 4
@@ -88,6 +107,35 @@ def frames(data: bytes) -> None:
         reader.feed(part)
         while (payload := reader.next_frame()) is not None:
             wire.decode_untrusted(payload, peer="p")
+
+
+def gaps(data: bytes) -> None:
+    """The first byte is the count, the second the number of low bits."""
+    decode_gaps_untrusted(*(data + b"\0\0")[:2], data[2:], below=2**12, peer="p")
+
+
+def pieces(data: bytes) -> None:
+    """A page and a delta as the wire lets them through, read as far as a reader of summaries reads them."""
+    message = wire.decode_untrusted(data, peer="p")
+    if isinstance(message, wire.SummaryPage):
+        piece_of_untrusted(message, peer="p")
+    elif isinstance(message, wire.SummaryDelta):
+        flips_of_untrusted(message, peer="p")
+    elif isinstance(message, wire.SummaryVersions):
+        list(read_versions(message, {short_id("a"): "a"}.get))
+
+
+def coded(*positions: int) -> bytes:
+    found = encode_gaps(np.array(positions, np.uint32))
+    return bytes([found.count, found.gap_bits]) + found.data
+
+
+SUMMARIES = [
+    wire.SummaryPage(1, 2, 10, 4, 0, b"\x55" * 128),
+    page_of(1, 2, 12, 4, 0, np.packbits(np.arange(2**12) % 97 == 0, bitorder="little")),
+    delta_of(1, 3, 12, np.array([1, 7, 8, 500, 2**12 - 1], np.uint32)),
+    versions_message({"a": (1, 2), "b": (3, 4)}),
+]
 
 
 RING = KeyRing((bytes(range(32)), bytes(range(1, 33))))
@@ -131,6 +179,8 @@ PARSERS = [
         [local_wire.encode(m) for m in REPLIES],
         id="local replies",
     ),
+    pytest.param(gaps, [coded(1, 7, 8, 500, 2**12 - 1), coded(0), coded(*range(40)), coded(4000)], id="gaps"),
+    pytest.param(pieces, [wire.encode(m) for m in SUMMARIES], id="summaries"),
     pytest.param(sealed_datagram, SEALED, id="sealed datagrams"),
     pytest.param(lambda data: opened_untrusted(data, RING, peer="p"), [OPENING.payload], id="sealed hellos"),
     pytest.param(lambda data: OPENING.answered_untrusted(data, peer="p"), [ANSWER, REFUSAL], id="sealed answers"),

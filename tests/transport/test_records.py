@@ -1,12 +1,14 @@
 """Records of a sealed stream: in order, whole, and unaltered, or not at all."""
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pkv.errors import PeerGone, SealRefused
-from p2pkv.transport import records
+from p2pkv.transport import records, sealed_handshake
 from p2pkv.transport.records import RECORD_BYTES_MAX, RECORD_OVERHEAD_BYTES, RecordOpener, RecordSealer
+from p2pkv.transport.wire import Hello, HelloAck
 
 KEY = bytes(32)
 
@@ -72,3 +74,32 @@ def test_keys_that_are_used_up_seal_nothing_more(monkeypatch: pytest.MonkeyPatch
     sealer.seal(b"x")
     with pytest.raises(PeerGone, match="used up"):
         sealer.seal(b"x")
+
+
+def test_no_key_of_a_stream_is_used_twice_with_one_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many connections of the same two nodes, the greeting and both directions of each."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    class Noting:
+        def __init__(self, key: bytes) -> None:
+            self._key, self._real = key, AESGCM(key)
+
+        def encrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
+            seen.append((self._key, nonce))
+            return self._real.encrypt(nonce, data, associated)
+
+        def encrypt_into(self, nonce: bytes, data: bytes, associated: bytes, into: memoryview) -> None:
+            seen.append((self._key, nonce))
+            self._real.encrypt_into(nonce, data, associated, into)
+
+    monkeypatch.setattr(records, "cipher", Noting)
+    monkeypatch.setattr(sealed_handshake, "cipher", Noting)
+    for _ in range(50):
+        opening = sealed_handshake.Opening(Hello("c", "a", "127.0.0.1:1", 0), KEY)
+        _, keys = sealed_handshake.answer(HelloAck("b", 1), opening.payload, KEY)
+        for key in (keys.from_caller, keys.from_called):
+            sealer = RecordSealer(key)
+            for _ in range(4):
+                sealer.seal(b"piece")
+    assert len(seen) == 50 * (2 + 2 * 4)
+    assert len(set(seen)) == len(seen)

@@ -6,11 +6,15 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
-from p2pkv.errors import MalformedMessage, P2pkvError, PeerError, SealRefused, VersionMismatch
+from p2pkv.errors import MalformedMessage, P2pkvError, PeerError, PeerGone, SealRefused, VersionMismatch
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import greet, read_frame_exactly, welcome
 from p2pkv.transport.keyring import KeyRing
+from p2pkv.transport.records import RecordOpener, RecordSealer
 from p2pkv.transport.sealed_handshake import greet_sealed, welcome_sealed
 from p2pkv.transport.sealed_stream import Channel, SealedStream
 from p2pkv.transport.streams import ControlStreams, serve_control
@@ -182,7 +186,26 @@ def test_a_recorded_stream_played_again_is_answered_and_not_believed() -> None:
         await again.send_all(recorder.sent)
         await until(lambda: bool(peer.refused))
         assert isinstance(peer.refused[0], SealRefused)
-        assert peer.received == [LeaseRelease(7)]
+        assert (peer.accepted, peer.received) == (1, [LeaseRelease(7)])
+
+    run(main)
+
+
+@pytest.mark.parametrize("proof", [b"", b"\x01\x00\x00\x00" + bytes(17), b"\xff" * 21, bytes(21)], ids=len)
+def test_who_shows_a_recorded_greeting_and_no_proof_is_not_let_in(proof: bytes) -> None:
+    """Or else it could keep connections, and memory for what it announces, without having the key."""
+
+    async def main(nursery: trio.Nursery) -> None:
+        peer = await Peer(Held(A)).start(nursery)
+        recorder = Recorder(await dial(peer))
+        await greet_sealed(recorder, HELLO, peer="b", ring=Held(A))  # type: ignore[arg-type]
+        await until(lambda: peer.accepted == 1)
+        again = await dial(peer)
+        await again.send_all(bytes(recorder.sent[:-21]) + proof)
+        await again.send_eof()
+        await until(lambda: bool(peer.refused))
+        assert isinstance(peer.refused[0], PeerGone if not proof else SealRefused)
+        assert peer.accepted == 1
 
     run(main)
 
@@ -310,5 +333,63 @@ def test_under_a_key_that_was_removed_nothing_more_is_taken() -> None:
         await until(lambda: bool(peer.refused))
         assert peer.received == [LeaseRelease(1)]
         assert "removed" in str(peer.refused[0])
+
+    run(main)
+
+
+@given(
+    st.lists(st.integers(1, 3000), min_size=1, max_size=6),
+    st.lists(st.tuples(st.booleans(), st.integers(1, 4000)), min_size=1, max_size=8),
+)
+def test_bytes_arrive_in_order_however_they_are_cut_and_read(pieces: list[int], reads: list[tuple[bool, int]]) -> None:
+    """Over streams in memory, which are no sockets: what is sealed does not mind what carries it."""
+    sent = [bytes([number % 251]) * size for number, size in enumerate(pieces)]
+    whole = b"".join(sent)
+
+    async def main(nursery: trio.Nursery) -> None:
+        mine, theirs = trio.testing.memory_stream_pair()
+        ends: list[SealedStream] = []
+
+        async def called() -> None:
+            _, stream = await welcome_sealed(theirs, cluster="c", node_id="b", peer="a", ring=Held(A))
+            ends.append(stream)
+
+        async with trio.open_nursery() as both:
+            both.start_soon(called)
+            _, caller = await greet_sealed(mine, HELLO, peer="b", ring=Held(A))
+        nursery.start_soon(send, caller)
+        got, turn = b"", 0
+        while len(got) < len(whole):
+            into, size = reads[turn % len(reads)]
+            turn += 1
+            if into:
+                view = memoryview(bytearray(min(size, len(whole) - len(got))))
+                await ends[0].receive_into(view)
+                got += bytes(view)
+            else:
+                got += await ends[0].receive_some(size)
+        assert got == whole
+        await caller.aclose()
+        assert await ends[0].receive_some(10) == b""
+        await ends[0].aclose()
+
+    async def send(stream: SealedStream) -> None:
+        for piece in sent:
+            await stream.send_all(piece)
+
+    run(main)
+
+
+def test_a_stream_that_ends_within_a_record_is_not_taken_for_one_that_ended() -> None:
+    async def main(_: trio.Nursery) -> None:
+        mine, theirs = trio.testing.memory_stream_pair()
+        sealer = RecordSealer(bytes(32))
+        stream = SealedStream(
+            theirs, sealer=sealer, opener=RecordOpener(bytes(32), peer="a"), key=A, ring=Held(A), peer="a"
+        )
+        await mine.send_all(sealer.seal(b"piece")[:-1])
+        await mine.aclose()
+        with pytest.raises(PeerGone, match="stream ended early: a"):
+            await stream.receive_some(10)
 
     run(main)

@@ -9,9 +9,10 @@ import trio
 import trio.testing
 
 from p2pkv.errors import MalformedMessage, P2pkvError, PeerError, PeerGone, VersionMismatch
+from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import welcome
-from p2pkv.transport.streams import QUEUE_MAX, ControlStreams, serve_control
+from p2pkv.transport.streams import ControlStreams, serve_control
 from p2pkv.transport.wire import PAGE_BYTES_MAX, AnyMessage, Hello, LeaseRelease, SummaryPage, encode
 
 IDLE_S = 61.0
@@ -252,13 +253,13 @@ def test_a_peer_that_does_not_read_is_reported_when_its_queue_is_full() -> None:
         streams.send_nowait(address, PAGE)
         await peer.connections.wait(1)
         for _ in range(8):  # until a write stands still
-            for _ in range(QUEUE_MAX // 2):
+            for _ in range(STREAM_QUEUE_MAX // 2):
                 if not sender.lost.items:
                     streams.send_nowait(address, PAGE)
-                assert streams.waiting() <= QUEUE_MAX
+                assert streams.waiting() <= STREAM_QUEUE_MAX
             await trio.testing.wait_all_tasks_blocked()
         assert len(sender.lost.items) == 1
-        assert f"{QUEUE_MAX} messages are waiting already" in str(sender.error())
+        assert f"{STREAM_QUEUE_MAX} messages are waiting already" in str(sender.error())
 
     run(main)
 
@@ -270,7 +271,7 @@ def test_a_peer_that_does_not_read_costs_one_connection_however_often_its_queue_
         async with trio.open_nursery() as inner:
             streams = await sender.start(inner)
             while len(sender.lost.items) < 4:
-                for _ in range(QUEUE_MAX // 2):
+                for _ in range(STREAM_QUEUE_MAX // 2):
                     streams.send_nowait(address, PAGE)
                 await trio.testing.wait_all_tasks_blocked()
             assert streams._nursery is not None
