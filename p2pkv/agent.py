@@ -16,7 +16,7 @@ import trio
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError, SealRefused
+from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, SealRefused
 from p2pkv.identity import Identity
 from p2pkv.ledger import Held
 from p2pkv.load import LoadGauge
@@ -27,6 +27,7 @@ from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.metadata import weights_texts
 from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
+from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
 from p2pkv.protection import Protection
 from p2pkv.runner import Runner
@@ -34,9 +35,11 @@ from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
+from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.handshake import welcome
 from p2pkv.transport.sealed_handshake import welcome_sealed
 from p2pkv.transport.sealed_stream import Channel
+from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.streams import ControlStreams, serve_control
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
@@ -86,7 +89,13 @@ class Agent:
         self._discovery = Discovery(made_resolvers, found=self._seeds_found, failed=self._lookup_failed)
         self.metrics: Final = Metrics()
         self.log: Final = logger(config.log).bind(node=self.me.name)
-        node = Node(config, self.me, Random(secrets.randbits(64)), ring=self._protection.ring)
+        node = Node(
+            config,
+            self.me,
+            Random(secrets.randbits(64)),
+            ring=self._protection.ring,
+            generations=self.tier.generations if config.fetch.shared_memory else None,
+        )
         timeout_s = config.fetch.connect_timeout_s
         self._streams = ControlStreams(
             hello=lambda: self._hello(CONTROL),
@@ -94,9 +103,9 @@ class Agent:
             on_lost=self._link_lost,
             ring=self._protection.rings,
         )
-        self._bulk = TcpTransport(
-            hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings
-        )
+        shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings)
+        self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
         self.runner: Final = Runner(
             node,
             datagrams=self._datagrams,
@@ -106,6 +115,7 @@ class Agent:
             seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
+        self._neighbourhood = self._with_neighbours(shm) if config.fetch.shared_memory else None
         self._leaving = trio.Event()
         self._server = LocalServer(
             Served(
@@ -115,9 +125,9 @@ class Agent:
                 log=self.log,
                 me=self.me,
                 cluster=config.node.cluster,
+                path=self._bulk.path,
                 protection=lambda: self._protection.text(loopback=_is_loopback(host)),
                 keys=lambda request: self._protection.carry_out(self.runner, request),
-                transport=self._bulk.name,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
                 state_dir=str(self.identity.folder or ""),
@@ -136,6 +146,8 @@ class Agent:
                 await nursery.start(self._discovery.run)
                 self.runner.on_resolve = self._discovery.start
                 self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
+                if self._neighbourhood is not None:
+                    await nursery.start(self._neighbourhood.run)
                 nursery.start_soon(self.runner.run)
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
@@ -151,12 +163,29 @@ class Agent:
                 await self._bulk.aclose()
             self.close()
 
+    def _with_neighbours(self, shm: ShmTransport) -> Neighbourhood | None:
+        try:
+            return Neighbourhood(
+                runner=self.runner,
+                tier=self.tier,
+                shm=shm,
+                cluster=self.config.node.cluster,
+                me=self.me,
+                metrics=self.metrics,
+                log=self.log,
+            )
+        except CannotListen as exc:  # a double of this node has the name; all comes over TCP then
+            self.log.warning("no shared memory on this machine", reason=str(exc))
+            return None
+
     def leave(self) -> None:
         """Have `run` say goodbye and return."""
         self._leaving.set()
 
     def close(self) -> None:
         """Give sockets and memory back; `run` does it itself."""
+        if self._neighbourhood is not None:
+            self._neighbourhood.close()
         self.local.close()
         self._tcp.close()
         self._datagrams.close()
@@ -224,7 +253,7 @@ class Agent:
             self.log.info("caller lost", address=peer, reason=type(exc).__name__)
 
     def _sent(self, count: int) -> None:
-        self.metrics.transfer_bytes.labels("sent", self._bulk.name).inc(count)
+        self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc(count)
         self._load.sent(count)
 
     async def _welcome(self, stream: trio.SocketStream, peer: str) -> tuple[Hello, Channel]:

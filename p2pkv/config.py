@@ -555,6 +555,15 @@ class FetchConfig(Section, frozen=True, kw_only=True):
     assumed_bandwidth_bytes_s: Annotated[
         float, Meta(gt=0, description=("Bandwidth of a link nothing was yet fetched over, bytes per second."))
     ] = 1e9
+    shared_memory: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Lend this node's memory, read-only, to nodes of the same user on the same machine, and copy out of theirs "
+                "instead of being sent their blocks. Off: blocks take TCP on one machine too."
+            )
+        ),
+    ] = True
     cooldown_s: Annotated[
         Seconds,
         Meta(

@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeAlias
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES, BlockInfo, BlockKey, join_keys
 from p2pkv.config import FetchConfig
 from p2pkv.effects import Note, SendStream
+from p2pkv.generations import Place
 from p2pkv.links import Links
 from p2pkv.planner import Plan
 from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRequest, bit_positions
@@ -42,6 +43,8 @@ class StartTransfer:
     blocks: tuple[tuple[int, BlockInfo], ...]
     """(position in the grant, what it must be)."""
     deadline: float
+    places: tuple[Place, ...] = ()
+    """Where each of `blocks` lies in the peer's arena, if this node has that mapped and the peer said so; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +127,11 @@ class FetchStatistics:
 class Fetches:
     """All fetches of one node."""
 
-    def __init__(self, *, config: FetchConfig, links: Links) -> None:
+    def __init__(self, *, config: FetchConfig, links: Links, mapped: Callable[[str], bool] = lambda _: False) -> None:
+        """Begin with none; `mapped` says of a peer whether its arena can be read from here."""
         self._config = config
         self._links = links
+        self._mapped = mapped
         self._ids = 0
         self._fetches: dict[int, _Fetch] = {}
         self._flights: dict[BlockKey, _Flight] = {}
@@ -218,16 +223,22 @@ class Fetches:
         if infos is None:
             self._links.on_failure(peer, now)
             note = Note("lease grant makes no sense", (("peer", peer),), warning=True)
-            return (note, *self._settle([(key, "refused") for key in request.keys], peer, now))
+            # It pinned something all the same, and nobody will pull that.
+            release = SendStream(self._address_of[peer], LeaseRelease(grant.lease))
+            effects: list[FetchEffect] = [note, release] if grant.lease else [note]
+            return (*effects, *self._settle([(key, "refused") for key in request.keys], peer, now))
         granted = {info.key for _, info in infos}
         self._questions_wasted += not infos
-        effects: list[FetchEffect] = []
+        effects = []
         if infos:
             self._ids += 1
             open_blocks = {info.key: info.length for _, info in infos}
             address = self._address_of[peer]
             self._transfers[self._ids] = _Transfer(peer, address, grant.lease, open_blocks, now, request.deadline)
-            effects.append(StartTransfer(self._ids, peer, address, grant.lease, infos, request.deadline))
+            places = tuple(map(Place, grant.offsets, grant.generations))
+            effects.append(StartTransfer(self._ids, peer, address, grant.lease, infos, request.deadline, places))
+        elif grant.lease:
+            effects.append(SendStream(self._address_of[peer], LeaseRelease(grant.lease)))
         effects += self._settle([(key, "absent") for key in request.keys if key not in granted], peer, now)
         return tuple(effects)
 
@@ -311,7 +322,8 @@ class Fetches:
             self._ids += 1
             self._requests[self._ids] = _Request(peer, part, now, deadline)
             self._questions += 1
-            effects.append(SendStream(self._address_of[peer], LeaseRequest(self._ids, join_keys(part), remaining_ms)))
+            question = LeaseRequest(self._ids, join_keys(part), remaining_ms, self._mapped(peer))
+            effects.append(SendStream(self._address_of[peer], question))
         return effects
 
     def _give_up(self, requests: Sequence[int], outcome: Outcome, now: float) -> tuple[FetchEffect, ...]:
@@ -404,6 +416,8 @@ def _granted_blocks(grant: LeaseGrant, keys: Sequence[BlockKey]) -> tuple[tuple[
         and len(grant.lengths) == len(grant.segment_bytes) == count
         and len(grant.digests) == count * DIGEST_BYTES
         and len(grant.namespaces) == count * KEY_BYTES
+        and len(grant.offsets) == len(grant.generations)
+        and len(grant.offsets) in {0, count}
         and all(length % segment == 0 for length, segment in zip(grant.lengths, grant.segment_bytes, strict=False))
     )
     if not fits:

@@ -84,11 +84,11 @@ class Served:
     log: Log
     me: MemberRecord
     cluster: str
+    path: Callable[[str], str]
+    """Peer -> name of the transport that its blocks take, for the sources of fetched blocks."""
     protection: Callable[[], str]
     keys: Callable[[KeysRequest], Awaitable[KeysReply]]
     """Leads a round over the keyrings of all members."""
-    transport: str
-    """Name of the bulk transport, for the sources of fetched blocks."""
     started_at: float
     leave: Callable[[], None]
     state_dir: str = ""
@@ -289,7 +289,7 @@ class _Session:
             for held, peer in zip(acquired.lease.blocks, acquired.sources, strict=True)
         )
         sources = tuple(
-            SourceName(names.get(peer, peer), self._served.transport) if peer else SourceName("", "local")
+            SourceName(names.get(peer, peer), self._served.path(peer)) if peer else SourceName("", "local")
             for peer in peers
         )
         self._count(len(keys) - request.first, acquired)

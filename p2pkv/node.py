@@ -5,7 +5,7 @@ one core has to say to another is routed here and nowhere else. Verbs run to com
 the outside shall do; peer input never raises out of `on_message`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final, TypeAlias
@@ -29,9 +29,11 @@ from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.metadata import speaks_with_us
 from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
+from p2pkv.neighbours import MapArena, Neighbours
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.planner import Cost, Plan, plan
 from p2pkv.rotation import Rotation, RoundEnded
+from p2pkv.slots import Slot
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,
@@ -130,6 +132,7 @@ Effect: TypeAlias = (
     | StartTransfer
     | Acquired
     | Located
+    | MapArena
     | StoreKeyring
     | RoundEnded
 )
@@ -175,7 +178,20 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
 class Node:
     """The composed core. `me` is this node's own record, with its real address in it."""
 
-    def __init__(self, config: Config, me: MemberRecord, random: Random, *, ring: KeyRing | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        me: MemberRecord,
+        random: Random,
+        *,
+        ring: KeyRing | None = None,
+        generations: Callable[[Sequence[Slot]], list[int]] | None = None,
+    ) -> None:
+        """Begin alone and empty.
+
+        `generations` reads the generation of each slot of the arena; without it peers on this machine are not told
+        where blocks lie, and are sent them.
+        """
         self.config: Final = config
         self.id: Final = me.id
         self.ledger: Final = Ledger(
@@ -202,7 +218,9 @@ class Node:
         self.rotation: Final = Rotation(
             own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot * 1024 % 2**52
         )
-        self._fetches = Fetches(config=config.fetch, links=self.links)
+        self._neighbours = Neighbours(own_id=me.id, host_id=me.host_id if generations is not None else "")
+        self._fetches = Fetches(config=config.fetch, links=self.links, mapped=self._neighbours.is_mapped)
+        self._generations = generations
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0
         self._questions: dict[int, _Acquire | tuple[int, bytes, int]] = {}
@@ -248,6 +266,7 @@ class Node:
         self.ledger.expire(now)
         effects = self._route(self.membership.on_time(now), now)
         effects += self._route(self.summaries.on_time(now), now)
+        effects += self._route(self._neighbours.on_time(now), now)
         if self.directory.wants_table and now >= self._rings.due():
             self.ring(now)
         effects += self._route(self.directory.on_time(now), now)
@@ -262,6 +281,7 @@ class Node:
             self.directory.next_deadline(),
             self._rings.due() if self.directory.wants_table else float("inf"),
             self._fetches.next_deadline(),
+            self._neighbours.next_deadline(),
             self.rotation.next_deadline(),
             self.ledger.next_deadline(),
         )
@@ -291,6 +311,16 @@ class Node:
     def on_resolve_failed(self, source: str, reason: str, now: float) -> tuple[Effect, ...]:
         """Take that a source of seeds could not be looked up."""
         return self._route(self.membership.on_resolve_failed(source, reason, now), now)
+
+    def on_mapped(self, peer: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+        """Take that the arena of `peer`, which is on this machine, can be read from here."""
+        self._neighbours.on_mapped(peer)
+        return ()
+
+    def on_unmapped(self, peer: str, now: float) -> tuple[Effect, ...]:
+        """Take that it cannot, or no longer; its blocks come over the network meanwhile."""
+        self._neighbours.on_unmapped(peer, now)
+        return ()
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
@@ -468,6 +498,10 @@ class Node:
                     )
                     out += self._route(self.summaries.on_member(exchanged, now), now)
                     out += self._route(self.directory.on_member(exchanged), now)
+                    usable = exchanged.state <= MemberState.SUSPECT
+                    out += self._neighbours.on_member(
+                        record.id, host_id=record.host_id, boot=record.boot, usable=usable
+                    )
                     if self._has_ended(record):
                         if record.state < MemberState.DEAD:
                             out += self._route(self.directory.on_restarted(record.id, now), now)
@@ -483,7 +517,16 @@ class Node:
                 case SendStream(address=address, message=PushPull() | ListDigest() | ListDifference()):
                     out.append(effect)
                     compared[address] = None
-                case SendDatagram() | SendStream() | Resolve() | Note() | StartTransfer() | Acquired() | Located():
+                case (
+                    SendDatagram()
+                    | SendStream()
+                    | Resolve()
+                    | Note()
+                    | StartTransfer()
+                    | Acquired()
+                    | Located()
+                    | MapArena()
+                ):
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
@@ -623,6 +666,8 @@ class Node:
                 reason = str(exc)[:128]
                 self._refused_leases += 1
         infos = [held.info for held in lease.blocks] if lease is not None else []
+        slots = [held.slot for held in lease.blocks] if lease is not None else []
+        told = self._generations if request.mapped else None
         grant = LeaseGrant(
             request=request.request,
             lease=lease.id if lease is not None else 0,
@@ -633,6 +678,8 @@ class Node:
             digests=b"".join(info.digest for info in infos),
             namespaces=b"".join(info.namespace for info in infos),
             reason=reason,
+            offsets=tuple(slot.offset for slot in slots) if told is not None else (),
+            generations=tuple(told(slots)) if told is not None else (),
         )
         return (SendStream(record.address, grant),)
 

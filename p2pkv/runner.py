@@ -17,6 +17,7 @@ from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
+from p2pkv.neighbours import MapArena
 from p2pkv.node import Acquired, Effect, Located, Node
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.rotation import RoundEnded
@@ -67,6 +68,8 @@ class Runner:
         """Called to look up a source of seeds."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
         """Called when an engine's acquire is over."""
+        self.on_map: Callable[[str], None] = _ignore
+        """Called to map the arena of a peer on this machine."""
         self.on_located: Callable[[Located], None] = _ignore
         """Called when owners have been asked for a key."""
         self.on_store: Callable[[StoreKeyring], None] = _ignore
@@ -165,6 +168,8 @@ class Runner:
                     self.on_transfer(effect)
                 case Acquired():
                     self.on_acquired(effect)
+                case MapArena(peer=peer):
+                    self.on_map(peer)
                 case Located():
                     self.on_located(effect)
                 case StoreKeyring():

@@ -23,7 +23,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
-    frozenset({"mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
+    frozenset(
+        {
+            *("mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"),
+            "neighbours",
+        }
+    ),
     frozenset({"own_keyring"}),
     frozenset({"rotation"}),
     frozenset({"node"}),
@@ -34,7 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"staging", "runner", "local_views"}),
-    frozenset({"client", "transfer", "local_server", "protection"}),
+    frozenset({"client", "transfer", "local_server", "neighbourhood", "protection"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -75,6 +80,7 @@ CORES = {
         "load",
         "planner",
         "fetch",
+        "neighbours",
         "own_keyring",
         "rotation",
         "node",
@@ -89,7 +95,9 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("agent", "runner", "transfer", "local_server", "protection", "daemon", "blocking", "testing"),
+    *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
+    *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    *("bench.lent", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream"),
 }

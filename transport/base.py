@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from p2pkv.fetch import Outcome
+from p2pkv.generations import Place
 
 STREAM_QUEUE_MAX: Final = 1024
 """Control messages waiting per address. A peer that reads slower than that is as good as gone."""
@@ -45,6 +46,8 @@ class Wanted:
     digest: bytes
     into: memoryview
     """Writable, `length` bytes. Undefined until the block is reported as arrived."""
+    place: Place | None = None
+    """Where it lies in the owner's memory, if that came with the lease; only a one-sided transport cares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ class BulkTransport(Protocol):
     @property
     def name(self) -> str:
         """`tcp`, `shm` or `nixl`."""
+        ...
+
+    def path(self, peer: str) -> str:
+        """Return the name of the transport that blocks of `peer` take now: `name`, unless this chooses among several."""
         ...
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:

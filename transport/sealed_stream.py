@@ -40,15 +40,15 @@ class SealedStream(trio.abc.Stream):
     ) -> None:
         """Take over `stream` right behind the handshake; `key` is the key of the ring that it was made under."""
         self._stream = stream
-        self._sealer = sealer
-        self._opener = opener
+        self.sealer = sealer
+        self.opener = opener
         self._key = key
         self._ring = ring
         self._peer = peer
         self._record = memoryview(bytearray(0))
         self._sealed = memoryview(bytearray(0))
         self._head = bytearray(RECORD_HEAD_BYTES)
-        self._rest = memoryview(b"")
+        self.rest = memoryview(b"")
         """Opened and not read yet."""
 
     @property
@@ -71,13 +71,12 @@ class SealedStream(trio.abc.Stream):
         view = memoryview(data)
         for start in range(0, len(view), RECORD_BYTES_MAX):
             piece = view[start : start + RECORD_BYTES_MAX]
-            if len(self._record) < RECORD_OVERHEAD_BYTES + len(piece):
-                self._record = memoryview(bytearray(RECORD_OVERHEAD_BYTES + len(piece)))
+            record = self.record_room(RECORD_OVERHEAD_BYTES + len(piece))
             if len(piece) < _THREAD_BYTES:
-                end = self._sealer.seal_into(piece, self._record)
+                end = self.sealer.seal_into(piece, record)
             else:
-                end = await trio.to_thread.run_sync(self._sealer.seal_into, piece, self._record)
-            await self._stream.send_all(self._record[:end])
+                end = await trio.to_thread.run_sync(self.sealer.seal_into, piece, record)
+            await self._stream.send_all(record[:end])
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket takes bytes."""
@@ -90,14 +89,14 @@ class SealedStream(trio.abc.Stream):
             SealRefused: what came was not sealed by the other side, or its key has been removed.
             PeerGone: it went away in the middle of a record.
         """
-        if not self._rest:
+        if not self.rest:
             length = await self._next_length(may_end=True)
             if not length:
                 return b""
-            self._rest = memoryview(bytearray(length))
-            await self._open_record(length, self._rest)
-        count = len(self._rest) if max_bytes is None else min(max_bytes, len(self._rest))
-        data, self._rest = bytes(self._rest[:count]), self._rest[count:]
+            self.rest = memoryview(bytearray(length))
+            await self._open_record(length, self.rest)
+        count = len(self.rest) if max_bytes is None else min(max_bytes, len(self.rest))
+        data, self.rest = bytes(self.rest[:count]), self.rest[count:]
         return data
 
     async def receive_into(self, view: memoryview) -> None:
@@ -108,22 +107,43 @@ class SealedStream(trio.abc.Stream):
         """
         done = 0
         while done < len(view):
-            if not self._rest:
+            if not self.rest:
                 length = await self._next_length(may_end=False)
                 if length <= len(view) - done:
                     await self._open_record(length, view[done : done + length])
                     done += length
                     continue
-                self._rest = memoryview(bytearray(length))
-                await self._open_record(length, self._rest)
-            count = min(len(self._rest), len(view) - done)
-            view[done : done + count] = self._rest[:count]
-            self._rest = self._rest[count:]
+                self.rest = memoryview(bytearray(length))
+                await self._open_record(length, self.rest)
+            count = min(len(self.rest), len(view) - done)
+            view[done : done + count] = self.rest[:count]
+            self.rest = self.rest[count:]
             done += count
 
     async def aclose(self) -> None:
         """Close the connection."""
         await self._stream.aclose()
+
+    def record_room(self, size: int) -> memoryview:
+        """Return room for a record that is to be sent, the same every time."""
+        if len(self._record) < size:
+            self._record = memoryview(bytearray(size))
+        return self._record
+
+    def sealed_room(self, size: int) -> memoryview:
+        """Return room of exactly `size` bytes for what is to be opened, the same every time."""
+        if len(self._sealed) < size:
+            self._sealed = memoryview(bytearray(size))
+        return self._sealed[:size]
+
+    def refuse_removed_key(self) -> None:
+        """Say no to what is sealed under a key that has been removed since.
+
+        Raises:
+            SealRefused: it is this connection's.
+        """
+        if self._key not in self._ring().keys:  # what was opened under it before is not opened any more
+            raise SealRefused("unknown_key", peer=self._peer, detail="removed")
 
     async def _next_length(self, *, may_end: bool) -> int:
         """Return the length of the next record; 0 if the stream ended instead and may."""
@@ -132,20 +152,17 @@ class SealedStream(trio.abc.Stream):
             if got == 0 and may_end:
                 return 0
             raise PeerGone("stream ended early", peer=self._peer)
-        return self._opener.length_untrusted(self._head)
+        return self.opener.length_untrusted(self._head)
 
     async def _open_record(self, length: int, into: memoryview) -> None:
-        if len(self._sealed) < length + TAG_BYTES:
-            self._sealed = memoryview(bytearray(length + TAG_BYTES))
-        sealed = self._sealed[: length + TAG_BYTES]
+        sealed = self.sealed_room(length + TAG_BYTES)
         if await self._fill(sealed) < len(sealed):
             raise PeerGone("stream ended early", peer=self._peer)
-        if self._key not in self._ring().keys:  # what was opened under it before is not opened any more
-            raise SealRefused("unknown_key", peer=self._peer, detail="removed")
+        self.refuse_removed_key()
         if length < _THREAD_BYTES:
-            self._opener.open_into(self._head, sealed, into)
+            self.opener.open_into(self._head, sealed, into)
         else:
-            await trio.to_thread.run_sync(self._opener.open_into, self._head, sealed, into)
+            await trio.to_thread.run_sync(self.opener.open_into, self._head, sealed, into)
 
     async def _fill(self, view: memoryview) -> int:
         try:

@@ -6,20 +6,25 @@ A connection carries one pull at a time and is kept for the next one; whatever g
 """
 
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from contextlib import suppress
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from p2pkv.blocks import block_digest
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
-from p2pkv.transport.base import STREAM_PATIENCE_S, Offered, OnBlock, OpenLease, Wanted
+from p2pkv.fetch import Outcome
+from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
+from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
+from p2pkv.transport.offload import run_blocking
 from p2pkv.transport.sealed_handshake import Rings, greet_as
-from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated, receive_into
+from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
@@ -28,8 +33,8 @@ _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
 _IDLE_ADDRESSES_MAX: Final = 256
 """Addresses with kept connections; beyond it the one not used for longest goes. Peers come and go, sockets must not."""
-_THREAD_BYTES: Final = 8 * 2**20
-"""A body from this size on is hashed in a thread: 8 MiB take about 0.4 ms, longer than a gossip loop should stand."""
+_SEND_BYTES: Final = 8 * 2**20
+"""Sent per trip to a worker thread: two milliseconds, so that a lease that ends is noticed soon."""
 
 
 async def open_tcp(host: str, port: int) -> trio.SocketStream:
@@ -91,6 +96,10 @@ class TcpTransport:
         self._idle: dict[str, list[tuple[str, Channel]]] = {}
         """Address -> kept connections with the id of the node there; the address used last is last."""
 
+    def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
+        """See `BulkTransport`."""
+        return self.name
+
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         """See `BulkTransport`."""
         kept = self._take(peer, address)
@@ -146,33 +155,84 @@ class TcpTransport:
         *,
         first_answer: bool,
     ) -> None:
-        """Pull on one stream; it is closed unless all went well."""
+        """Pull on one stream, in a worker thread; it is closed unless all went well."""
+        pull = _BlockingPull(stream, peer, lease, wanted, on_block)
         try:
-            await stream.send_all(frame(encode(Pull(lease, bitmap([one.position for one in wanted])))))
-            for one in wanted:
-                header_bytes = bytearray(HEADER_BYTES)
-                await receive_into(stream, memoryview(header_bytes), peer=peer)
-                first_answer = False
-                header = unpack_untrusted(bytes(header_bytes), peer=peer)
-                if (header.lease, header.position) != (lease, one.position):
-                    raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=peer)
-                if header.absent:
-                    on_block(one, "absent")
-                    continue
-                if header.length != one.length or header.digest != one.digest:
-                    raise MalformedMessage("block that is not the one granted", peer=peer)
-                await receive_into(stream, one.into, peer=peer)
-                on_block(one, "ok" if await _digest(one.into, one.segment_bytes) == one.digest else "corrupt")
-        except (PeerGone, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            await run_blocking(pull.run, interrupt=pull.interrupt)
+            pull.report()
+        except (PeerGone, trio.ClosedResourceError) as exc:
             await trio.aclose_forcefully(stream)
-            if first_answer:
+            pull.report()
+            if first_answer and not pull.answered:
                 raise _StaleConnection from exc
             if isinstance(exc, PeerGone):
                 raise
-            raise PeerGone(f"connection broke ({_reason(exc)})", peer=peer) from exc
-        except BaseException:
+            raise PeerGone("connection was closed here", peer=peer) from exc
+        except BaseException as exc:
             await trio.aclose_forcefully(stream)
+            if not isinstance(exc, trio.Cancelled):
+                pull.report()
             raise
+
+
+class _BlockingPull:
+    """One pull, for a worker thread. What it has settled it tells the event loop, and does not wait for that."""
+
+    def __init__(self, stream: Channel, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+        self.answered = False
+        self._stream = stream
+        self._peer = peer
+        self._lease = lease
+        self._wanted = wanted
+        self._on_block = on_block
+        self._settled: deque[tuple[Wanted, Outcome]] = deque()
+        self._errors: list[Exception] = []
+        self._interrupted = False
+        self._token = trio.lowlevel.current_trio_token()
+
+    def run(self) -> None:
+        """Ask and receive, until all blocks are settled or something goes wrong."""
+        with BlockingChannel(self._stream, timeout_s=None, peer=self._peer) as channel:
+            channel.send([frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted]))))])
+            room = memoryview(bytearray(HEADER_BYTES))
+            for one in self._wanted:
+                self._settle(one, self._receive(channel, room, one))
+
+    def interrupt(self) -> None:
+        """Have `run` end soon and nothing be reported any more; for the event loop's thread."""
+        self._interrupted = True
+        with suppress(OSError):
+            self._stream.socket.shutdown(socket.SHUT_RDWR)
+
+    def report(self) -> None:
+        """Tell of what has been settled; for the event loop's thread."""
+        while self._settled and not self._interrupted:
+            self._on_block(*self._settled.popleft())
+        if self._errors:
+            raise self._errors.pop()
+
+    def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
+        channel.receive_into(room)
+        self.answered = True
+        header = unpack_untrusted(bytes(room), peer=self._peer)
+        if (header.lease, header.position) != (self._lease, one.position):
+            raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=self._peer)
+        if header.absent:
+            return "absent"
+        if header.length != one.length or header.digest != one.digest:
+            raise MalformedMessage("block that is not the one granted", peer=self._peer)
+        channel.receive_into(one.into)
+        return "ok" if block_digest(one.into, one.segment_bytes) == one.digest else "corrupt"
+
+    def _settle(self, one: Wanted, outcome: Outcome) -> None:
+        self._settled.append((one, outcome))
+        self._token.run_sync_soon(self._report_soon, idempotent=True)
+
+    def _report_soon(self) -> None:
+        try:
+            self.report()
+        except Exception as exc:  # noqa: BLE001 - raised where the caller waits; here it would end the event loop
+            self._errors.append(exc)
 
 
 class _StaleConnection(Exception):
@@ -206,34 +266,58 @@ async def serve_bulk(
         message = decode_untrusted(payload, peer=peer)
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
-        for position in bit_positions(message.wanted):
-            # Asked anew for each block: a lease that ended meanwhile no longer protects the slot. What is sent while
-            # it ends is caught by the receiver's digest.
+        positions = bit_positions(message.wanted)
+        while positions:
+            # Asked anew for every few blocks: a lease that ended meanwhile no longer protects its slots. What is sent
+            # while it ends is caught by the receiver's digest.
             offered = open_lease(peer, message.lease)
-            one = offered[position] if offered is not None and position < len(offered) else None
+            batch, positions = _next_blocks(positions, offered)
             try:
-                with trio.move_on_after(block_s) as patience:
-                    await _send_block(stream, message.lease, position, one)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await _send_blocks(stream, message.lease, batch, block_s=block_s, peer=peer)
+            except (PeerError, trio.ClosedResourceError):
                 return
-            # Whoever asks and does not read would hold this task, and the slot it reads from, for ever.
-            if patience.cancelled_caught:
-                return
-            on_sent(len(one.body) if one is not None else 0)
+            on_sent(sum(len(one.body) for _, one in batch if one is not None))
 
 
-async def _send_block(stream: Channel, lease: int, position: int, one: Offered | None) -> None:
+Blocks: TypeAlias = list[tuple[int, Offered | None]]
+
+
+def _next_blocks(positions: list[int], offered: Bodies | None) -> tuple[Blocks, list[int]]:
+    """Return the next blocks to send, `_SEND_BYTES` or one, and the positions that are left."""
+    batch: Blocks = []
+    room = _SEND_BYTES
+    for number, position in enumerate(positions):
+        one = offered[position] if offered is not None and position < len(offered) else None
+        room -= len(one.body) if one is not None else 0
+        if batch and room < 0:
+            return batch, positions[number:]
+        batch.append((position, one))
+    return batch, []
+
+
+async def _send_blocks(stream: Channel, lease: int, blocks: Blocks, *, block_s: float, peer: str) -> None:
+    """Send blocks from a worker thread.
+
+    Whoever asks and does not read would hold the thread, and the slots it reads from, for ever: `block_s` bounds it.
+    """
+
+    def send_all() -> None:
+        with BlockingChannel(stream, timeout_s=block_s, peer=peer) as channel:
+            for position, one in blocks:
+                channel.send(_parts(lease, position, one))
+
+    def interrupt() -> None:
+        with suppress(OSError):
+            stream.socket.shutdown(socket.SHUT_RDWR)
+
+    await run_blocking(send_all, interrupt=interrupt)
+
+
+def _parts(lease: int, position: int, one: Offered | None) -> list[bytes | memoryview]:
+    """Return what stands on the stream for one block."""
     if one is None:
-        await stream.send_all(BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack())
-        return
-    await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack())
-    await stream.send_all(one.body)
-
-
-async def _digest(body: memoryview, segment_bytes: int) -> bytes:
-    if len(body) < _THREAD_BYTES:
-        return block_digest(body, segment_bytes)
-    return await trio.to_thread.run_sync(block_digest, body, segment_bytes)
+        return [BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack()]
+    return [BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack(), one.body]
 
 
 def _reason(exc: BaseException) -> str:

@@ -319,6 +319,8 @@ class LeaseRequest(Message, tag=10, frozen=True):
     keys: Keys
     remaining_ms: Small
     """How long the requester will wait; never a wall-clock time, because clocks differ."""
+    mapped: bool = False
+    """The requester has the receiver's arena mapped, and would rather copy than be sent: say where the blocks lie."""
 
 
 class LeaseGrant(Message, tag=11, frozen=True):
@@ -339,6 +341,10 @@ class LeaseGrant(Message, tag=11, frozen=True):
     namespaces: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
     reason: Name = ""
     """Why less was granted than asked, when it is not simply absent."""
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
+    """To a requester that has the arena mapped: where each block lies, from the first slot. Else empty."""
+    generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
+    """The generation of each block's slot under which it is that block."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):
@@ -376,6 +382,30 @@ class Pull(Message, tag=15, frozen=True):
     lease: Count
     wanted: Bitmap
     """Speaks of the granted blocks of the lease, by their position in the grant."""
+
+
+class ArenaOffer(Message, tag=29, frozen=True):
+    """On a stream of one machine, with the descriptor of the sender's arena beside it: map it and read."""
+
+    boot: Count
+    """Of the sender's process; another one has another arena."""
+    arena_bytes: Count
+    table_bytes: Count
+    """Of the generations in front of the slots."""
+
+
+class Places(Message, tag=30, frozen=True):
+    """Answer to `Pull` on such a stream: where in the arena the blocks lie, instead of their bytes.
+
+    `offsets` and `generations` have one entry per set bit of `placed`; the rest of `asked` is absent.
+    """
+
+    lease: Count
+    asked: Bitmap
+    placed: Bitmap
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """From the first slot, bytes; slots begin at pages."""
+    generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------
@@ -425,6 +455,8 @@ AnyMessage: TypeAlias = (
     | HelloAck
     | Pull
     | Ping
+    | ArenaOffer
+    | Places
     | KeyCommand
     | KeyReport
 )

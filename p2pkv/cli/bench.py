@@ -154,3 +154,40 @@ def _report(name: str, title: str, options: dict[str, Any], result: dict[str, An
         return
     rows = [(measure, f"{value:.4g}" if isinstance(value, float) else value) for measure, value in result.items()]
     print_table(f"{name}: {title}", ("measure", "value"), rows)
+
+
+@bench.command()
+@click.option("--rounds", type=click.IntRange(3, 1000), default=9, show_default=True, help="Paired rounds per case.")
+@click.option("--pulls", type=click.IntRange(1, 1000), default=4, show_default=True, help="Pulls per round.")
+@click.option(
+    "--memory-mib", type=click.IntRange(64, 65536), default=256, show_default=True, help="Memory of each process."
+)
+@output_option
+def transfer(rounds: int, pulls: int, memory_mib: int, output: str) -> None:
+    """Move blocks between two processes of this machine, each transport beside its limit."""
+    from dataclasses import asdict
+
+    from p2pkv.bench.transfer import TransferOptions, run_transfer
+
+    options = TransferOptions(rounds=rounds, pulls=pulls, memory_bytes=memory_mib * 2**20)
+    cases = [asdict(case) for case in run_transfer(options)]
+    if output == "json":
+        print_json({"cases": cases})
+        return
+    print_table(
+        "blocks moved between two processes",
+        ["transport", "protection", "blocks", "GB/s", "limit", "ratio", "p50 ms", "p99 ms"],
+        [
+            [
+                case["transport"],
+                case["protection"],
+                f"{case['blocks']} x {case['block_bytes'] // 1024} KiB",
+                f"{case['gbps']:.2f}",
+                f"{case['limit_gbps']:.2f} ({case['limit_kind']})",
+                f"{case['ratio']:.2f} [{case['ratio_p25']:.2f}, {case['ratio_p75']:.2f}]",
+                f"{case['p50_ms']:.2f}",
+                f"{case['p99_ms']:.2f}",
+            ]
+            for case in cases
+        ],
+    )
