@@ -3,7 +3,7 @@
 Nodes hold no summaries here, so that every answer is the directory's.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -40,17 +40,11 @@ class Directories(World):
         for number in range(nodes):
             self.start(number, at_s=0.05 * number)
 
-    def _perform(self, number: int, effects: tuple[Effect, ...], *, own: bool) -> None:
+    def _perform(self, number: int, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Located):
                 self.located[number, effect.locate] = effect
-        super()._perform(number, effects, own=own)
-
-    def tell(self, number: int, verb: Callable[[Node, float], tuple[Effect, ...]]) -> None:
-        node = self._nodes[number]
-        assert node is not None
-        self._perform(number, verb(node, self.now_us / 1e6), own=False)
-        self._arm(number, node)
+        super()._perform(number, effects)
 
     def hold(self, number: int, chain: int) -> None:
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
@@ -61,7 +55,7 @@ class Directories(World):
             return ()
 
         self.held.setdefault(number, set()).add(chain)
-        self.tell(number, verb)
+        self.tell(number, b"test", verb)
 
     def spread(self) -> None:
         """Have every chain held by two nodes."""
@@ -80,7 +74,7 @@ class Directories(World):
                     asked[number, chain] = (number, locate)
                     return effects
 
-                self.tell(number, verb)
+                self.tell(number, b"test", verb)
         self.run(self.now_us / 1e6 + 1.0)
         return {
             about: {claim.holder for claim in self.located[one].claims if claim.holder != id_of(about[0])}
