@@ -7,16 +7,13 @@ refute. Source: Suresh et al., "Stable and consistent membership at scale with R
 agreed list; here each member decides by one hash whether it observes another, since no list is agreed on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from random import Random
 from typing import Final
 
-from p2pkv.mesh.chance import sample
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.probe import Direct, Indirect, Silent, Step
-from p2pkv.transport.wire import MemberRecord
 
 OBSERVATIONS_MAX: Final = 64
 """Suspects observed at a time. Six times the share of one node when half of a thousand members are suspected; beyond
@@ -39,29 +36,28 @@ def is_observer(observer: str, subject: str, *, members: int, count: int) -> boo
 class _Observation:
     seq: int
     until: float
-    asked: tuple[str, ...] | None = None
-    """Helpers; None while the direct ping is waited for."""
+    knocked: bool = False
+    """Whether the direct ping has gone unanswered, and the one over the stream is waited for."""
 
 
 class Observations:
-    """Probes out of turn, any number up to a bound side by side; the steps are those of the prober."""
+    """Probes out of turn, any number up to a bound side by side; the steps are those of the prober.
+
+    No helpers are asked: the observers of one suspect are that many paths to it already.
+    """
 
     def __init__(
         self,
         *,
         period_s: float,
         timeout_s: float,
-        helpers: int,
         sequence: Iterator[int],
-        random: Random,
         health: LocalHealth,
         observations_max: int = OBSERVATIONS_MAX,
     ) -> None:
         self._period_s = period_s
         self._timeout_s = timeout_s
-        self._helpers = helpers
         self._sequence = sequence
-        self._random = random
         self._health = health
         self._observations_max = observations_max
         self._wanted: dict[str, None] = {}
@@ -97,31 +93,25 @@ class Observations:
             return 0.0  # as soon as possible
         return min((observation.until for observation in self._open.values()), default=float("inf"))
 
-    def on_time(self, now: float, others: Sequence[MemberRecord]) -> tuple[Step, ...]:
-        """Let time pass; `others` are those to choose helpers from. Calling early, late or twice is harmless."""
+    def on_time(self, now: float) -> tuple[Step, ...]:
+        """Let time pass. Calling early, late or twice is harmless."""
         steps: list[Step] = []
         for member, observation in list(self._open.items()):
             if now < observation.until:
                 continue
-            if observation.asked is not None:
+            if observation.knocked:
                 del self._open[member]
                 steps.append(Silent(member, asked=0, nacks=0))
             else:
-                steps.append(self._ask_helpers(member, observation, now, others))
+                until = now + (self._period_s - self._timeout_s) * self._health.multiplier
+                self._open[member] = _Observation(observation.seq, until, knocked=True)
+                steps.append(Indirect(observation.seq, member, helpers=()))
         for member in self._wanted:
             observation = _Observation(next(self._sequence), now + self._timeout_s * self._health.multiplier)
             self._open[member] = observation
             steps.append(Direct(observation.seq, member))
         self._wanted.clear()
         return tuple(steps)
-
-    def _ask_helpers(
-        self, member: str, observation: _Observation, now: float, others: Sequence[MemberRecord]
-    ) -> Indirect:
-        helpers = tuple(sample([other.id for other in others if other.id != member], self._helpers, self._random))
-        until = now + (self._period_s - self._timeout_s) * self._health.multiplier
-        self._open[member] = _Observation(observation.seq, until, helpers)
-        return Indirect(observation.seq, member, helpers)
 
     def __len__(self) -> int:
         return len(self._wanted) + len(self._open)

@@ -105,9 +105,7 @@ def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[
         observations=Observations(
             period_s=config.probe_period_s,
             timeout_s=config.probe_timeout_s,
-            helpers=config.indirect_probes,
             sequence=sequence,
-            random=random,
             health=health,
         ),
         contacts=Contacts(),

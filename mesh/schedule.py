@@ -74,7 +74,7 @@ class Schedule:
             if isinstance(step, Silent):
                 self._health.on_silence(asked=step.asked, nacks=step.nacks)
             self._probe(step, now, effects, nack=self._config.local_health)
-        for step in self._observations.on_time(now, self._table.usable()):
+        for step in self._observations.on_time(now):
             self._probe(step, now, effects, nack=False)  # how well we hear is judged by the probes that are our own
         for relay in self._relays.due(now):
             self._counts["nacks_sent"] += 1

@@ -1,24 +1,18 @@
 """Who observes whom, and probes out of turn: that they step as the prober does, side by side, and are bounded."""
 
 from itertools import count
-from random import Random
 from statistics import mean
 
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.observers import Observations, is_observer
 from p2pkv.mesh.probe import Direct, Indirect, Silent
-from p2pkv.transport.wire import MemberRecord
-
-OTHERS = [MemberRecord(member, 1, 0, 0, member, f"{member}:1") for member in "abcde"]
 
 
 def observations(*, at_most: int = 8, health: LocalHealth | None = None) -> Observations:
     return Observations(
         period_s=1.0,
         timeout_s=0.4,
-        helpers=2,
         sequence=count(1),
-        random=Random(0),
         health=health or LocalHealth(enabled=False),
         observations_max=at_most,
     )
@@ -42,33 +36,29 @@ def test_nobody_observes_where_that_is_switched_off() -> None:
     assert not is_observer("a", "b", members=2, count=0)
 
 
-def test_a_suspect_is_pinged_at_once_then_through_helpers_and_then_found_silent() -> None:
+def test_a_suspect_is_pinged_at_once_then_over_the_stream_and_then_found_silent() -> None:
     watch = observations()
     watch.begin("a")
     assert watch.next_deadline() <= 5.0
-    assert watch.on_time(5.0, OTHERS) == (Direct(1, "a"),)
+    assert watch.on_time(5.0) == (Direct(1, "a"),)
     assert watch.next_deadline() == 5.4
-    (asked,) = watch.on_time(5.4, OTHERS)
-    assert isinstance(asked, Indirect)
-    assert asked.seq == 1
-    assert len(set(asked.helpers)) == 2
-    assert "a" not in asked.helpers
-    assert watch.on_time(5.9, OTHERS) == ()
-    assert watch.on_time(6.0, OTHERS) == (Silent("a", asked=0, nacks=0),)
+    assert watch.on_time(5.4) == (Indirect(1, "a", helpers=()),)
+    assert watch.on_time(5.9) == ()
+    assert watch.on_time(6.0) == (Silent("a", asked=0, nacks=0),)
     assert (len(watch), watch.next_deadline()) == (0, float("inf"))
 
 
 def test_an_answer_ends_it_and_one_to_another_question_does_not() -> None:
     watch = observations()
     watch.begin("a")
-    watch.on_time(0.0, OTHERS)
+    watch.on_time(0.0)
     assert [watch.on_ack(2, "a"), watch.on_ack(1, "b"), watch.on_ack(1, "a"), watch.on_ack(1, "a")] == [
         False,
         False,
         True,
         False,
     ]
-    assert watch.on_time(9.0, OTHERS) == ()
+    assert watch.on_time(9.0) == ()
 
 
 def test_several_suspects_are_observed_side_by_side_each_once_and_no_more_than_the_bound() -> None:
@@ -76,10 +66,10 @@ def test_several_suspects_are_observed_side_by_side_each_once_and_no_more_than_t
     for member in "aabc":
         watch.begin(member)
     assert watch.refused == 1
-    assert [step.target for step in watch.on_time(0.0, OTHERS)] == ["a", "b"]
+    assert [step.target for step in watch.on_time(0.0)] == ["a", "b"]
     watch.cancel("a")
     watch.begin("c")
-    assert [step.target for step in watch.on_time(0.1, OTHERS)] == ["c"]
+    assert [step.target for step in watch.on_time(0.1)] == ["c"]
 
 
 def test_an_unwell_observer_waits_longer_before_it_blames_the_suspect() -> None:
@@ -87,5 +77,5 @@ def test_an_unwell_observer_waits_longer_before_it_blames_the_suspect() -> None:
     health.on_refutation()
     watch = observations(health=health)
     watch.begin("a")
-    watch.on_time(0.0, OTHERS)
+    watch.on_time(0.0)
     assert watch.next_deadline() == 0.8

@@ -55,7 +55,7 @@ class Directories(World):
             return ()
 
         self.held.setdefault(number, set()).add(chain)
-        self.tell(number, b"test", verb)
+        self.tell(number, b"directory", verb)
 
     def spread(self) -> None:
         """Have every chain held by two nodes."""
@@ -74,7 +74,7 @@ class Directories(World):
                     asked[number, chain] = (number, locate)
                     return effects
 
-                self.tell(number, b"test", verb)
+                self.tell(number, b"directory", verb)
         self.run(self.now_us / 1e6 + 1.0)
         return {
             about: {claim.holder for claim in self.located[one].claims if claim.holder != id_of(about[0])}
