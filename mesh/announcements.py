@@ -15,7 +15,7 @@ from p2pkv.transport.wire import MemberRecord
 
 UPDATE_PERIOD_S: Final = 60.0
 """Shortest time between two updates of a node's own record that are not refutations. Should all of 128 nodes use it up,
-each sends 3.4 kB/s instead of 0.4 (`tests/sim/test_record_bytes.py` measures it)."""
+each sends 3.6 kB/s instead of 0.2 (`tests/sim/test_record_bytes.py` measures it)."""
 OFFER_SHARE: Final = 1 / 16
 """Changes of the offered bytes below this part of what was said are not told."""
 

@@ -34,7 +34,6 @@ offers = st.dictionaries(st.sampled_from(["host", *FURTHER_TIERS]), st.integers(
 
 
 def test_a_typical_record_is_small() -> None:
-    """128 of them, sent and answered once per 90 s, are 0.3 kB/s: see the sum in docs/concepts/mesh.md."""
     assert record_bytes(TYPICAL) <= 110
 
 
