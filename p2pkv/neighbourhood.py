@@ -42,6 +42,8 @@ class Neighbourhood:
         self._me = me
         self._metrics = metrics
         self._log = log
+        self._mapping: dict[str, trio.CancelScope] = {}
+        """Of those whose arena is mapped or tried; only the last attempt for a peer reports."""
         self._listener = listen(socket_name(cluster, me.id))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -58,16 +60,24 @@ class Neighbourhood:
         self._listener.close()
 
     async def _map(self, peer: str) -> None:
-        """Map the arena of `peer`, and stay until it hangs up."""
-        try:
-            await self._shm.open(peer, socket_name(self._cluster, peer))
-        except PeerError as exc:
-            self._log.info("memory of a peer on this machine is not to be had", peer=peer, reason=str(exc))
-        else:
-            self._log.info("memory of a peer on this machine is mapped", peer=peer)
-            self._runner.tell(lambda node, now: node.on_mapped(peer, now))
-            await self._shm.wait_lost(peer)
-        self._runner.tell(lambda node, now: node.on_unmapped(peer, now))
+        """Map the arena of `peer`, and stay until it hangs up, or has been started again and is mapped anew."""
+        before = self._mapping.get(peer)
+        if before is not None:
+            before.cancel()
+        scope = self._mapping[peer] = trio.CancelScope()
+        with scope:
+            self._shm.hang_up(peer)
+            try:
+                await self._shm.open(peer, socket_name(self._cluster, peer))
+            except PeerError as exc:
+                self._log.info("memory of a peer on this machine is not to be had", peer=peer, reason=str(exc))
+            else:
+                self._log.info("memory of a peer on this machine is mapped", peer=peer)
+                self._runner.tell(lambda node, now: node.on_mapped(peer, now))
+                await self._shm.wait_lost(peer)
+        if not scope.cancelled_caught:
+            del self._mapping[peer]
+            self._runner.tell(lambda node, now: node.on_unmapped(peer, now))
 
     async def _lend(self, stream: trio.SocketStream) -> None:
         """Lend the arena to one caller; what it had pinned ends with its connection."""

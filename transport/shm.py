@@ -104,6 +104,12 @@ class ShmTransport:
         """
         return (await self._session(peer, address)).arena
 
+    def hang_up(self, peer: str) -> None:
+        """End the session with `peer`, if there is one; what is being copied out of its arena ends well."""
+        session = self._sessions.get(peer)
+        if session is not None:
+            self._drop(peer, session)
+
     async def wait_lost(self, peer: str) -> None:
         """Return when `peer` has hung up, or there is no session with it. What it sends unasked counts as that."""
         session = self._sessions.get(peer)
