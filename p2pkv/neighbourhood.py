@@ -70,9 +70,9 @@ class Neighbourhood:
             try:
                 await self._shm.open(peer, socket_name(self._cluster, peer))
             except PeerError as exc:
-                self._log.info("memory of a peer on this machine is not to be had", peer=peer, reason=str(exc))
+                self._log.debug("memory of a peer on this machine is not to be had", peer=peer, reason=str(exc))
             else:
-                self._log.info("memory of a peer on this machine is mapped", peer=peer)
+                self._log.debug("memory of a peer on this machine is mapped", peer=peer)
                 self._runner.tell(lambda node, now: node.on_mapped(peer, now))
                 await self._shm.wait_lost(peer)
         if not scope.cancelled_caught:
