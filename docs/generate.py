@@ -26,7 +26,7 @@ from p2pkv import block_file, config, errors, local_wire
 from p2pkv.cli.main import cli
 from p2pkv.cli.output import exit_code
 from p2pkv.metrics import Metrics
-from p2pkv.transport import bulk_header, wire
+from p2pkv.transport import bulk_header, records, seal, sealed_handshake, wire
 
 FOLDER: Final = Path(__file__).parent / "reference"
 HELP_WIDTH: Final = 100
@@ -185,6 +185,8 @@ def shape_of(kind: shapes.Type) -> str:
             return "bytes" if kind.max_length is None else f"bytes, up to {size(kind.max_length)}"
         case shapes.BoolType():
             return "bool"
+        case shapes.NoneType():
+            return "nothing"
         case shapes.VarTupleType():
             most = f"at most {number(kind.max_length)}: " if kind.max_length else ""
             return f"list of {most}{shape_of(kind.item_type)}"
@@ -220,6 +222,8 @@ def default_text(name: str, default: object) -> str:
     match default:
         case bool():
             return f"`{str(default).lower()}`"
+        case None:
+            return "nothing"
         case str():
             return f'`"{default}"`'
         case int() if name.endswith("_bytes") and default:
@@ -273,6 +277,11 @@ def wire_page() -> str:
         STREAM_PREFACE,
         limits(wire),
         *messages(wire, wire.Message),
+        "## Sealed datagrams",
+        *prose(seal)[1:],
+        "## Sealed streams",
+        *prose(sealed_handshake)[1:],
+        *prose(records),
         "## Bulk header",
         *prose(bulk_header),
         "## Between an engine and its daemon",

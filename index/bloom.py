@@ -142,8 +142,22 @@ class BloomFilter:
         It claims whatever this one claims, and more: the fill ratio goes from f to about 1 - (1 - f)^2.
         """
         assert self.bits_log2 > BITS_LOG2_MIN
-        low, high = self.bits.reshape(2, -1)
-        return BloomFilter(self.bits_log2 - 1, self.hashes, low | high)
+        return self.fold_to(self.bits_log2 - 1)
+
+    def fold_to(self, bits_log2: int) -> "BloomFilter":
+        """Return this filter folded until it has 2**bits_log2 bits; this very one if it has so many."""
+        assert BITS_LOG2_MIN <= bits_log2 <= self.bits_log2
+        if bits_log2 == self.bits_log2:
+            return self
+        parts = self.bits.reshape(-1, 1 << bits_log2 - 3)
+        return BloomFilter(bits_log2, self.hashes, np.bitwise_or.reduce(parts, axis=0))
+
+    def flips_to(self, other: "BloomFilter") -> npt.NDArray[np.uint32]:
+        """Return the positions, ascending, at which `other`, of the same size, differs."""
+        changed = self.bits ^ other.bits
+        (places,) = changed.nonzero()
+        bits = np.unpackbits(changed[places], bitorder="little").reshape(-1, 8).nonzero()
+        return (8 * places[bits[0]] + bits[1]).astype(np.uint32)
 
     def fill_ratio(self) -> float:
         """Return the share of bits that are set. Half is what a filter is sized for."""

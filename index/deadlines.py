@@ -14,6 +14,10 @@ class Deadlines:
     def __contains__(self, peer: str) -> bool:
         return peer in self._at
 
+    def at(self, peer: str) -> float:
+        """Return when `peer` is due, `inf` if never."""
+        return self._at.get(peer, inf)
+
     def set(self, peer: str, at: float) -> None:
         """Have `peer` due at `at`, whatever it was before."""
         self._at[peer] = at

@@ -6,7 +6,7 @@ lie with probability p, the best-looking peer is a liar with probability about 1
 the wrong peer won 22, 69 and 98 % of the time at N = 10, 100 and 1,000. A leading run is wrong beyond its true end by
 d blocks with probability p^d only.
 
-Callers know four things of the matcher: `replace`, `flip`, `forget`, and what it answers. The filters lie bit-sliced
+Callers know five things of the matcher: `replace`, `flip`, `fold`, `forget`, and what it answers. The filters lie bit-sliced
 in slabs (slab.py), one shape of filter to a slab, and the runs of all peers in a slab are found together (runs.py).
 """
 
@@ -61,6 +61,11 @@ class Matcher:
         """Turn over bits of the filter of `peer`, which has one."""
         self._places[peer][1].flip(peer, positions)
 
+    def fold(self, peer: str, bits_log2: int) -> None:
+        """Fold the filter of `peer`, which has a larger one, to 2**bits_log2 bits."""
+        shape, slab = self._places[peer]
+        self.replace(peer, slab.read(peer, shape[1]).fold_to(bits_log2))
+
     def forget(self, peer: str) -> None:
         """Drop what is known of `peer`; harmless if that is nothing."""
         self._withdraw(peer)
@@ -73,6 +78,15 @@ class Matcher:
     def filter_bytes(self) -> int:
         """Return the bytes that hold all filters together."""
         return sum(slab.nbytes for slabs in self._slabs.values() for slab in slabs)
+
+    def false_positive_ratio(self) -> float:
+        """Return the share of absent keys that a peer's filter claims, on average over the peers; 0 without any.
+
+        Estimated from the first 64 KiB of each slab: positions are hashes, so any part is like the whole.
+        """
+        slabs = [(slab, hashes) for (_, hashes), of_shape in self._slabs.items() for slab in of_shape]
+        claimed = sum(float((slab.fill_ratios() ** hashes).sum()) for slab, hashes in slabs)
+        return claimed / len(self._places) if self._places else 0.0
 
     def longest(self, keys: Sequence[bytes]) -> dict[str, int]:
         """Return for each peer that seems to hold a prefix of `keys` its length in blocks; nobody has 0.

@@ -78,6 +78,16 @@ class Slab:
             self._occupied = None
         self._write(column, bloom.bits)
 
+    def read(self, peer: str, hashes: int) -> BloomFilter:
+        """Return the filter of `peer`, a copy."""
+        return BloomFilter(self._bits_log2, hashes, self._read(self._columns[peer]))
+
+    def fill_ratios(self) -> npt.NDArray[np.float64]:
+        """Return `[peers]`, about the share of bits set in each column that is a peer's; reads 64 KiB."""
+        sample = self._bits[: max(_CHUNK, self._capacity // 8)]
+        filled = _unpacked(sample, self._capacity).mean(axis=0)
+        return np.asarray(filled[list(self._columns.values())])
+
     def flip(self, peer: str, positions: npt.NDArray[np.uint32]) -> None:
         """Turn over the bit of `peer` at each of `positions`; one that is listed twice stays as it was."""
         places = positions.astype(np.intp) * self._capacity + self._columns[peer]

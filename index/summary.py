@@ -2,21 +2,26 @@
 
 A summary has one writer, so no reconciliation is needed: a version is (epoch, seq), the epoch naming one life of the
 writer's process. A *delta* lists the bits that flipped from seq - 1 to seq; a *snapshot* is the whole filter at one
-version, in pages. What peers make of them is in peer_summary.py.
+version, in pages. What peers make of them is in peer_summary.py. A filter of another shape is a new version to which no
+delta leads. Readers short of memory are served a folded filter, and the flips of that.
 
 Bloom filters cannot forget. The writer counts how many keys hold each position and clears a bit when its count falls
 to zero; the counts never travel. Four bits a count would do, eight are simpler: with m bits at a load of
 k n / m <= ln 2, the chance that any count reaches 16 is 1.4e-15 m (Fan et al., "Summary Cache", section V-C).
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from p2pkv.index.bloom import BITS_LOG2_MAX, BITS_LOG2_MIN, HASHES_MAX, BloomFilter, key_positions
+from p2pkv.index.bloom import BITS_LOG2_MAX, BITS_LOG2_MIN, HASHES_MAX, BloomFilter, HashedKeys, key_positions
+from p2pkv.index.codec import delta_of, page_of
 from p2pkv.transport.wire import FLIPS_PER_DELTA_MAX, PAGE_BYTES_MAX, SummaryDelta, SummaryPage
 
 COUNT_MAX: Final = 255
+_REBUILD_KEYS: Final = 2**16
+"""Keys hashed at a time when the filter is built anew, so that their positions take little memory."""
 
 
 class SummaryWriter:
@@ -84,29 +89,54 @@ class SummaryWriter:
 
     def seal(self) -> tuple[SummaryDelta, ...]:
         """Make the changes since the last call a new version; return the deltas that lead there, in order."""
+        return tuple(deltas[self.bits_log2] for deltas in self.seal_for(()))
+
+    def seal_for(
+        self, sizes: Collection[int], flips_max: int = FLIPS_PER_DELTA_MAX
+    ) -> tuple[Mapping[int, SummaryDelta], ...]:
+        """Make the changes since the last call a new version, or several; return for each the delta that leads there.
+
+        There is one for readers of the whole filter and one for each of `sizes`, powers of two below it, for readers of
+        the filter folded to that; each has at most `flips_max` flips. Folding costs O(bits) for each size and delta.
+        """
         flips = np.fromiter(self._flips, np.uint32, len(self._flips))
         self._flips.clear()
         flips.sort()
-        self._sealed.flip(flips)
-        deltas = []
-        for start in range(0, len(flips), FLIPS_PER_DELTA_MAX):
+        folded = {size: self._sealed.fold_to(size) for size in sizes if size < self.bits_log2}
+        versions = []
+        for start in range(0, len(flips), flips_max):
+            part = flips[start : start + flips_max]
             self.seq += 1
-            part = flips[start : start + FLIPS_PER_DELTA_MAX].astype("<u4").tobytes()
-            deltas.append(SummaryDelta(epoch=self.epoch, seq=self.seq, flips=part))
-        return tuple(deltas)
+            self._sealed.flip(part)
+            deltas = {self.bits_log2: delta_of(self.epoch, self.seq, self.bits_log2, part)}
+            for size, before in folded.items():
+                after = folded[size] = self._sealed.fold_to(size)
+                deltas[size] = delta_of(self.epoch, self.seq, size, before.flips_to(after))
+            versions.append(deltas)
+        return tuple(versions)
 
-    def snapshot(self) -> tuple[SummaryPage, ...]:
-        """Return the last sealed version in pages. Zeros at a page's end are left out: an empty filter is short."""
-        bits = self._sealed.bits
+    def rebuild(self, bits_log2: int, hashes: int, keys: Sequence[bytes]) -> None:
+        """Make the filter of `keys`, which are all that are held, in another shape the next version.
+
+        About 0.5 µs a key and a copy of the counts. What waited to be sealed is in it.
+        """
+        counts = np.zeros(1 << bits_log2, np.uint8)
+        for start in range(0, len(keys), _REBUILD_KEYS):
+            places = HashedKeys(keys[start : start + _REBUILD_KEYS]).positions(bits_log2, hashes)
+            which, how_many = np.unique(places, return_counts=True)
+            counts[which] = np.minimum(counts[which].astype(np.int64) + how_many, COUNT_MAX)
+        self.bits_log2, self.hashes, self.seq = bits_log2, hashes, self.seq + 1
+        self.saturated = int((counts == COUNT_MAX).sum())
+        self._counts = bytearray(counts)
+        self._flips.clear()
+        self._sealed = BloomFilter(bits_log2, hashes, np.packbits(counts != 0, bitorder="little"))
+
+    def snapshot(self, bits_log2: int = BITS_LOG2_MAX) -> tuple[SummaryPage, ...]:
+        """Return the last sealed version in pages, folded to 2**bits_log2 bits if that is less than it has."""
+        size = min(bits_log2, self.bits_log2)
+        bits = self._sealed.fold_to(size).bits
         return tuple(
-            SummaryPage(
-                epoch=self.epoch,
-                seq=self.seq,
-                bits_log2=self.bits_log2,
-                hashes=self.hashes,
-                offset=offset,
-                data=bits[offset : offset + PAGE_BYTES_MAX].tobytes().rstrip(b"\0"),
-            )
+            page_of(self.epoch, self.seq, size, self.hashes, offset, bits[offset : offset + PAGE_BYTES_MAX])
             for offset in range(0, len(bits), PAGE_BYTES_MAX)
         )
 

@@ -1,16 +1,16 @@
-"""What arrives: which message makes this node believe, answer or pass on what."""
+"""What arrives in packets: which message makes this node believe, answer or pass on what."""
 
 from p2pkv.mesh.beliefs import Beliefs
-from p2pkv.mesh.members import is_usable, rank
+from p2pkv.mesh.lists import Lists
+from p2pkv.mesh.members import MemberState, is_usable, rank
 from p2pkv.mesh.parts import Effect, Parts
-from p2pkv.mesh.push_pull import doubt_death
-from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Nack, Packet, Ping, PingRequest, PushPull
+from p2pkv.transport.wire import Ack, Gossip, MemberRecord, Nack, Packet, Ping, PingRequest
 
 
 class Arrivals:
-    """Takes messages. Nothing a peer sends raises."""
+    """Takes packets, and pings over the stream. Nothing a peer sends raises."""
 
-    def __init__(self, parts: Parts, beliefs: Beliefs) -> None:
+    def __init__(self, parts: Parts, beliefs: Beliefs, lists: Lists) -> None:
         self._parts = parts
         self._config = parts.config
         self._cluster = parts.cluster
@@ -22,10 +22,11 @@ class Arrivals:
         self._observations = parts.observations
         self._contacts = parts.contacts
         self._relays = parts.relays
-        self._joiner = parts.joiner
+        self._loads = parts.loads
         self._notes = parts.notes
         self._counts = parts.counts
         self._beliefs = beliefs
+        self._lists = lists
 
     def on_packet(self, packet: Packet, now: float, effects: list[Effect]) -> None:
         """Take a datagram, or what came over the stream in the shape of one."""
@@ -36,16 +37,31 @@ class Arrivals:
             effects += self._notes.warn_once("packet of another cluster", facts, about=(packet.sender,))
             return
         if packet.sender == own.id:
-            if packet.sender_address != own.address:
-                self._beliefs.warn_of_duplicate(own.boot, packet.sender_address, effects)
+            if packet.sender_address != own.address:  # packets do not say their sender's boot
+                self._beliefs.meet_duplicate(0, packet.sender_address, MemberState.ALIVE, now, effects)
             return
+        was_dead, incarnation = self._parts.is_dead(packet.sender), own.incarnation
         self._note_contact(packet.sender, now)
         for record in packet.updates:
             self._beliefs.hear(record, now, effects)
             if record.id == own.id:
                 self._answer_stale_news(packet.sender, record)
+        sender = self._table.get(packet.sender)
+        if sender is not None and is_usable(sender):
+            self._loads.heard(packet.sender, packet.load, now)
         answered = self._answer(packet, now, effects)
-        if not answered and self._parts.is_dead(packet.sender):
+        is_dead = self._parts.is_dead(packet.sender)
+        if was_dead and not is_dead:
+            self._lists.welcome_back(packet.sender, now)
+        if answered:
+            return
+        own = self._own.record
+        if own.incarnation > incarnation and any(
+            r.id == own.id and r.state == MemberState.DEAD for r in packet.updates
+        ):
+            # It looks for the dead, and we are not: it hears so at once, for it may be the only one of its side.
+            effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip(), first=(own,)))
+        elif is_dead:
             effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip()))
 
     def _note_contact(self, member: str, now: float) -> None:
@@ -110,25 +126,3 @@ class Arrivals:
             self._counts["pings_misdirected"] += 1
         elif known is not None:
             effects.append(self._outbox.answer_knock(known.address, ping.seq))
-
-    def on_push_pull(self, message: PushPull, now: float, effects: list[Effect]) -> None:
-        """Take a list of members, and answer it if that is asked for."""
-        if not message.records:
-            self._counts["records_refused"] += 1
-            return
-        theirs = message.records[0]
-        if theirs.id == self._own.record.id:  # we reached ourselves by another of our names, or there is a duplicate
-            self._beliefs.hear(theirs, now, effects)
-            return
-        for record in message.records:
-            self._beliefs.hear(doubt_death(record, self._table.get(record.id)), now, effects)
-        known = self._table.get(theirs.id)
-        self._note_contact(theirs.id, now)
-        if known is None:  # it was refused, and so is the answer
-            return
-        if is_usable(known):
-            self._joiner.on_answer()
-        if message.reply:
-            effects += self._outbox.list_to(theirs.address, reply=False)
-        elif self._parts.is_dead(theirs.id):
-            effects.append(self._outbox.datagram(theirs.id, theirs.address, Gossip()))

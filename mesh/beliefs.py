@@ -5,14 +5,15 @@
 
 import msgspec
 
-from p2pkv.effects import MemberChanged
+from p2pkv.effects import MemberChanged, SendStream
 from p2pkv.mesh.accusers import NOBODY, split, with_accusers
 from p2pkv.mesh.members import RECORD_BYTES_MAX, Change, MemberState, is_usable, record_bytes
+from p2pkv.mesh.metadata import addresses
 from p2pkv.mesh.own import Answer
 from p2pkv.mesh.parts import Effect, Parts
 from p2pkv.mesh.suspicion import confirmations_wanted, timeout_min_s
 from p2pkv.mesh.verdict import Verdicts
-from p2pkv.transport.wire import MemberRecord
+from p2pkv.transport.wire import MemberRecord, PushPull
 
 
 class Beliefs:
@@ -29,19 +30,24 @@ class Beliefs:
         self._suspects = parts.suspects
         self._observations = parts.observations
         self._verdicts = Verdicts(parts)
+        self._joiner = parts.joiner
+        self._duplicates = parts.duplicates
+        self._loads = parts.loads
         self._notes = parts.notes
         self._counts = parts.counts
 
-    def hear(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
-        """Merge one record, whoever it came from."""
+    def hear(self, record: MemberRecord, now: float, effects: list[Effect], *, listed: bool = False) -> None:
+        """Merge one record, whoever it came from; `listed` if it was read in a list, and not said by its member."""
         record, accusers = split(record)
         if record.id == self._own.record.id:
-            self._hear_of_self(record, effects)
+            self._hear_of_self(record, now, effects)
             return
         accusers = self._verdicts.counted(accusers)
-        self._believe(self._verdicts.doubt(record, accusers, now), accusers, now, effects)
+        self._believe(self._verdicts.doubt(record, accusers, now), accusers, now, effects, listed=listed)
 
-    def _believe(self, record: MemberRecord, accusers: frozenset[str], now: float, effects: list[Effect]) -> None:
+    def _believe(
+        self, record: MemberRecord, accusers: frozenset[str], now: float, effects: list[Effect], *, listed: bool = False
+    ) -> None:
         if record == self._table.get(record.id):  # by far the most frequent case
             if record.state == MemberState.SUSPECT:
                 self._confirm(record, accusers)
@@ -51,7 +57,7 @@ class Beliefs:
             return
         change = self._table.take(record, now)
         if change is not None:
-            self._settle(change, accusers, now, effects)
+            self._settle(change, accusers, now, effects, listed=listed)
         elif record.state == MemberState.SUSPECT:
             self._stand_by_verdict(record)
 
@@ -73,18 +79,20 @@ class Beliefs:
         if (known.boot, known.incarnation) == (suspected.boot, suspected.incarnation):
             self._queue.put(with_accusers(known, frozenset({self._own.record.id})))
 
-    def _hear_of_self(self, record: MemberRecord, effects: list[Effect]) -> None:
+    def _hear_of_self(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
         match self._own.hear(record):
             case Answer.REFUTE:
                 self._counts["refutations"] += 1
                 self._health.on_refutation()
                 self._queue.put(self._own.record)
             case Answer.DUPLICATE:
-                self.warn_of_duplicate(record.boot, record.address, effects)
+                self.meet_duplicate(record.boot, record.address, record.state, now, effects)
             case Answer.NOTHING:
                 pass
 
-    def _settle(self, change: Change, accusers: frozenset[str], now: float, effects: list[Effect]) -> None:
+    def _settle(
+        self, change: Change, accusers: frozenset[str], now: float, effects: list[Effect], *, listed: bool
+    ) -> None:
         """Tell the parts that care about a record that has entered the table, and whom it named for what it says."""
         record, before = change.after, change.before
         if is_usable(record):
@@ -94,6 +102,8 @@ class Beliefs:
         else:
             self._prober.remove(record.id)
             self._outbox.forget(record.id)
+            self._loads.forget(record.id)
+            self._joiner.on_gone(addresses(record))
         if record.state == MemberState.SUSPECT:
             self._start_suspicion(record.id, accusers, now)
         else:
@@ -101,7 +111,9 @@ class Beliefs:
                 accusers |= self._accusers_of(record.id)
             self._suspects.clear(record.id)
             self._observations.cancel(record.id)
-        if before is not None or is_usable(record):  # of a stranger's funeral nobody needs to hear
+        # Of a stranger's funeral nobody needs to hear. And a stranger in a list is news to us alone: whoever let it in has
+        # told the others. A newcomer that gossiped a list of hundreds would drown what is news to all (decision 13).
+        if before is not None or (is_usable(record) and not listed):
             self._queue.put(with_accusers(record, accusers))
         if before is None or record != msgspec.structs.replace(before, incarnation=record.incarnation):
             effects.append(MemberChanged(record, before.state if before is not None else None))
@@ -136,7 +148,10 @@ class Beliefs:
             member, by=by, now=now, min_s=min_s, max_s=max_s, wanted=wanted, accusers_max=accusers_max
         )
 
-    def warn_of_duplicate(self, boot: int, address: str, effects: list[Effect]) -> None:
-        """Say once that another process uses this node's id."""
-        facts = (("id", self._own.record.id), ("boot", boot), ("address", address))
-        effects += self._notes.warn_once("duplicate node id", facts, about=(boot, address))
+    def meet_duplicate(self, boot: int, address: str, state: int, now: float, effects: list[Effect]) -> None:
+        """Report another process with our id, once; and tell it of us, so that it can report us."""
+        own = self._own.record
+        facts = (("id", own.id), ("boot", boot), ("address", address), ("own_boot", own.boot))
+        effects += self._notes.warn_once("duplicate node id", facts, about=(address,))
+        if self._duplicates.heard(boot=boot, address=address, state=state, now=now):
+            effects.append(SendStream(address, PushPull(records=(own,), reply=False)))

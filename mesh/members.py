@@ -21,7 +21,9 @@ MEMBERS_MAX: Final = 8192
 RECORD_BYTES_MAX: Final = 512
 """Larger records are refused. With it a packet's own fields and one update always fit a datagram (`gossip`)."""
 
-Rank: TypeAlias = tuple[int, int, int, str, str, str, str, int]
+Rank: TypeAlias = tuple[
+    int, int, int, str, str, str, str, int, str, tuple[str, ...], tuple[int, ...], int, int, tuple[str, ...]
+]
 
 
 class MemberState(IntEnum):
@@ -54,6 +56,12 @@ def rank(record: MemberRecord) -> Rank:
         record.host_id,
         record.zone,
         record.offered_bytes,
+        record.rack,
+        record.also_at,
+        record.tier_bytes,
+        record.protocol_min,
+        record.protocol_max,
+        record.weights,
     )
 
 
@@ -96,10 +104,19 @@ class MemberTable:
         self._usable: tuple[MemberRecord, ...] | None = ()
         self.refused = 0
         """Records turned away because the table was full of usable members."""
+        self.changes = 0
+        """Records that entered so far."""
 
     def get(self, member: str) -> MemberRecord | None:
         """Return what is believed of `member`, or None if it is not listed."""
         return self._records.get(member)
+
+    def remembered(self, member: str) -> MemberRecord | None:
+        """Return what is believed of `member`, listed or reaped; a record that does not override it is not taken."""
+        known = self._records.get(member)
+        if known is None and member in self._reaped:
+            return self._reaped[member][0]
+        return known
 
     def records(self) -> tuple[MemberRecord, ...]:
         """Return all records, the gone included, oldest acquaintance first."""
@@ -116,9 +133,13 @@ class MemberTable:
         return len(self.usable()) + 1
 
     def dead(self) -> tuple[MemberRecord, ...]:
-        """Return the records of members that died, as opposed to those that left, longest gone first."""
+        """Return the members that died, did not leave, and may be only cut off, longest gone first.
+
+        Earlier lives of those that were restarted are left out: a usable member has their address.
+        """
         gone = (self._records[member] for member in self._gone_at)
-        return tuple(record for record in gone if record.state == MemberState.DEAD)
+        taken = {record.address for record in self.usable()}
+        return tuple(record for record in gone if record.state == MemberState.DEAD and record.address not in taken)
 
     def take(self, record: MemberRecord, now: float) -> Change | None:
         """Merge `record` in; None if nothing changed, because as much or more was known."""
@@ -136,6 +157,7 @@ class MemberTable:
         elif record == known or merge(known, record) is known:
             return None
         self._records[record.id] = record
+        self.changes += 1
         self._usable = None
         self._gone_at.pop(record.id, None)
         if not is_usable(record):

@@ -1,23 +1,34 @@
 """Membership: the cores of this folder composed into one, with the verbs every core has.
 
-What arrives is `arrivals`', what time does is `schedule`'s, and both tell `beliefs`. Everything that leaves goes through
-the `Outbox`. What is left to do here is to be asked.
+Packets are `arrivals`', lists are `lists`', what time does is `schedule`'s, and all tell `beliefs`. Packets that leave go
+through the `Outbox`. What is left to do here is to be asked.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from random import Random
+from typing import TypeAlias
 
 from p2pkv.config import MeshConfig
 from p2pkv.mesh.arrivals import Arrivals
 from p2pkv.mesh.beliefs import Beliefs
+from p2pkv.mesh.description import Description
+from p2pkv.mesh.duplicates import Duplicate
 from p2pkv.mesh.gossip import retransmit_limit
+from p2pkv.mesh.lists import Lists
+from p2pkv.mesh.loads import Load
+from p2pkv.mesh.lookups import Lookups
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.parts import Effect, assemble
 from p2pkv.mesh.schedule import Schedule
+from p2pkv.mesh.sources import SourceState
 from p2pkv.mesh.statistics import MembershipStatistics
-from p2pkv.transport.wire import MemberRecord, Packet, Ping, PushPull
+from p2pkv.transport.wire import ListDifference, ListDigest, MemberRecord, Packet, Ping, PushPull
 
-__all__ = ["Effect", "Membership"]
+__all__ = ["Effect", "Membership", "MembershipMessage"]
+
+MembershipMessage: TypeAlias = Packet | PushPull | ListDigest | ListDifference | Ping
+"""What membership takes."""
 
 
 class Membership:
@@ -49,8 +60,13 @@ class Membership:
         self._joiner = parts.joiner
         self._counts = parts.counts
         self._beliefs = Beliefs(parts)
-        self._arrivals = Arrivals(parts, self._beliefs)
-        self._schedule = Schedule(parts, self._beliefs)
+        self._lists = Lists(parts, self._beliefs)
+        self._arrivals = Arrivals(parts, self._beliefs, self._lists)
+        self._lookups = Lookups(parts)
+        self._description = Description(parts)
+        self._schedule = Schedule(
+            parts, self._beliefs, self._lists, lookups=self._lookups, description=self._description
+        )
 
     # -- what this node believes ------------------------------------------------------------------------------------
 
@@ -69,6 +85,23 @@ class Membership:
     def seeds(self) -> tuple[tuple[str, str], ...]:
         """Return each seed's address with its state, as `Joiner.states` explains them."""
         return self._joiner.states(reached=self._parts.usable_addresses())
+
+    def sources(self) -> tuple[SourceState, ...]:
+        """Return each source of seeds with what it gave and when it failed."""
+        return self._lookups.states()
+
+    def load_of(self, member: str) -> Load | None:
+        """Return what another member last said of its load; None if it was not heard from."""
+        return self._parts.loads.of(member)
+
+    @property
+    def own_load(self) -> int:
+        """What this node says of its load, percent."""
+        return self._own.load
+
+    def duplicates(self) -> tuple[Duplicate, ...]:
+        """Return the other processes that were seen with this node's id, the one heard of last first."""
+        return self._parts.duplicates.found()
 
     def statistics(self) -> MembershipStatistics:
         """Return counters and sizes."""
@@ -92,6 +125,7 @@ class Membership:
             stalls=self._counts["stalls"],
             packets_foreign=self._counts["packets_foreign"],
             pings_misdirected=self._counts["pings_misdirected"],
+            seeds_refused=self._joiner.refused,
             records_refused=self._counts["records_refused"] + self._table.refused,
             verdicts_doubted=self._counts["verdicts_doubted"],
             verdicts_prolonged=self._counts["verdicts_prolonged"],
@@ -116,7 +150,7 @@ class Membership:
         self._seek_if_alone(now)
         return tuple(effects)
 
-    def on_message(self, sender: str, message: Packet | PushPull | Ping, now: float) -> tuple[Effect, ...]:
+    def on_message(self, sender: str, message: MembershipMessage, now: float) -> tuple[Effect, ...]:
         """Take a message. Packets and lists name their sender themselves, with the address to answer to.
 
         A bare ping came over the stream of the greeted `sender`.
@@ -128,22 +162,58 @@ class Membership:
             case Packet():
                 self._arrivals.on_packet(message, now, effects)
             case PushPull():
-                self._arrivals.on_push_pull(message, now, effects)
+                self._lists.on_push_pull(message, now, effects)
+            case ListDigest():
+                self._lists.on_digest(message, now, effects)
+            case ListDifference():
+                self._lists.on_difference(message, now, effects)
             case Ping():
                 self._arrivals.on_knock(sender, message, now, effects)
         self._seek_if_alone(now)
         return tuple(effects)
 
+    def on_resolved(
+        self, source: str, addresses: tuple[str, ...], now: float, *, complaint: str = ""
+    ) -> tuple[Effect, ...]:
+        """Take the addresses that a source gave; `complaint` says what else it said that was no use."""
+        if self._own.left:
+            return ()
+        return self._lookups.on_resolved(source, addresses, now, complaint=complaint)
+
+    def on_resolve_failed(self, source: str, reason: str, now: float) -> tuple[Effect, ...]:
+        """Take that a source could not be looked up. What it gave before stays."""
+        if self._own.left:
+            return ()
+        return self._lookups.on_failed(source, reason, now)
+
     def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
         """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
         self._joiner.on_link_lost(address)
+        self._parts.duplicates.on_link_lost(address)
         return ()
 
-    def update_self(self, now: float, *, offered_bytes: int) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
-        """Tell the others how much memory this node offers. It rides along from the next packet on."""
-        if not self._own.left and self._own.offer(offered_bytes):
-            self._queue.put(self._own.record)
-        return ()
+    def update_self(
+        self,
+        now: float,
+        *,
+        offered: Mapping[str, int] | None = None,
+        weights: Mapping[str, str] | None = None,
+        load: int | None = None,
+    ) -> tuple[Effect, ...]:
+        """Say something new of this node. What is not given stays; it may be called at every turn of a loop.
+
+        Args:
+            now: on the scale of `on_time`, seconds.
+            offered: tier -> bytes. Told if it changed by more than `OFFER_SHARE`, at most once per `UPDATE_PERIOD_S`.
+            weights: weights id -> epoch, at most `WEIGHTS_MAX` of them; told at the same rate.
+            load: percent. It goes with every packet from now on.
+
+        Raises:
+            LocalUseError: the record would be too large to travel; nothing was changed.
+        """
+        if self._own.left:
+            return ()
+        return self._description.update(now, offered=offered, weights=weights, load=load)
 
     def leave(self, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
         """Say goodbye and fall silent for good. The shell sends the effects and may stop.

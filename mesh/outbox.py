@@ -1,7 +1,7 @@
-"""How messages leave: what each packet carries besides its body, and lists over the stream.
+"""How packets leave: what each carries besides its body.
 
 A packet is filled in this order: what its receiver must know, then the waiting updates, fewest-sent first, as far as
-they fit `DATAGRAM_BYTES_MAX` once encoded. Source: SWIM section 4.1 (updates ride on probes instead of being flooded).
+they fit `PACKET_BYTES_MAX` once encoded. Source: SWIM section 4.1 (updates ride on probes instead of being flooded).
 """
 
 from random import Random
@@ -15,8 +15,7 @@ from p2pkv.mesh.chance import sample
 from p2pkv.mesh.gossip import UPDATES_PER_PACKET_MAX, GossipQueue
 from p2pkv.mesh.members import RECORD_BYTES_MAX, MemberState, MemberTable, record_bytes
 from p2pkv.mesh.own import OwnRecord
-from p2pkv.mesh.push_pull import member_list
-from p2pkv.transport.wire import DATAGRAM_BYTES_MAX, Ack, DatagramBody, Gossip, MemberRecord, Packet, Ping, encode
+from p2pkv.transport.wire import PACKET_BYTES_MAX, Ack, DatagramBody, Gossip, MemberRecord, Packet, Ping, encode
 
 INTRODUCTIONS: Final = 3
 """Packets to a new member that carry our own record. With 5 % loss, one in 8,000 members needs gossip to hear of us."""
@@ -82,7 +81,7 @@ class Outbox:
 
         Source: memberlist's fallback ping over TCP. Without it a member dies of lost datagrams alone.
         """
-        must = self._must_know(member.id)
+        must = self._must_know(member.id, member.address)
         messages = [SendStream(member.address, self._packet(Gossip(), must))] if must else []
         return [*messages, SendStream(member.address, Ping(seq=seq, target=member.id))]
 
@@ -91,20 +90,15 @@ class Outbox:
         own = self._own.record
         return SendStream(address, self._packet(Ack(seq=seq, target=own.id), (own,)))
 
-    def list_to(self, address: str, *, reply: bool) -> list[SendStream]:
-        """Return the messages that tell `address` the whole member list."""
-        messages = member_list(self._own.record, self._table.records(), reply=reply)
-        return [SendStream(address, message) for message in messages]
-
     def datagram(
         self, member: str, address: str, body: DatagramBody, *, first: tuple[MemberRecord, ...] = ()
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
         packet = self._packet(body)
-        must_know = (*first, *self._must_know(member))
+        must_know = (*first, *self._must_know(member, address))
         if not must_know and not self._queue:  # most packets of a mesh at rest
             return SendDatagram(address, packet)
-        room = DATAGRAM_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
+        room = PACKET_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
         updates: list[MemberRecord] = []
         for record in must_know:
             size = record_bytes(record)
@@ -118,22 +112,35 @@ class Outbox:
             skip={record.id for record in updates},
         )
         packet = msgspec.structs.replace(packet, updates=tuple(updates))
-        assert len(encode(packet)) <= DATAGRAM_BYTES_MAX
+        assert len(encode(packet)) <= PACKET_BYTES_MAX
         return SendDatagram(address, packet)
 
     def _packet(self, body: DatagramBody, updates: tuple[MemberRecord, ...] = ()) -> Packet:
         own = self._own.record
-        return Packet(cluster=self._cluster, sender=own.id, sender_address=own.address, body=body, updates=updates)
+        return Packet(
+            cluster=self._cluster,
+            sender=own.id,
+            sender_address=own.address,
+            body=body,
+            updates=updates,
+            load=self._own.load,
+        )
 
-    def _must_know(self, member: str) -> tuple[MemberRecord, ...]:
-        """Return what `member` has to hear: that it is doubted, so that it can refute; who we are, if it is new.
+    def _must_know(self, member: str, address: str) -> tuple[MemberRecord, ...]:
+        """Return what `member` at `address` has to hear.
+
+        That it is doubted, so that it can refute; who we are, if it is new; and what we believe of it if we know it at
+        another address: it may be a second process of that id, which nobody else writes to.
 
         Telling a suspect with the next ping instead of hoping for gossip is Lifeguard's buddy system, section IV-C; here
         every packet to a suspect tells.
         """
         must: list[MemberRecord] = []
         known = self._table.get(member)
-        if known is not None and known.state in self._told:
+        remembered = self._table.remembered(member)
+        if remembered is not None and remembered.state in self._told:
+            must.append(remembered)
+        elif known is not None and known.address != address:
             must.append(known)
         left = self._introductions.get(member, 0)
         if left > 1:

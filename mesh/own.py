@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from p2pkv.mesh.announcements import Described
 from p2pkv.mesh.members import MemberState
 from p2pkv.transport.wire import MemberRecord
 
@@ -32,6 +33,8 @@ class OwnRecord:
     def __init__(self, record: MemberRecord) -> None:
         assert record.state == MemberState.ALIVE
         self.record = record
+        self.load = 0
+        """Percent; said with every packet, and no part of the record."""
 
     @property
     def left(self) -> bool:
@@ -53,13 +56,11 @@ class OwnRecord:
         self.record = msgspec.structs.replace(own, incarnation=said.incarnation + 1)
         return Answer.REFUTE
 
-    def offer(self, offered_bytes: int) -> bool:
-        """Say how much memory this node offers; False if that is what it says already."""
-        if offered_bytes == self.record.offered_bytes:
+    def describe(self, described: Described) -> bool:
+        """Say something else of this node; False if that is what it says already."""
+        if described == Described.of(self.record):
             return False
-        self.record = msgspec.structs.replace(
-            self.record, incarnation=self._next_incarnation(), offered_bytes=offered_bytes
-        )
+        self.record = msgspec.structs.replace(described.on(self.record), incarnation=self._next_incarnation())
         return True
 
     def leave(self) -> None:

@@ -7,22 +7,29 @@ from random import Random
 from typing import TypeAlias
 
 from p2pkv.config import MeshConfig
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
+from p2pkv.mesh.comparison import Comparison
 from p2pkv.mesh.contacts import Contacts
+from p2pkv.mesh.duplicates import Duplicates
 from p2pkv.mesh.gossip import GossipQueue
 from p2pkv.mesh.health import LocalHealth
 from p2pkv.mesh.join import Joiner
+from p2pkv.mesh.loads import Loads
 from p2pkv.mesh.members import MemberState, MemberTable
+from p2pkv.mesh.metadata import addresses
 from p2pkv.mesh.notes import Notes
 from p2pkv.mesh.observers import Observations
 from p2pkv.mesh.outbox import Outbox
 from p2pkv.mesh.own import OwnRecord
+from p2pkv.mesh.pace import Pace
 from p2pkv.mesh.probe import Prober
 from p2pkv.mesh.relay import Relays, nack_after_s
+from p2pkv.mesh.reunion import Reunion
+from p2pkv.mesh.sources import Sources, scheme_of
 from p2pkv.mesh.suspicion import Suspects
 from p2pkv.transport.wire import MemberRecord
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note
+Effect: TypeAlias = SendDatagram | SendStream | Resolve | MemberChanged | Note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +50,23 @@ class Parts:
     observations: Observations
     contacts: Contacts
     joiner: Joiner
+    sources: Sources
+    duplicates: Duplicates
+    loads: Loads
+    comparison: Comparison
+    pace: Pace
+    reunion: Reunion
     notes: Notes
     counts: "Counter[str]"
 
     def is_dead(self, member: str) -> bool:
         """Whether we believe `member` dead; if a message comes from it all the same, it must be told."""
-        known = self.table.get(member)
+        known = self.table.remembered(member)
         return known is not None and known.state == MemberState.DEAD
 
     def usable_addresses(self) -> frozenset[str]:
         """Return where the members to count on listen."""
-        return frozenset(record.address for record in self.table.usable())
+        return frozenset(address for record in self.table.usable() for address in addresses(record))
 
 
 def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[str, ...], random: Random) -> Parts:
@@ -96,7 +109,17 @@ def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[
             health=health,
         ),
         contacts=Contacts(),
-        joiner=Joiner(seeds=join, own_address=me.address, retry_s=config.join_retry_s),
+        joiner=Joiner(
+            seeds=tuple(entry for entry in join if not scheme_of(entry)),
+            own_addresses=addresses(me),
+            retry_s=config.join_retry_s,
+        ),
+        sources=Sources(tuple(entry for entry in join if scheme_of(entry)), retry_s=config.join_retry_s),
+        duplicates=Duplicates(),
+        loads=Loads(),
+        comparison=Comparison(own, table),
+        pace=Pace(period_s=config.push_pull_period_s, random=random),
+        reunion=Reunion(random),
         notes=Notes(),
         counts=Counter(),
     )

@@ -1,4 +1,4 @@
-"""Whole member lists over the stream: how they are cut into messages, and how often they are compared.
+"""Member lists over the stream: how they are cut into messages, how often they are compared, and what is doubted.
 
 Source: Demers et al., "Epidemic algorithms", PODC 1987 (anti-entropy); the scaling is memberlist's `pushPullScale`.
 """
@@ -12,6 +12,9 @@ import msgspec
 from p2pkv.mesh.members import MemberState, is_usable, record_bytes
 from p2pkv.transport.wire import MESSAGE_BYTES_MAX, RECORDS_PER_PUSH_MAX, MemberRecord, PushPull
 
+WELCOME_RECORDS: Final = 32
+"""Members told to a newcomer by the one it asks, however large the mesh. The others it hears of from one of those: with 127
+instead, 500 nodes that join at once know each other no sooner, and the seed sends three times as much."""
 _SCALE_FROM: Final = 32
 _ENVELOPE_BYTES: Final = 16
 """Above what tag, array headers and `reply` take."""

@@ -1,146 +1,174 @@
-"""Who owns a key: an immutable consistent-hash ring made from a view of the membership.
+"""Who owns a key: an immutable table of slots made from a view of the membership.
 
-Members stand on a circle of 2^64 positions with virtual nodes in proportion to the memory they offer; a key belongs to
-the first r distinct members at or after its own position. Equal views give equal rings, byte for byte, in every
-process: positions come from BLAKE2b and integer arithmetic, and nothing depends on the order of a dict or a set.
+A key's hash names one of 2^18 slots, and each slot has up to three owners: the first by weighted rendezvous among all
+members (placement.py), with no member first owner of more than 1.25 times its due; the others further along the same
+order, in other zones than those before them where there are enough, else on other hosts. Equal views give equal tables,
+byte for byte, in every process: nothing depends on the order of a dict or a set.
 
-Source: Karger et al., "Consistent hashing and random trees", STOC 1997; weights by virtual nodes as in Dynamo, SOSP 2007,
-section 6.2.
+Source: Karger et al., "Consistent hashing and random trees", STOC 1997 (the problem); placement.py names the rest.
+Decision 20 has the alternatives with their figures.
 """
 
 import hashlib
-import itertools
-import math
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
+from xxhash import xxh3_64_intdigest
 
 from p2pkv.mesh.members import is_usable
+from p2pkv.mesh.placement import SLOTS, SLOTS_LOG2, Groups, Members, Placement
 from p2pkv.transport.wire import MemberRecord
 
-VIRTUAL_NODES_MEAN: Final = 256
-"""Virtual nodes of a member of mean weight; a member's share then strays 6.5 % from its due (one standard deviation)."""
-VIRTUAL_NODES_MAX: Final = 64 * VIRTUAL_NODES_MEAN
-"""A member that offers more than 64 times the mean is not given more."""
-_POSITIONS: Final = 2**64
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
+OWNERS_MAX: Final = 3
+"""Owners of a slot; a lookup may ask for fewer."""
+BOUND: Final = 1.25
+"""No member is first owner of more than this times its due, the part that its weight is of all. In Mirrokni et al. a
+bound of 1 + e costs keys that move about 1 / e^2 times as much; at 100 equals none is near it."""
+_SHIFT: Final = 64 - SLOTS_LOG2
 
-_Positions: TypeAlias = npt.NDArray[np.uint64]
-
-
-def unit_bytes(weights: Iterable[int]) -> float:
-    """Return the weight of one virtual node: the power of two nearest, by ratio, to mean / 256.
-
-    A power of two and not the mean itself, because the mean moves with every join. As long as the unit stays, a
-    member's virtual nodes depend on nobody else, and a join or leave moves keys only to or from the one that changed.
-    Every operation here is rounded the same way on every machine.
-    """
-    positive = [weight for weight in weights if weight > 0]
-    if not positive:
-        return 1.0
-    fraction, exponent = math.frexp(sum(positive) / (len(positive) * VIRTUAL_NODES_MEAN))
-    return 2.0 ** (exponent if fraction * fraction >= 0.5 else exponent - 1)  # noqa: PLR2004 - (1 / sqrt 2) squared
+Place: TypeAlias = tuple[str, str]
+"""Zone and host of a member."""
+Stake: TypeAlias = tuple[str, int, Place]
+"""A member's id, offered bytes and place: all that the ring knows of it."""
 
 
 class Ring:
-    """One version of who owns what. Lookups are O(log V + r) with V virtual nodes; building is one sort of V."""
+    """One version of who owns what. A lookup reads a table; building it takes some 30 ms, for ten members as for a thousand."""
 
-    def __init__(self, weights: Mapping[str, int], *, version: int = 0) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, int],
+        *,
+        places: Mapping[str, Place] | None = None,
+        bound: float | None = BOUND,
+    ) -> None:
         """Place the members.
 
         Args:
             weights: offered bytes by member id. A member that offers nothing owns nothing, unless nobody offers
                 anything: then all weigh the same, because a directory needs an owner even while tiers are empty.
-            version: of the view this ring was made from; only carried along.
+            places: zone and host of members; an empty host is a host of its own. None, or a member not in it: unknown.
+            bound: greatest share of a first owner in units of its due, above 1; None sets no bound.
         """
+        assert bound is None or bound > 1
         if not any(weight > 0 for weight in weights.values()):
-            weights = dict.fromkeys(weights, VIRTUAL_NODES_MEAN)
-        unit = unit_bytes(weights.values())
-        self.version = version
+            weights = dict.fromkeys(weights, 1)
         self._members = tuple(sorted(member for member, weight in weights.items() if weight > 0))
-        counts = [_virtual_nodes(weights[member], unit) for member in self._members]
-        placed = [_positions(member, count) for member, count in zip(self._members, counts, strict=True)]
-        positions = np.concatenate(placed) if placed else np.empty(0, np.uint64)
-        holders = np.repeat(np.arange(len(self._members), dtype=np.uint32), counts)
-        order = np.lexsort((holders, positions))  # two members on one position: the smaller id comes first
-        # bisect on an array of machine integers is four times as fast as searchsorted with one key.
-        self._positions = array("Q", positions[order].astype("=u8").tobytes())
-        self._holders = array("I", holders[order].astype("=u4").tobytes())
+        total = sum(weights[member] for member in self._members)
+        self._due = {member: weights[member] / total for member in self._members}
+        self.owners_max: Final = min(OWNERS_MAX, len(self._members))
+        self._places = {member: (places or {}).get(member, ("", "")) for member in self._members}
+        columns = self._owners([weights[member] for member in self._members], bound) if self._members else []
+        self._table = array("H", np.stack(columns, axis=1).tobytes() if columns else b"")
 
     @classmethod
-    def of(cls, records: Iterable[MemberRecord], *, version: int = 0) -> "Ring":
-        """Return the ring of the usable members among `records`; this node's own record should be there too."""
-        return cls({record.id: record.offered_bytes for record in records if is_usable(record)}, version=version)
+    def of(cls, records: Iterable[MemberRecord]) -> "Ring":
+        """Return the ring of the usable members among `records`; this node's own record should be there too.
+
+        One that offers nothing counts as offering a byte, so that it is known, and owns next to nothing.
+        """
+        return cls.of_view(view(records))
+
+    @staticmethod
+    def of_view(stakes: tuple[Stake, ...]) -> "Ring":
+        """Return the ring of a view. The last few are kept, as many nodes of one simulation have equal views."""
+        return _of(stakes)
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Members that own something, sorted."""
+        """Members that may own something, sorted."""
         return self._members
 
-    def owners(self, key: bytes, r: int) -> tuple[str, ...]:
-        """Return the r distinct members that own `key`, the first one foremost; fewer if there are not as many."""
-        assert r >= 0
-        return tuple(itertools.islice(self.walk(key), r))
+    def owners(self, key: bytes, r: int = OWNERS_MAX) -> tuple[str, ...]:
+        """Return the members that own `key`, at most `r` of them, the first one foremost."""
+        at = (xxh3_64_intdigest(key) >> _SHIFT) * self.owners_max
+        if r == OWNERS_MAX == self.owners_max:  # spelt out, because a loop takes longer than all the rest
+            members, table = self._members, self._table
+            return members[table[at]], members[table[at + 1]], members[table[at + 2]]
+        return self._row(at, r)
 
-    def walk(self, key: bytes) -> Iterator[str]:
-        """Yield all members, each once, in the order in which they would own `key` if those before them were not there.
+    def slot(self, key: bytes) -> int:
+        """Return the slot that `key` belongs to."""
+        return xxh3_64_intdigest(key) >> _SHIFT
 
-        Bounding the load of owners means to skip the full ones on this walk.
-        """
-        start = bisect_left(self._positions, xxhash.xxh3_64_intdigest(key))
-        seen: set[int] = set()
-        for i in itertools.chain(range(start, len(self._positions)), range(start)):
-            holder = self._holders[i]
-            if holder not in seen:
-                seen.add(holder)
-                yield self._members[holder]
-                if len(seen) == len(self._members):
-                    return
+    def owners_of(self, slot: int, r: int = OWNERS_MAX) -> tuple[str, ...]:
+        """Return the members that own the keys of `slot`, at most `r` of them."""
+        return self._row(slot * self.owners_max, r)
 
-    def shares(self) -> dict[str, float]:
-        """Return the part of all keys that each member is first owner of; they add up to 1."""
-        if not self._positions:
+    def place(self, member: str) -> Place:
+        """Return zone and host of a member as this ring knows them."""
+        return self._places[member]
+
+    def due(self, member: str) -> float:
+        """Return the part of all keys that a member should be first owner of, by its weight."""
+        return self._due[member]
+
+    def shares(self, r: int = 1) -> dict[str, float]:
+        """Return the part of all keys that each member is among the first `r` owners of. For 1 they add up to 1."""
+        if not self._members:
             return {}
-        positions = np.frombuffer(self._positions, np.uint64)
-        # A virtual node owns what lies between its predecessor and itself; unsigned arithmetic closes the circle.
-        gaps = positions - np.roll(positions, 1)
-        if len(positions) == 1:
-            return {self._members[0]: 1.0}
-        sums = np.bincount(np.frombuffer(self._holders, np.uint32), weights=gaps / _POSITIONS)
-        return {member: float(share) for member, share in zip(self._members, sums, strict=True)}
+        counts = np.bincount(self.rows()[:, :r].reshape(-1), minlength=len(self._members))
+        return {member: float(count) / SLOTS for member, count in zip(self._members, counts, strict=True)}
+
+    def changed_slots(self, before: "Ring", r: int = OWNERS_MAX) -> list[int]:
+        """Return the slots whose first `r` owners, or their order, are others than in `before`."""
+        if min(r, self.owners_max) != min(r, before.owners_max):
+            return list(range(SLOTS))
+        if not self._members:
+            return []
+        numbers = {member: number for number, member in enumerate(self._members)}
+        nobody = len(numbers)
+        renamed = np.array([numbers.get(member, nobody) for member in before.members], np.int32)
+        differ = renamed[before.rows()[:, :r]] != self.rows()[:, :r]
+        slots: list[int] = np.flatnonzero(differ.any(axis=1)).tolist()
+        return slots
 
     def fingerprint(self) -> bytes:
         """Return 16 bytes that are equal on two nodes exactly if they agree on every owner."""
-        digest = hashlib.blake2b(digest_size=16, person=b"p2pkv.ring.1")
+        digest = hashlib.blake2b(digest_size=16, person=b"p2pkv.ring.2")
         for member in self._members:
             digest.update(len(member.encode()).to_bytes(2, "little") + member.encode())
-        digest.update(np.frombuffer(self._positions, np.uint64).astype("<u8").tobytes())
-        digest.update(np.frombuffer(self._holders, np.uint32).astype("<u4").tobytes())
+        digest.update(self.rows().astype("<u2").tobytes())
         return digest.digest()
 
+    def _row(self, at: int, r: int) -> tuple[str, ...]:
+        members = self._members
+        return tuple([members[number] for number in self._table[at : at + min(r, self.owners_max)]])
+
+    def rows(self) -> npt.NDArray[np.uint16]:
+        """Return the table: for each slot its owners as places in `members`."""
+        return np.frombuffer(self._table, np.uint16).reshape(-1, max(1, self.owners_max))
+
+    def _owners(self, weights: list[int], bound: float | None) -> list[Members]:
+        placement = Placement(self._members, weights)
+        columns = [placement.firsts(bound)]
+        zones = _numbered([zone for zone, _ in self._places.values()])
+        hosts = _numbered([host or f"\0{member}" for member, (_, host) in self._places.items()])
+        each = np.arange(len(self._members), dtype=np.int32)
+        while len(columns) < self.owners_max:
+            apart = next(groups for groups in (zones, hosts, each) if groups.max() >= len(columns))
+            columns.append(placement.further(columns, apart))
+        return columns
+
     def __repr__(self) -> str:
-        return f"<Ring version={self.version} members={len(self._members)} virtual_nodes={len(self._positions)}>"
+        return f"<Ring members={len(self._members)} owners={self.owners_max}>"
 
 
-def _virtual_nodes(weight: int, unit: float) -> int:
-    return min(max(1, math.floor(weight / unit + 0.5)), VIRTUAL_NODES_MAX)
+def view(records: Iterable[MemberRecord]) -> tuple[Stake, ...]:
+    """Return all that the ring takes from `records`: two lists with equal views have equal rings."""
+    stakes = ((one.id, max(1, one.offered_bytes), (one.zone, one.host_id)) for one in records if is_usable(one))
+    return tuple(sorted(stakes))
 
 
-def _positions(member: str, count: int) -> _Positions:
-    """Return the first `count` positions of `member`: SplitMix64 from a seed that is a digest of the id.
+@lru_cache(maxsize=4)
+def _of(stakes: tuple[Stake, ...]) -> Ring:
+    return Ring({member: weight for member, weight, _ in stakes}, places={member: at for member, _, at in stakes})
 
-    The first n are the same whatever the count, so a member that grows keeps what it had. One hash call and a few
-    vector operations per member, instead of one hash call per virtual node, build a ring of 1,000 members in a tenth.
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 15.
-    """
-    digest = hashlib.blake2b(member.encode(), digest_size=8, person=b"p2pkv.ring.1").digest()
-    seed = np.uint64(int.from_bytes(digest, "little"))
-    state = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + seed
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
-    return state ^ (state >> np.uint64(31))
+
+def _numbered(names: list[str]) -> Groups:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int32)

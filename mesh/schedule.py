@@ -1,4 +1,4 @@
-"""What time does: probes, deaths, gossip, lists compared and seeds asked, each when it is due."""
+"""What time does: probes, deaths, gossip, lists compared, sources looked up and seeds asked, each when it is due."""
 
 from typing import Final
 
@@ -7,20 +7,24 @@ import msgspec
 from p2pkv.mesh.accusers import with_accusers
 from p2pkv.mesh.beliefs import Beliefs
 from p2pkv.mesh.chance import pick
+from p2pkv.mesh.description import Description
+from p2pkv.mesh.lists import Lists
+from p2pkv.mesh.lookups import Lookups
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.parts import Effect, Parts
 from p2pkv.mesh.probe import Direct, Indirect, Silent, Step
-from p2pkv.mesh.push_pull import push_pull_scale
-from p2pkv.transport.wire import MemberRecord, Nack, Ping, PingRequest
+from p2pkv.transport.wire import Gossip, MemberRecord, Nack, Ping, PingRequest
 
-DEAD_CONTACT_PERIOD_S: Final = 60.0
-"""How often a dead member is tried, in case it was only cut off. foca announces itself to the dead every 65 s."""
+_SEED_SHARE: Final = 0.5
+"""How often a seed is tried rather than a dead member, where there are both: a seed may know those we have forgotten."""
 
 
 class Schedule:
     """The deadlines of membership, and what happens at each."""
 
-    def __init__(self, parts: Parts, beliefs: Beliefs) -> None:
+    def __init__(
+        self, parts: Parts, beliefs: Beliefs, lists: Lists, *, lookups: Lookups, description: Description
+    ) -> None:
         self._parts = parts
         self._config = parts.config
         self._random = parts.random
@@ -34,11 +38,14 @@ class Schedule:
         self._observations = parts.observations
         self._joiner = parts.joiner
         self._counts = parts.counts
+        self._pace = parts.pace
+        self._reunion = parts.reunion
         self._beliefs = beliefs
+        self._lists = lists
+        self._lookups = lookups
+        self._description = description
         self.started = False
         self._gossip_at = 0.0
-        self._push_pull_at = 0.0
-        self._dead_contact_at = 0.0
 
     def next_deadline(self) -> float:
         """When to call `on_time` next; it may be past."""
@@ -51,8 +58,9 @@ class Schedule:
             self._relays.next_deadline(),
             self._gossip_at if self._outbox.has_news() else float("inf"),
             self._joiner.next_deadline(),
-            self._push_pull_at,
-            self._dead_contact_at,
+            self._lookups.next_deadline(),
+            self._description.next_deadline(),
+            self._lists.next_deadline(),
             self._table.next_deadline(),
         )
 
@@ -61,6 +69,7 @@ class Schedule:
         if not self.started:
             self._start(now)
         self._forgive_stall(now)
+        effects += self._description.on_time(now)
         for step in self._prober.on_time(now):
             if isinstance(step, Silent):
                 self._health.on_silence(asked=step.asked, nacks=step.nacks)
@@ -76,17 +85,13 @@ class Schedule:
         if now >= self._gossip_at and self._outbox.has_news():
             self._gossip_at = now + self._config.gossip_period_s
             effects += self._outbox.gossip(self._config.gossip_fanout, self._random)
-        if now >= self._push_pull_at:
-            self._push_pull_at = now + self._config.push_pull_period_s * push_pull_scale(self._table.mesh_size())
-            self._compare_lists_with_one_of(self._table.usable(), effects)
-        if now >= self._dead_contact_at:
-            # Where two halves of a mesh find each other again. A member that was only cut off reads in our list that it
-            # is dead, refutes, and answers with what its side believes; one pair that meets is enough for gossip.
-            self._dead_contact_at = now + DEAD_CONTACT_PERIOD_S
-            self._compare_lists_with_one_of(self._table.dead(), effects)
+        self._lists.on_time(now, effects)
+        if self._reunion.is_turn(now, members=self._table.mesh_size()):
+            self._seek_the_lost(now, effects)
+        self._lookups.on_time(now, effects)
         if now >= self._joiner.next_deadline():
             for address in self._joiner.on_time(now, reached=self._parts.usable_addresses()):
-                effects += self._outbox.list_to(address, reply=True)
+                self._lists.ask_seed(address, effects)
         self._table.reap(now)
 
     def _start(self, now: float) -> None:
@@ -95,8 +100,8 @@ class Schedule:
         self._prober.start(now)
         self._joiner.start(now)
         self._gossip_at = now
-        self._push_pull_at = now + self._config.push_pull_period_s * self._random.random()
-        self._dead_contact_at = now + DEAD_CONTACT_PERIOD_S * self._random.random()
+        self._pace.start(now)
+        self._reunion.start(now)
 
     def _forgive_stall(self, now: float) -> None:
         """Give suspects back the time in which this node did not run: it told nobody, so nobody could refute."""
@@ -132,6 +137,16 @@ class Schedule:
             self._counts["stream_probes"] += 1
             effects += self._outbox.knock(target, seq)
 
-    def _compare_lists_with_one_of(self, members: tuple[MemberRecord, ...], effects: list[Effect]) -> None:
-        if members:
-            effects += self._outbox.list_to(pick(members, self._random).address, reply=True)
+    def _seek_the_lost(self, now: float, effects: list[Effect]) -> None:
+        """Try one member held for dead, or one seed that is nobody's address.
+
+        A packet to the dead says so, and whoever lives refutes and answers; from there lists are compared.
+        """
+        dead, seeds = self._table.dead(), self._joiner.unreached(self._parts.usable_addresses())
+        if seeds and (not dead or self._random.random() < _SEED_SHARE):
+            seed = pick(seeds, self._random)
+            self._joiner.on_retry(seed, now)
+            self._lists.compare_with(seed, effects)
+        elif dead:
+            lost = pick(dead, self._random)
+            effects.append(self._outbox.datagram(lost.id, lost.address, Gossip(), first=(self._own.record,)))

@@ -43,6 +43,8 @@ class MembershipStatistics:
     """Packets of another cluster, ignored."""
     pings_misdirected: int
     """Pings that reached our address but meant another id: a process that was here before us."""
+    seeds_refused: int
+    """Addresses that were found and not taken, because there were as many seeds as may be."""
     records_refused: int
     """Records too large, without an address, or beyond what the table holds; and empty lists."""
     verdicts_doubted: int

@@ -1,9 +1,12 @@
 """One node: its core, its memory, its sockets, wired together in one nursery. Constructs; decides nothing."""
 
+import contextlib
+import hashlib
 import secrets
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -11,24 +14,36 @@ from typing import Final
 import trio
 
 from p2pkv.config import Config, format_address, parse_address
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError
+from p2pkv.discovery.base import Found
+from p2pkv.discovery.shell import Discovery, check_entries, resolvers
+from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, SealRefused
+from p2pkv.identity import Identity
 from p2pkv.ledger import Held
+from p2pkv.load import LoadGauge
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
 from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.metadata import weights_texts
+from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
+from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
+from p2pkv.protection import Protection
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
+from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.handshake import welcome
+from p2pkv.transport.sealed_handshake import welcome_sealed
+from p2pkv.transport.sealed_stream import Channel
+from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.streams import ControlStreams, serve_control
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
-from p2pkv.transport.wire import Hello, MemberRecord
+from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, MemberRecord
 
 CONTROL: Final = 0
 BULK: Final = 1
@@ -36,6 +51,8 @@ _BULK_IDLE_S: Final = 300.0
 _INCOMING_MAX: Final = 4096
 """Streams of other nodes at a time; a further one is closed at once."""
 _GAUGES_S: Final = 1.0
+_DUPLICATE_FRESH_S: Final = 600.0
+"""How long the metric counts another process with our id after it was last heard of; it is told ten times as often."""
 
 
 class Agent:
@@ -47,40 +64,58 @@ class Agent:
         Raises:
             ConfigError: an address is wrong, or a bind needs `insecure`.
             CannotListen: a port or socket is taken.
-            FabricError: there is not enough memory. In all cases nothing stays bound or held.
+            FabricError: there is not enough memory.
+            LocalUseError: the folder of `node.state_dir` is damaged, or another daemon's. In all cases nothing stays
+                bound or held.
         """
         host, port = parse_address(config.node.bind, what="node.bind")
-        for seed in config.node.join:
-            parse_address(seed, what="node.join")
+        check_entries(config.node.join)
         _refuse_exposed(host, config)
+        self._protection: Final = Protection(config.security)
         self.config: Final = config
-        self.local: Final = LocalSocket(config.node.socket)
-        try:
+        with contextlib.ExitStack() as made:
+            self.local: Final = LocalSocket(config.node.socket)
+            made.callback(self.local.close)
             udp, self._tcp = bind_both(host, port)
+            made.callback(self._tcp.close)
             self._datagrams = Datagrams(udp)
-            try:
-                self.tier: Final = HostTier(_whole_chunks(config))
-            except BaseException:
-                udp.close()
-                self._tcp.close()
-                raise
-        except BaseException:
-            self.local.close()
-            raise
-        self.me: Final = _own_record(config, self._tcp)
+            made.callback(self._datagrams.close)
+            self.identity: Final = Identity.of(config.node.state_dir, port=port)
+            made.callback(self.identity.close)
+            self.me: Final = _own_record(config, self._tcp, self.identity)
+            made_resolvers = resolvers(config.node, self.me)
+            self.tier: Final = HostTier(_whole_chunks(config))
+            made.pop_all()
+        self._discovery = Discovery(made_resolvers, found=self._seeds_found, failed=self._lookup_failed)
         self.metrics: Final = Metrics()
         self.log: Final = logger(config.log).bind(node=self.me.name)
-        node = Node(config, self.me, Random(secrets.randbits(64)))
+        node = Node(
+            config,
+            self.me,
+            Random(secrets.randbits(64)),
+            ring=self._protection.ring,
+            generations=self.tier.generations if config.fetch.shared_memory else None,
+        )
         timeout_s = config.fetch.connect_timeout_s
         self._streams = ControlStreams(
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
+            ring=self._protection.rings,
         )
-        self._bulk = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings)
+        self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
         self.runner: Final = Runner(
-            node, datagrams=self._datagrams, streams=self._streams, metrics=self.metrics, log=self.log
+            node,
+            datagrams=self._datagrams,
+            streams=self._streams,
+            metrics=self.metrics,
+            log=self.log,
+            seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
+        self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
+        self._neighbourhood = self._with_neighbours(shm) if config.fetch.shared_memory else None
         self._leaving = trio.Event()
         self._server = LocalServer(
             Served(
@@ -90,10 +125,12 @@ class Agent:
                 log=self.log,
                 me=self.me,
                 cluster=config.node.cluster,
-                protection="none, loopback only" if _is_loopback(host) else "none (insecure)",
-                transport=self._bulk.name,
+                path=self._bulk.path,
+                protection=lambda: self._protection.text(loopback=_is_loopback(host)),
+                keys=lambda request: self._protection.carry_out(self.runner, request),
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
+                state_dir=str(self.identity.folder or ""),
             )
         )
 
@@ -105,7 +142,12 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._streams.run)
+                self._protection.attach(self.runner, nursery)
+                await nursery.start(self._discovery.run)
+                self.runner.on_resolve = self._discovery.start
                 self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
+                if self._neighbourhood is not None:
+                    await nursery.start(self._neighbourhood.run)
                 nursery.start_soon(self.runner.run)
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
@@ -121,19 +163,44 @@ class Agent:
                 await self._bulk.aclose()
             self.close()
 
+    def _with_neighbours(self, shm: ShmTransport) -> Neighbourhood | None:
+        try:
+            return Neighbourhood(
+                runner=self.runner,
+                tier=self.tier,
+                shm=shm,
+                cluster=self.config.node.cluster,
+                me=self.me,
+                metrics=self.metrics,
+                log=self.log,
+            )
+        except CannotListen as exc:  # a double of this node has the name; all comes over TCP then
+            self.log.warning("no shared memory on this machine", reason=str(exc))
+            return None
+
     def leave(self) -> None:
         """Have `run` say goodbye and return."""
         self._leaving.set()
 
     def close(self) -> None:
         """Give sockets and memory back; `run` does it itself."""
+        if self._neighbourhood is not None:
+            self._neighbourhood.close()
         self.local.close()
         self._tcp.close()
         self._datagrams.close()
         self.tier.close()
+        self.identity.close()
 
     def _link_lost(self, address: str, error: PeerError) -> None:
         self.runner.link_lost(address, error)  # the runner is made after the streams that report to it
+
+    def _seeds_found(self, source: str, found: Found) -> None:
+        self.runner.tell(lambda node, now: node.on_resolved(source, found.addresses, now, complaint=found.complaint))
+
+    def _lookup_failed(self, source: str, reason: str) -> None:
+        self.metrics.lookup_failures.labels(scheme_of(source)).inc()
+        self.runner.tell(lambda node, now: node.on_resolve_failed(source, reason, now))
 
     def _hello(self, purpose: int) -> Hello:
         return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
@@ -164,25 +231,36 @@ class Agent:
         try:
             peer = format_address(*stream.socket.getpeername()[:2])
             with trio.fail_after(self.config.fetch.connect_timeout_s):
-                hello = await welcome(stream, cluster=self.config.node.cluster, node_id=self.me.id, peer=peer)
+                hello, channel = await self._welcome(stream, peer)
             if hello.purpose == BULK:
-                sent = self.metrics.transfer_bytes.labels("sent", self._bulk.name).inc
                 await serve_bulk(
-                    stream,
+                    channel,
                     peer=hello.node,
                     open_lease=self._open_lease,
                     idle_s=_BULK_IDLE_S,
                     block_s=self.config.fetch.lease_s,
-                    on_sent=sent,
+                    on_sent=self._sent,
                 )
             else:
-                await serve_control(stream, peer=hello.node, deliver=self.runner.deliver)
+                await serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
+        except SealRefused as exc:
+            self.runner.seal_refused("stream", exc)
         except PeerError as exc:
             if isinstance(exc, MalformedMessage):
                 self.metrics.malformed.labels("stream").inc()
             self.log.warning("caller refused", address=peer, reason=str(exc))
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self.log.info("caller lost", address=peer, reason=type(exc).__name__)
+
+    def _sent(self, count: int) -> None:
+        self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc(count)
+        self._load.sent(count)
+
+    async def _welcome(self, stream: trio.SocketStream, peer: str) -> tuple[Hello, Channel]:
+        cluster, rings = self.config.node.cluster, self._protection.rings
+        if rings is None:
+            return await welcome(stream, cluster=cluster, node_id=self.me.id, peer=peer), stream
+        return await welcome_sealed(stream, cluster=cluster, node_id=self.me.id, peer=peer, ring=rings)
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
@@ -197,6 +275,12 @@ class Agent:
             self.metrics.tier_blocks.labels("host").set(figures.blocks)
             self.metrics.evictions.labels("host").inc(figures.evictions - evicted)
             evicted = figures.evictions
+            load = self._load.percent(trio.current_time())
+            offered = {"host": figures.capacity_bytes}
+            self.runner.tell(partial(Node.update_self, offered=offered, load=load))
+            now = trio.current_time()
+            twins = self.runner.ask(lambda node: node.membership.duplicates())
+            self.metrics.duplicate_ids.set(sum(now - twin.heard_at < _DUPLICATE_FRESH_S for twin in twins))
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]
             for state in MemberState:
                 self.metrics.members.labels(state.name.lower()).set(states.count(state))
@@ -231,14 +315,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse_exposed(host: str, config: Config) -> None:
-    if not _is_loopback(host) and not config.node.insecure:
+    if not _is_loopback(host) and not config.node.insecure and not config.security.keyring:
         raise ConfigError(
-            f"node.bind is {config.node.bind!r}, which other machines can reach, and nothing is encrypted yet",
-            hint="bind to 127.0.0.1, or say --insecure on a network you trust with every prompt",
+            f"node.bind is {config.node.bind!r}, which other machines can reach, and without a keyring nothing is encrypted",
+            hint="set security.keyring (--keyring), or bind to 127.0.0.1; --insecure gives every prompt to the network",
         )
 
 
-def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
+def _own_record(config: Config, listener: socket.socket, identity: Identity) -> MemberRecord:
     """Return what this node says of itself at start."""
     host, port = listener.getsockname()[:2]
     address = format_address(host, port)
@@ -249,9 +333,11 @@ def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
         except OSError as exc:
             raise ConfigError(f"node.advertise is {config.node.advertise!r} ({exc})", hint="give an address") from exc
         address = format_address(str(numeric[0]), advertised_port or port)
+    for further in config.node.also_at:
+        parse_address(further, what="node.also_at")
     return MemberRecord(
-        id=secrets.token_hex(8),
-        boot=time.time_ns() // 1_000_000,
+        id=identity.id,
+        boot=identity.boot,
         incarnation=0,
         state=MemberState.ALIVE,
         name=config.node.name or f"{socket.gethostname()[:48]}:{port}",
@@ -259,12 +345,31 @@ def _own_record(config: Config, listener: socket.socket) -> MemberRecord:
         host_id=_host_id(),
         zone=config.node.zone,
         offered_bytes=config.host.capacity_bytes,
+        rack=config.node.rack,
+        also_at=config.node.also_at,
+        protocol_min=PROTOCOL_MIN,
+        protocol_max=PROTOCOL_MAX,
+        weights=weights_texts(_weights(config)),
     )
 
 
+def _weights(config: Config) -> dict[str, str]:
+    pairs = [text.partition("=") for text in config.node.weights]
+    if not all(weights_id and epoch for weights_id, _, epoch in pairs):
+        raise ConfigError(
+            f"node.weights is {list(config.node.weights)!r}, must be weights_id=weights_epoch",
+            hint="for example llama-3-8b@main=0",
+        )
+    return {weights_id: epoch for weights_id, _, epoch in pairs}
+
+
 def _host_id() -> str:
-    """Return what is equal on two nodes of one running machine: the kernel's boot id, or nothing."""
+    """Return what is equal on two nodes of one running machine, or nothing: a digest of the kernel's boot id.
+
+    48 bits, for it is in every record: two of 1,000 machines share one with a chance of 2 in a billion.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
     except OSError:
         return ""
+    return hashlib.blake2b(boot_id, digest_size=6, person=b"p2pkv.host").hexdigest()

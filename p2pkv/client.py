@@ -42,6 +42,8 @@ from p2pkv.local_wire import (
     Attach,
     Done,
     Failure,
+    KeysReply,
+    KeysRequest,
     LeasedBlock,
     LeaveRequest,
     LocateReply,
@@ -56,6 +58,8 @@ from p2pkv.local_wire import (
     ReleaseRequest,
     Reply,
     Request,
+    RingReply,
+    RingRequest,
     StagedBlock,
     StatusReply,
     StatusRequest,
@@ -378,8 +382,23 @@ class Client:
         return self._call(MembersRequest(), MembersReply).members
 
     def locate(self, key: bytes) -> LocateReply:
-        """Return where a block is, as far as the node knows."""
+        """Return where a block is: what the node knows, and what the owners of its stretch say, who are asked."""
         return self._call(LocateRequest(key), LocateReply)
+
+    def ring(self) -> RingReply:
+        """Return who owns how much of the ring, as the node sees it."""
+        return self._call(RingRequest(), RingReply)
+
+    def keys(
+        self, action: int, *, key: bytes = b"", name: str = "", timeout_s: float = 10.0, force: bool = False
+    ) -> KeysReply:
+        """Have the node change or list the keys of all members; see `p2pkv.rotation.Rotation.start`.
+
+        Raises:
+            ConfigError: nothing was changed anywhere.
+        """
+        request = KeysRequest(action, int(timeout_s * 1000), key, name, force)
+        return self._call(request, KeysReply, wait_s=timeout_s)
 
     def leave(self) -> None:
         """Have the node leave the mesh in good order; its daemon stops."""

@@ -28,6 +28,8 @@ _SIZE_UNITS: Final = {
     "MB": 10**6,
     "GB": 10**9,
 }
+_LISTS: Final = ("join", "also_at", "weights")
+"""Fields that are lists, for which `a,b` may be written."""
 _PORT: Final = re.compile("[0-9]{1,5}")
 _SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*")
 
@@ -63,7 +65,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "`host:port` to listen on, UDP for gossip and TCP for control and blocks, one number for both. Port 0 takes a "
-                "free one. An address other than loopback needs `insecure`, because this version does not encrypt."
+                "free one. An address other than loopback needs `security.keyring`, or `insecure`."
             )
         ),
     ] = "127.0.0.1:7710"
@@ -89,11 +91,43 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         Meta(
             max_length=64,
             description=(
-                "Addresses of any members, `host:port`. One that answers is enough; all are tried again until one does."
+                "Where to find any members: `host:port`, or a place to look for such: `dns://NAME:PORT`, `dns+srv://NAME`, "
+                "`mdns://`, `file://PATH`, `exec:COMMAND`. They add up. One that answers is enough; all are tried again until "
+                "one does, and places are looked at again for as long as the node runs. See the guide on discovery."
             ),
         ),
     ] = ()
-    zone: Annotated[str, Meta(max_length=64, description="Rack or zone, told to the other members.")] = ""
+    zone: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description=(
+                "The part of the network this node stands in: a data centre, a row. Told to the other members, so that copies "
+                "can be kept apart and blocks fetched from near."
+            ),
+        ),
+    ] = ""
+    rack: Annotated[str, Meta(max_length=64, description="The rack in the zone. Told to the other members.")] = ""
+    also_at: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=3,
+            description=(
+                "Further `host:port` under which others reach this node: a second network, IPv6. Told to the other members. A "
+                "seed written so counts as reached while this node is a member."
+            ),
+        ),
+    ] = ()
+    weights: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=4,
+            description=(
+                "`weights_id=weights_epoch` of what this node's engines compute with. Told to the other members and shown; keys "
+                "differ by it anyway, so nothing depends on it."
+            ),
+        ),
+    ] = ()
     socket: Annotated[
         str,
         Meta(
@@ -104,6 +138,17 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     metrics: Annotated[str, Meta(description="`host:port` for Prometheus to scrape. Empty: no listener.")] = ""
+    state_dir: Annotated[
+        str,
+        Meta(
+            description=(
+                "Folder, mode 0700, in which this node's id and its last boot number are kept, so that it is the same member "
+                "after a restart. `auto`: `p2pkv/PORT` in `$XDG_STATE_HOME` or `~/.local/state`, PORT that of `bind`; with "
+                "port 0 nothing is kept. Empty: nothing is kept, and every start is a new member. Never copy it to a "
+                "second node."
+            )
+        ),
+    ] = "auto"
 
 
 class MeshConfig(Section, frozen=True, kw_only=True):
@@ -114,7 +159,8 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "How often one random member is probed. Some member notices a dead one after 1.6 periods (e/(e-1), SWIM "
-                "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period."
+                "section 3.1) on average. Shorter finds failures sooner and costs two datagrams a period. memberlist's "
+                "`ProbeInterval`."
             )
         ),
     ] = 1.0
@@ -123,7 +169,7 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Meta(
             description=(
                 "How long a probed member has before others are asked to try. Choose a high quantile of the round trip; "
-                "shorter than `probe_period_s`."
+                "shorter than `probe_period_s`. SWIM section 3.1; memberlist's `ProbeTimeout`."
             )
         ),
     ] = 0.5
@@ -133,7 +179,8 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ge=0,
             le=16,
             description=(
-                "How many members are asked to probe a silent one. More tells a broken link from a dead node better."
+                "How many members are asked to probe a silent one, k of SWIM section 3.1. With loss p of a datagram, all k paths "
+                "fail with (1 - (1 - p)^4)^k; at 5 % and k = 3 that is 0.6 %. memberlist's `IndirectChecks`."
             ),
         ),
     ] = 3
@@ -143,8 +190,9 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ge=1,
             le=100,
             description=(
-                "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute. Higher: fewer false deaths, "
-                "later true ones."
+                "A suspect has `suspicion_mult * max(1, log10 n) * probe_period_s` to refute, the time in which gossip reaches all "
+                "n. Higher: fewer false deaths, later true ones. SWIM section 4.2; Lifeguard's alpha; memberlist's "
+                "`SuspicionMult`."
             ),
         ),
     ] = 4.0
@@ -184,7 +232,7 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             le=100,
             description=(
                 "How many times the plain time an unconfirmed suspicion lasts. Higher: a node that is cut off itself kills "
-                "fewer others. memberlist's `SuspicionMaxTimeoutMult`."
+                "fewer others. Lifeguard's beta; memberlist's `SuspicionMaxTimeoutMult`."
             ),
         ),
     ] = 6.0
@@ -236,7 +284,9 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             ge=1,
             le=32,
             description=(
-                "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go."
+                "An update rides on `retransmit_mult * ceil(log10(n + 1))` packets of each node before it is let go. Higher: "
+                "fewer nodes that hear of it only by comparing lists; bytes grow with it. Lambda of SWIM section 4.1; "
+                "memberlist's `RetransmitMult`."
             ),
         ),
     ] = 4
@@ -244,25 +294,41 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description=(
-                "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes."
+                "How often waiting updates are sent to `gossip_fanout` random members, besides riding on probes. Everybody has "
+                "heard after about log(n) / log(1 + `gossip_fanout`) times this. memberlist's `GossipInterval`."
             )
         ),
     ] = 0.2
-    gossip_fanout: Annotated[int, Meta(ge=1, le=16, description="Members told per `gossip_period_s`.")] = 3
+    gossip_fanout: Annotated[
+        int, Meta(ge=1, le=16, description="Members told per `gossip_period_s`; memberlist's `GossipNodes`.")
+    ] = 3
     push_pull_period_s: Annotated[
         Seconds,
         Meta(
             description=(
-                "How often whole member lists are compared with a random member over the stream; repairs what gossip lost."
+                "How often member lists are compared with a random member over the stream, at rest; repairs what gossip "
+                "lost. Above 32 members up to several times more rarely, and much more often while there is something to "
+                "learn. Only hashes are sent where lists are equal."
             )
         ),
     ] = 30.0
     join_retry_s: Annotated[
         Seconds,
-        Meta(description=("Wait before seeds that did not answer are tried again; doubles up to 16 times this.")),
+        Meta(
+            description=(
+                "Wait before seeds that did not answer are tried again; doubles up to 16 times this. The same for places where "
+                "seeds are looked up, up to a minute. Ours."
+            )
+        ),
     ] = 0.5
     reap_s: Annotated[
-        Seconds, Meta(description=("How long a dead or departed member stays listed. Long enough for people to look."))
+        Seconds,
+        Meta(
+            description=(
+                "How long a dead or departed member stays listed, and is tried in case it was only cut off. Long enough for people "
+                "to look, and for a partition to be repaired. Ours; Serf keeps them for a day."
+            )
+        ),
     ] = 3600.0
 
     def __post_init__(self) -> None:
@@ -300,9 +366,121 @@ class SummaryConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=2**30,
-            description=("How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold."),
+            description=(
+                "How many blocks the filter is sized for. 0: as many blocks of 256 KiB as the tiers hold. More blocks make it "
+                "grow, which costs every peer one snapshot for each doubling."
+            ),
         ),
     ] = 0
+    budget_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=2**40,
+            description=(
+                "Most bytes of deltas that this node sends in any one second, to all peers together. What does not fit waits, "
+                "and is merged with what changes meanwhile. Each peer costs about 6 bytes for a block added or evicted that is "
+                "announced; lower shows new blocks later."
+            ),
+        ),
+    ] = 2**18
+    snapshot_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=2**16,
+            le=2**40,
+            description=(
+                "The same for snapshots, whole filters for those who have none or missed a delta. Lower spares the network "
+                "while a mesh starts; a new node finds its first blocks later."
+            ),
+        ),
+    ] = 2**24
+    filter_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=2**12,
+            le=2**46,
+            description=(
+                "Memory for the filters of all peers. If they need more, the largest are folded in half, which makes them claim "
+                "more that is not there. While peers leave, up to four times as much is in use."
+            ),
+        ),
+    ] = 2**30
+    peers_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=8192,
+            description=(
+                "For how many peers to hold summaries, those of this host and zone first. The others are told to send none, and "
+                "the directory is asked for what they hold. More finds blocks without asking, and costs memory and traffic per "
+                "peer; see the benchmarks. 0: hold none."
+            ),
+        ),
+    ] = 1024
+
+
+class DirectoryConfig(Section, frozen=True, kw_only=True):
+    """Exact records of who holds what, kept by the owners of the ring, for what summaries cannot say."""
+
+    owners: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=3,
+            description=(
+                "Nodes that keep each record, in distinct zones or hosts where possible. More survive more failures at once, and "
+                "cost traffic in proportion. Equal on all nodes. 0: this node takes no part."
+            ),
+        ),
+    ] = 2
+    lease_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long records are good for if their holder does not renew them, which it does three times per lease. Longer "
+                "costs less; shorter forgets sooner what a lost message should have withdrawn. The dead are forgotten at once."
+            )
+        ),
+    ] = 300.0
+    period_s: Annotated[
+        Seconds,
+        Meta(description=("Changes are gathered for so long before owners are told. Longer costs fewer messages.")),
+    ] = 2.0
+    timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Longest a fetch waits for owners to answer; it goes on with what has come. A few round trips: it is paid when "
+                "an owner has just died."
+            )
+        ),
+    ] = 0.25
+    records_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**24,
+            description=(
+                "Records kept for others; further ones are refused and counted. A record takes about 0.5 KB. The mesh has one "
+                "for 32 blocks of a chain, or for a block of unknown depth, times `owners`."
+            ),
+        ),
+    ] = 262_144
+    records_per_peer_max: Annotated[
+        int, Meta(ge=1, le=2**24, description="Of these, how many may speak of one holder, or come from one peer.")
+    ] = 65_536
+    bytes_per_s: Annotated[
+        float,
+        Meta(
+            ge=1024,
+            le=1e9,
+            description=(
+                "What this node may send of changes, renewals and handovers; the rest waits. Answers are not part of it. Lower "
+                "spares the network, and takes longer after a change of the membership."
+            ),
+        ),
+    ] = 131_072.0
 
 
 class HostConfig(Section, frozen=True, kw_only=True):
@@ -377,6 +555,15 @@ class FetchConfig(Section, frozen=True, kw_only=True):
     assumed_bandwidth_bytes_s: Annotated[
         float, Meta(gt=0, description=("Bandwidth of a link nothing was yet fetched over, bytes per second."))
     ] = 1e9
+    shared_memory: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Lend this node's memory, read-only, to nodes of the same user on the same machine, and copy out of theirs "
+                "instead of being sent their blocks. Off: blocks take TCP on one machine too."
+            )
+        ),
+    ] = True
     cooldown_s: Annotated[
         Seconds,
         Meta(
@@ -385,6 +572,21 @@ class FetchConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = 1.0
+
+
+class SecurityConfig(Section, frozen=True, kw_only=True):
+    """What protects this node and what goes between nodes."""
+
+    keyring: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path of the file with the mesh's keys, mode 0600 and of this node's user; `p2pkv keys generate --write` makes "
+                "one. With it everything between nodes is encrypted, and only who has one of the keys is let in. Empty: no "
+                "encryption, and no `bind` but loopback without `insecure`. `~` is the user's home."
+            )
+        ),
+    ] = ""
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
@@ -402,8 +604,10 @@ class Config(Section, frozen=True, kw_only=True):
     node: NodeConfig = NodeConfig()
     mesh: MeshConfig = MeshConfig()
     summary: SummaryConfig = SummaryConfig()
+    directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
     fetch: FetchConfig = FetchConfig()
+    security: SecurityConfig = SecurityConfig()
     log: LogConfig = LogConfig()
 
 
@@ -433,6 +637,7 @@ PROFILES: Final[dict[str, dict[str, dict[str, object]]]] = {
             "push_pull_period_s": 15.0,
         },
         "summary": {"period_s": 0.2},
+        "directory": {"period_s": 0.2, "lease_s": 30.0},
     },
 }
 """Sets of defaults by the kind of network: memberlist's `DefaultLANConfig`, `DefaultWANConfig`, `DefaultLocalConfig`.
@@ -541,6 +746,18 @@ def default_socket(environment: Mapping[str, str] | None = None) -> Path:
     return Path(runtime, "p2pkv", "p2pkv.sock") if runtime else Path(f"/tmp/p2pkv-{os.getuid()}/p2pkv.sock")  # noqa: S108 - the folder is made 0700 and its owner is checked
 
 
+def default_state_dir(port: int, environment: Mapping[str, str] | None = None) -> Path:
+    """Return where a node that binds `port` keeps its identity unless a setting says otherwise.
+
+    The port tells two nodes of one machine apart; it is also what stays when a node is renamed.
+    """
+    variables = os.environ if environment is None else environment
+    state = variables.get("XDG_STATE_HOME", "")
+    if not state.startswith("/"):  # the XDG specification has a relative one ignored
+        state = str(Path(variables.get("HOME", "") or "/", ".local", "state"))
+    return Path(state, "p2pkv", str(port))
+
+
 def _from_file(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
@@ -591,7 +808,7 @@ def _readable(name: str, value: object) -> object:
     """Turn what people write, `4GiB` or `a,b`, into what the field holds."""
     if isinstance(value, str) and name.endswith("_bytes"):
         return parse_size(value)
-    if isinstance(value, str) and name == "join":
+    if isinstance(value, str) and name in _LISTS:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 

@@ -29,6 +29,16 @@ class SendStream:
 
 
 @dataclass(frozen=True, slots=True)
+class Resolve:
+    """Look up an entry of `node.join` that is no plain address.
+
+    The shell reports what came of it, sooner or later: `on_resolved(source, addresses)` or `on_resolve_failed(source)`.
+    """
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class MemberChanged:
     """What this node believes of a member changed; `before` is the earlier state or None for a new member."""
 

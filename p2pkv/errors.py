@@ -11,7 +11,7 @@ Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
     │   └── NotABlockFile
     ├── PeerError (peer=)    another node misbehaved or vanished; treat it as a miss and go on
     │   ├── PeerGone · PeerTooSlow
-    │   ├── MalformedMessage · VersionMismatch
+    │   ├── MalformedMessage · VersionMismatch · SealRefused
     │   └── CorruptBlock
     ├── CapacityError (tier=)  back off; nothing was stored
     │   └── TierFull · PinLimit
@@ -20,6 +20,8 @@ Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
 
 An engine connector catches `P2pkvError` once, counts it by class and answers "miss".
 """
+
+from typing import Final
 
 
 class P2pkvError(Exception):
@@ -75,6 +77,41 @@ class MalformedMessage(PeerError):
 
 class VersionMismatch(PeerError):
     """A peer speaks no protocol version we speak, or belongs to another cluster. Its connection is closed."""
+
+
+class SealRefused(PeerError):
+    """What a peer sent is not sealed with a key of this node's ring, is a recording, or was altered. It was dropped.
+
+    `reason` is one of `SEAL_REASONS`, for counting.
+    """
+
+    def __init__(self, reason: str, *, peer: str, detail: str = "") -> None:
+        text, hint = SEAL_REASONS[reason]
+        super().__init__(f"{text} ({detail})" if detail else text, peer=peer, hint=hint)
+        self.reason = reason
+
+
+SEAL_REASONS: Final = {
+    "plaintext": (
+        "not encrypted, and this node has a keyring",
+        "if the other node belongs here, give it this mesh's keyring (security.keyring)",
+    ),
+    "sealed": (
+        "encrypted, and this node has no keyring",
+        "give this node the mesh's keyring (security.keyring)",
+    ),
+    "unknown_key": (
+        "encrypted with a key that is not in this node's keyring",
+        "compare `p2pkv keys list` on both nodes, and install the missing key",
+    ),
+    "forged": ("altered on its way, or made without the key", ""),
+    "replay": ("seen before, or too old to tell", ""),
+    "old_boot": ("from an earlier run of its sender", ""),
+    "duplicate": ("from a second process with its sender's id and boot", "two nodes share one identity: see the log"),
+    "sender": ("not from the node that sealed it", ""),
+    "malformed": ("too short or too long to be sealed", ""),
+}
+"""Reason -> (what is wrong, what a person can do about it)."""
 
 
 class CorruptBlock(PeerError):

@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeAlias
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES, BlockInfo, BlockKey, join_keys
 from p2pkv.config import FetchConfig
 from p2pkv.effects import Note, SendStream
+from p2pkv.generations import Place
 from p2pkv.links import Links
 from p2pkv.planner import Plan
 from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRequest, bit_positions
@@ -42,6 +43,8 @@ class StartTransfer:
     blocks: tuple[tuple[int, BlockInfo], ...]
     """(position in the grant, what it must be)."""
     deadline: float
+    places: tuple[Place, ...] = ()
+    """Where each of `blocks` lies in the peer's arena, if this node has that mapped and the peer said so; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,14 @@ class FetchEnded:
     fetch: int
     sources: tuple[tuple[BlockKey, str], ...]
     failures: tuple[tuple[BlockKey, Outcome], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a peer said of blocks that its summary claims: which it granted and which it does not have, in chain order."""
+
+    confirmed: tuple[BlockKey, ...]
+    contradicted: tuple[BlockKey, ...]
 
 
 FetchEffect: TypeAlias = SendStream | StartTransfer | FetchEnded | Note
@@ -107,14 +118,20 @@ class FetchStatistics:
     """Blocks that a fetch did not ask for because another had them on their way."""
     shed_blocks: int
     """Blocks not asked for because `in_flight_max` were on their way."""
+    questions: int
+    """Lease requests sent."""
+    questions_wasted: int
+    """Those that were granted no block at all."""
 
 
 class Fetches:
     """All fetches of one node."""
 
-    def __init__(self, *, config: FetchConfig, links: Links) -> None:
+    def __init__(self, *, config: FetchConfig, links: Links, mapped: Callable[[str], bool] = lambda _: False) -> None:
+        """Begin with none; `mapped` says of a peer whether its arena can be read from here."""
         self._config = config
         self._links = links
+        self._mapped = mapped
         self._ids = 0
         self._fetches: dict[int, _Fetch] = {}
         self._flights: dict[BlockKey, _Flight] = {}
@@ -125,6 +142,8 @@ class Fetches:
         self._shared = 0
         self._shed = 0
         self._started = 0
+        self._questions = 0
+        self._questions_wasted = 0
 
     def start(
         self,
@@ -178,6 +197,20 @@ class Fetches:
         effects = [effect for peer, mine in by_peer.items() for effect in self._ask(peer, mine, deadline, now)]
         return fetch_id, (*effects, *self._ended([fetch_id]))
 
+    def judge(self, peer: str, grant: LeaseGrant) -> Answered:
+        """Return what a peer's answer says of its summary; call it before `on_grant`, which ends the question.
+
+        Blocks asked for in hope were claimed by nobody, and a refusal for another reason says nothing of the blocks.
+        """
+        request = self._requests.get(grant.request)
+        if request is None or request.peer != peer or grant.reason:
+            return Answered((), ())
+        infos = _granted_blocks(grant, request.keys) or ()
+        granted = {info.key for _, info in infos}
+        claimed = [key for key in request.keys if self._is_claimed(key, peer)]
+        there = tuple(key for key in claimed if key in granted)
+        return Answered(there, tuple(key for key in claimed if key not in granted))
+
     def on_grant(self, peer: str, grant: LeaseGrant, now: float) -> tuple[FetchEffect, ...]:
         """Take a peer's answer. One to no question of ours is released at once, so that nothing stays pinned."""
         request = self._requests.get(grant.request)
@@ -190,15 +223,22 @@ class Fetches:
         if infos is None:
             self._links.on_failure(peer, now)
             note = Note("lease grant makes no sense", (("peer", peer),), warning=True)
-            return (note, *self._settle([(key, "refused") for key in request.keys], peer, now))
+            # It pinned something all the same, and nobody will pull that.
+            release = SendStream(self._address_of[peer], LeaseRelease(grant.lease))
+            effects: list[FetchEffect] = [note, release] if grant.lease else [note]
+            return (*effects, *self._settle([(key, "refused") for key in request.keys], peer, now))
         granted = {info.key for _, info in infos}
-        effects: list[FetchEffect] = []
+        self._questions_wasted += not infos
+        effects = []
         if infos:
             self._ids += 1
             open_blocks = {info.key: info.length for _, info in infos}
             address = self._address_of[peer]
             self._transfers[self._ids] = _Transfer(peer, address, grant.lease, open_blocks, now, request.deadline)
-            effects.append(StartTransfer(self._ids, peer, address, grant.lease, infos, request.deadline))
+            places = tuple(map(Place, grant.offsets, grant.generations))
+            effects.append(StartTransfer(self._ids, peer, address, grant.lease, infos, request.deadline, places))
+        elif grant.lease:
+            effects.append(SendStream(self._address_of[peer], LeaseRelease(grant.lease)))
         effects += self._settle([(key, "absent") for key in request.keys if key not in granted], peer, now)
         return tuple(effects)
 
@@ -254,9 +294,22 @@ class Fetches:
 
     def statistics(self) -> FetchStatistics:
         """Return the totals of now."""
-        return FetchStatistics(self._started, len(self._flights), dict(self._outcomes), self._shared, self._shed)
+        return FetchStatistics(
+            fetches=self._started,
+            in_flight=len(self._flights),
+            outcomes=dict(self._outcomes),
+            shared_blocks=self._shared,
+            shed_blocks=self._shed,
+            questions=self._questions,
+            questions_wasted=self._questions_wasted,
+        )
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _is_claimed(self, key: BlockKey, peer: str) -> bool:
+        """Say whether a block is one that `peer` claims, and not one asked for in hope."""
+        fetches = (self._fetches.get(number) for number in self._flights[key].waiters)
+        return any(fetch is not None and fetch.claims.get(peer, 0) > fetch.positions[key] for fetch in fetches)
 
     def _answer_by(self, request: _Request) -> float:
         return min(request.deadline, request.asked_at + self._config.answer_timeout_s)
@@ -268,7 +321,9 @@ class Fetches:
             part = tuple(keys[start : start + KEYS_PER_LEASE_MAX])
             self._ids += 1
             self._requests[self._ids] = _Request(peer, part, now, deadline)
-            effects.append(SendStream(self._address_of[peer], LeaseRequest(self._ids, join_keys(part), remaining_ms)))
+            self._questions += 1
+            question = LeaseRequest(self._ids, join_keys(part), remaining_ms, self._mapped(peer))
+            effects.append(SendStream(self._address_of[peer], question))
         return effects
 
     def _give_up(self, requests: Sequence[int], outcome: Outcome, now: float) -> tuple[FetchEffect, ...]:
@@ -361,6 +416,8 @@ def _granted_blocks(grant: LeaseGrant, keys: Sequence[BlockKey]) -> tuple[tuple[
         and len(grant.lengths) == len(grant.segment_bytes) == count
         and len(grant.digests) == count * DIGEST_BYTES
         and len(grant.namespaces) == count * KEY_BYTES
+        and len(grant.offsets) == len(grant.generations)
+        and len(grant.offsets) in {0, count}
         and all(length % segment == 0 for length, segment in zip(grant.lengths, grant.segment_bytes, strict=False))
     )
     if not fits:

@@ -6,6 +6,8 @@ still holds a slot of the old cut. A reader notes a slot's generation, copies, a
 is to change it.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,6 +17,15 @@ from p2pkv.slots import PAGE_BYTES
 
 ENTRY_BYTES: Final = 8
 _ONE: Final = np.uint64(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a block lies in its owner's arena, and the generation under which it is that block."""
+
+    offset: int
+    """From the first slot, bytes."""
+    generation: int
 
 
 def table_bytes(capacity_bytes: int) -> int:
@@ -31,6 +42,13 @@ def pages_of(table: NDArray[np.uint64], offset: int, length: int) -> NDArray[np.
 def generation(pages: NDArray[np.uint64]) -> int:
     """Return one number for a slot's pages: odd while any is written, and never the same again after a write. 3 µs."""
     return 2 * int((pages >> _ONE).sum()) + int((pages & _ONE).any())
+
+
+def generations(table: NDArray[np.uint64], starts: Sequence[int], pages: int) -> list[int]:
+    """Return `generation` of many slots of `pages` pages each, which begin at the pages `starts`."""
+    entries = table[np.asarray(starts, dtype=np.intp)[:, None] + np.arange(pages)]
+    numbers: list[int] = (2 * (entries >> _ONE).sum(axis=1) + (entries & _ONE).any(axis=1)).tolist()
+    return numbers
 
 
 def begin(pages: NDArray[np.uint64]) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -19,6 +19,7 @@ from p2pkv import __version__
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
 from p2pkv.ledger import Reservation
+from p2pkv.local_views import duplicate_views, member_views, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
@@ -28,6 +29,8 @@ from p2pkv.local_wire import (
     Done,
     Failure,
     Holder,
+    KeysReply,
+    KeysRequest,
     LeasedBlock,
     LeaveRequest,
     LocateReply,
@@ -36,12 +39,15 @@ from p2pkv.local_wire import (
     MatchRequest,
     MembersReply,
     MembersRequest,
-    MemberView,
     PublishReply,
     PublishRequest,
+    Recorded,
     ReleaseRequest,
     Reply,
     Request,
+    RingReply,
+    RingRequest,
+    RingShare,
     SourceName,
     StagedBlock,
     StatusReply,
@@ -52,8 +58,10 @@ from p2pkv.local_wire import (
 )
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.placement import SLOTS
+from p2pkv.mesh.ring import BOUND, Ring
 from p2pkv.metrics import Metrics
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.node import Acquired, Effect, Located, Node
 from p2pkv.planner import Cost
 from p2pkv.runner import Runner
 from p2pkv.staging import StagingReader
@@ -76,11 +84,15 @@ class Served:
     log: Log
     me: MemberRecord
     cluster: str
-    protection: str
-    transport: str
-    """Name of the bulk transport, for the sources of fetched blocks."""
+    path: Callable[[str], str]
+    """Peer -> name of the transport that its blocks take, for the sources of fetched blocks."""
+    protection: Callable[[], str]
+    keys: Callable[[KeysRequest], Awaitable[KeysReply]]
+    """Leads a round over the keyrings of all members."""
     started_at: float
     leave: Callable[[], None]
+    state_dir: str = ""
+    """Where id and boot number are kept, or nothing."""
 
 
 class LocalServer:
@@ -90,7 +102,9 @@ class LocalServer:
         self._served = served
         self._numbers = count(1)
         self._waiting: dict[int, tuple[trio.Event, list[Acquired]]] = {}
+        self._locating: dict[int, tuple[trio.Event, list[Located]]] = {}
         served.runner.on_acquired = self._acquired
+        served.runner.on_located = self._located
 
     async def run(self, listener: socket.socket) -> None:
         """Serve clients on `listener` until cancelled."""
@@ -122,6 +136,28 @@ class LocalServer:
         finally:
             self._waiting.pop(number, None)
         return result[0]
+
+    async def locate(self, key: BlockKey) -> Located:
+        """Have the owners of a key's stretch asked where it is; takes `directory.timeout_s` at most."""
+        event, result = trio.Event(), list[Located]()
+
+        def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:
+            number, effects = node.locate_in_directory(key, now)
+            self._locating[number] = (event, result)
+            return number, effects
+
+        number = self._served.runner.call(verb)
+        try:
+            await event.wait()
+        finally:
+            del self._locating[number]
+        return result[0]
+
+    def _located(self, located: Located) -> None:
+        event, result = self._locating.get(located.locate, (None, []))
+        result.append(located)
+        if event is not None:  # or else the client went away meanwhile
+            event.set()
 
     def _acquired(self, acquired: Acquired) -> None:
         waiter = self._waiting.get(acquired.acquire)
@@ -197,9 +233,14 @@ class _Session:
             case StatusRequest():
                 return self._served.runner.ask(self._status)
             case MembersRequest():
-                return MembersReply(self._served.runner.ask(self._members))
+                return MembersReply(self._served.runner.ask(lambda node: member_views(node, trio.current_time())))
             case LocateRequest(key=key):
-                return self._served.runner.ask(lambda node: _located(node, BlockKey(key)))
+                return await self._locate(BlockKey(key))
+            case RingRequest():
+                ring = self._served.runner.call(lambda node, now: (node.ring(now), ()))
+                return self._served.runner.ask(lambda node: _ring_reply(node, ring))
+            case KeysRequest():
+                return await self._served.keys(request)
             case LeaveRequest():
                 self._served.leave()
                 return Done()
@@ -221,7 +262,7 @@ class _Session:
         return Welcome(LOCAL_PROTOCOL, me.id, me.name, tier.arena_bytes, tier.table_bytes)
 
     def _match(self, keys: tuple[BlockKey, ...]) -> Reply:
-        match = self._served.runner.ask(lambda node: node.match(keys))
+        match = self._served.runner.ask(lambda node: node.match(keys, trio.current_time()))
         holders = tuple(Holder(record.id, record.name, depth) for record, depth in match.holders)
         return MatchReply(match.local, match.reachable, holders)
 
@@ -248,11 +289,32 @@ class _Session:
             for held, peer in zip(acquired.lease.blocks, acquired.sources, strict=True)
         )
         sources = tuple(
-            SourceName(names.get(peer, peer), self._served.transport) if peer else SourceName("", "local")
+            SourceName(names.get(peer, peer), self._served.path(peer)) if peer else SourceName("", "local")
             for peer in peers
         )
         self._count(len(keys) - request.first, acquired)
         return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
+
+    async def _locate(self, key: BlockKey) -> Reply:
+        location = self._served.runner.call(lambda node, now: (node.locate(key, now), ()))
+        located = await self._server.locate(key)
+        names = self._served.runner.ask(lambda node: {record.id: record.name for record in node.membership.members()})
+        info = location.held.info if location.held is not None else None
+        return LocateReply(
+            local=info is not None,
+            length=info.length if info is not None else 0,
+            digest=info.digest.hex() if info is not None else "",
+            claimed_by=tuple(Holder(record.id, record.name, 1) for record in location.claimed_by),
+            owners=tuple(Holder(record.id, record.name, 0) for record in location.owners),
+            anchor=located.anchor.hex(),
+            place=located.place,
+            recorded=tuple(
+                Recorded(claim.holder, names.get(claim.holder, ""), claim.blocks, claim.tier, names[claim.owner])
+                for claim in located.claims
+                if claim.owner in names
+            ),
+            silent=tuple(names.get(owner, owner) for owner in located.silent),
+        )
 
     def _count(self, asked: int, acquired: Acquired) -> None:
         metrics = self._served.metrics
@@ -325,23 +387,6 @@ class _Session:
                     self._served.metrics.integrity_failures.labels("staging").inc()
         return sum(results)
 
-    def _members(self, node: Node) -> tuple[MemberView, ...]:
-        views = [
-            MemberView(
-                id=record.id,
-                name=record.name,
-                address=record.address,
-                state=MemberState(record.state).name.lower(),
-                incarnation=record.incarnation,
-                zone=record.zone,
-                host_id=record.host_id,
-                offered_bytes=record.offered_bytes,
-                self=record.id == node.id,
-            )
-            for record in node.membership.members()
-        ]
-        return tuple(sorted(views, key=lambda view: (not view.self, view.name, view.id)))
-
     def _status(self, node: Node) -> StatusReply:
         served, figures = self._served, node.statistics()
         states: dict[str, int] = {}
@@ -356,7 +401,7 @@ class _Session:
             address=served.me.address,
             version=__version__,
             uptime_s=round(time.monotonic() - served.started_at, 3),
-            protection=served.protection,
+            protection=served.protection(),
             members=states,
             seeds=dict(node.membership.seeds()),
             tier={
@@ -367,7 +412,8 @@ class _Session:
                 "leases": ledger.leases,
                 "evictions": ledger.evictions,
             },
-            summary=asdict(node.summaries.statistics()),
+            summary=asdict(node.summaries.statistics(trio.current_time())),
+            directory=asdict(node.directory.statistics()),
             fetch={
                 "fetches": figures.fetch.fetches,
                 "in_flight": figures.fetch.in_flight,
@@ -376,6 +422,10 @@ class _Session:
                 **{f"blocks_{outcome}": number for outcome, number in sorted(figures.fetch.outcomes.items())},
             },
             counters=served.metrics.snapshot(),
+            boot=served.me.boot,
+            state_dir=served.state_dir,
+            duplicates=duplicate_views(node, trio.current_time()),
+            sources=source_views(node, trio.current_time()),
         )
 
     # -- bytes ---------------------------------------------------------------------------------------------------
@@ -440,13 +490,24 @@ def _chain(keys: bytes, client: str) -> tuple[BlockKey, ...]:
     return split_keys(keys)
 
 
-def _located(node: Node, key: BlockKey) -> LocateReply:
-    location = node.locate(key)
-    info = location.held.info if location.held is not None else None
-    return LocateReply(
-        local=info is not None,
-        length=info.length if info is not None else 0,
-        digest=info.digest.hex() if info is not None else "",
-        claimed_by=tuple(Holder(record.id, record.name, 1) for record in location.claimed_by),
-        owners=tuple(Holder(record.id, record.name, 0) for record in location.owners),
-    )
+def _ring_reply(node: Node, ring: Ring) -> RingReply:
+    records = {record.id: record for record in node.membership.members()}
+    owners = min(max(1, node.config.directory.owners), ring.owners_max)
+    shares, kept = ring.shares(), ring.shares(owners)
+    members = [
+        RingShare(
+            id=member,
+            name=records[member].name,
+            zone=records[member].zone,
+            host_id=records[member].host_id,
+            offered_bytes=records[member].offered_bytes,
+            due=ring.due(member),
+            share=shares[member],
+            kept=kept[member],
+            self=member == node.id,
+        )
+        for member in ring.members
+        if member in records
+    ]
+    members.sort(key=lambda one: (-one.share, one.name, one.id))
+    return RingReply(tuple(members), owners, BOUND, SLOTS, ring.fingerprint().hex())

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
 from p2pkv.errors import MalformedMessage
+from p2pkv.transport.keyring import RING_KEY_BYTES
 from p2pkv.transport.wire import BLOCK_BYTES_MAX, Count, Name, Small
 
 LOCAL_PROTOCOL: Final = 1
@@ -108,6 +109,27 @@ class LeaveRequest(LocalMessage, tag=9, frozen=True):
     """Leave the mesh in good order and stop the daemon. Answered by `Done`."""
 
 
+class RingRequest(LocalMessage, tag=15, frozen=True):
+    """Who owns how much of the ring? Answered by `RingReply`."""
+
+
+class KeysRequest(LocalMessage, tag=40, frozen=True):
+    """Lead a round over the keyrings of all members. Answered by `KeysReply` when it is over."""
+
+    action: Annotated[int, Meta(ge=0, le=3)]
+    """0 list, 1 install, 2 use, 3 remove."""
+    timeout_ms: Small
+    key: Annotated[bytes, Meta(max_length=RING_KEY_BYTES)] = b""
+    """The key to install."""
+    name: Name = ""
+    """First digits of the fingerprint of the key to use or remove."""
+    force: bool = False
+    """Go on although somebody would be shut out."""
+
+    def __repr__(self) -> str:
+        return f"KeysRequest(action={self.action}, name={self.name!r}, key=...)"
+
+
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
@@ -191,12 +213,50 @@ class MemberView(msgspec.Struct, frozen=True, gc=False):
     host_id: str
     offered_bytes: int
     self: bool
+    boot: int = 0
+    rack: str = ""
+    also_at: tuple[str, ...] = ()
+    same_host: bool = False
+    """Whether it runs on the machine of this node."""
+    offered: dict[str, int] = {}
+    """Tier -> bytes; they add up to `offered_bytes`."""
+    load: int | None = None
+    """Percent, as the member last said; None if it was not heard from."""
+    load_age_s: float | None = None
+    protocol_min: int = 0
+    protocol_max: int = 0
+    compatible: bool = True
+    """Whether it speaks a version that this node speaks; otherwise it is not asked for blocks."""
+    weights: dict[str, str] = {}
+    """Weights id -> epoch."""
 
 
 class MembersReply(LocalMessage, tag=24, frozen=True):
     """Answer to `MembersRequest`, this node first, then by name."""
 
     members: tuple[MemberView, ...]
+
+
+class DuplicateView(msgspec.Struct, frozen=True, gc=False):
+    """Another process that uses this node's id; a map on the wire."""
+
+    address: str
+    boot: int
+    state: str
+    heard_age_s: float
+
+
+class SourceView(msgspec.Struct, frozen=True, gc=False):
+    """An entry of `node.join` that is looked up; a map on the wire."""
+
+    source: str
+    addresses: tuple[str, ...]
+    resolved_age_s: float | None
+    """Since it last gave something, or nothing without an error; None if it never did."""
+    failed_age_s: float | None
+    """Since it last failed; None if it never did."""
+    reason: str
+    """Of that failure."""
 
 
 class StatusReply(LocalMessage, tag=25, frozen=True):
@@ -217,16 +277,97 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     summary: dict[str, int | float]
     fetch: dict[str, int]
     counters: dict[str, float]
+    directory: dict[str, int] = {}
+    boot: int = 0
+    state_dir: str = ""
+    """Where id and boot number are kept, or nothing."""
+    duplicates: tuple[DuplicateView, ...] = ()
+    sources: tuple[SourceView, ...] = ()
+
+
+class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one owner's records say of the stretch that a key is in."""
+
+    peer: Name
+    """Who holds blocks of it."""
+    name: Name
+    blocks: Count
+    """How many, from the stretch's start."""
+    tier: Count
+    said_by: Name
+    """Name of the owner."""
 
 
 class LocateReply(LocalMessage, tag=26, frozen=True):
-    """Answer to `LocateRequest`."""
+    """Answer to `LocateRequest`: what summaries claim, and what the owners say that were asked for it."""
 
     local: bool
     length: int
     digest: str
     claimed_by: tuple[Holder, ...]
     owners: tuple[Holder, ...]
+    anchor: str = ""
+    """Of the key's stretch; the key's own if its place in a chain is not known here."""
+    place: Count = 0
+    """Blocks of the stretch before the key."""
+    recorded: tuple[Recorded, ...] = ()
+    silent: tuple[Name, ...] = ()
+    """Owners that did not answer in time."""
+
+
+class RingShare(msgspec.Struct, frozen=True, gc=False):
+    """One line of `p2pkv ring`; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    zone: str
+    host_id: str
+    offered_bytes: int
+    due: float
+    """Part of all keys that it should be first owner of, by its weight."""
+    share: float
+    """Part that it is first owner of."""
+    kept: float
+    """Part that it keeps records of, as first owner or further one."""
+    self: bool
+
+
+class RingReply(LocalMessage, tag=35, frozen=True):
+    """Answer to `RingRequest`, greatest share first."""
+
+    members: tuple[RingShare, ...]
+    owners: Count
+    """Owners of each key, `directory.owners` or as many as there are members."""
+    bound: float
+    slots: Count
+    fingerprint: str
+    """Equal on all nodes that agree on every owner."""
+
+
+class KeyHolder(msgspec.Struct, frozen=True, gc=False):
+    """What one member said of its keyring; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    address: str
+    state: str
+    answered: bool
+    keys: tuple[str, ...]
+    """Fingerprints of the keys it accepts, the primary one's first."""
+    note: str
+    """Why it did not obey, or was not asked."""
+
+
+class KeysReply(LocalMessage, tag=41, frozen=True):
+    """Answer to `KeysRequest`."""
+
+    obeyed: bool
+    """Whether nobody was left out."""
+    reason: Text
+    """Who was, and why."""
+    keys: tuple[str, ...]
+    """Fingerprints of the keys of this node, the primary one's first."""
+    members: tuple[KeyHolder, ...]
 
 
 class Done(LocalMessage, tag=27, frozen=True):
@@ -251,9 +392,21 @@ Request: TypeAlias = (
     | MembersRequest
     | LocateRequest
     | LeaveRequest
+    | RingRequest
+    | KeysRequest
 )
 Reply: TypeAlias = (
-    Welcome | MatchReply | AcquireReply | PublishReply | MembersReply | StatusReply | LocateReply | Done | Failure
+    Welcome
+    | MatchReply
+    | AcquireReply
+    | PublishReply
+    | MembersReply
+    | StatusReply
+    | LocateReply
+    | RingReply
+    | KeysReply
+    | Done
+    | Failure
 )
 
 _encoder = msgspec.msgpack.Encoder()

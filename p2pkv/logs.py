@@ -4,9 +4,11 @@ The logger is made from the node's own settings and handed to its parts: an engi
 itself, and finds its configuration as it was.
 """
 
+import contextlib
+import io
 import logging
 import sys
-from typing import TypeAlias
+from typing import TextIO, TypeAlias, cast
 
 import structlog
 
@@ -14,6 +16,19 @@ from p2pkv.config import LogConfig
 
 Log: TypeAlias = structlog.typing.FilteringBoundLogger
 """`log.info("short lower-case event", fact=value)`."""
+
+
+class _StandardError(io.TextIOBase):
+    """Standard error, which may break: a full disk or a reader that went away costs lines and never the node."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def logger(config: LogConfig) -> Log:
@@ -24,7 +39,7 @@ def logger(config: LogConfig) -> Log:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=32)
     )
     log: Log = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stderr),
+        structlog.WriteLogger(cast("TextIO", _StandardError())),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

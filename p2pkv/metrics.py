@@ -39,6 +39,12 @@ class Metrics:
         self.malformed = Counter(
             "p2pkv_malformed_messages", "Messages refused as malformed.", ["channel"], registry=registry
         )
+        self.seal_refused = Counter(
+            "p2pkv_seal_refused",
+            "Datagrams and streams refused because of their seal, or because they have none.",
+            ["channel", "reason"],
+            registry=registry,
+        )
         self.published_blocks = Counter(
             "p2pkv_published_blocks", "Blocks engines offered, by result.", ["result"], registry=registry
         )
@@ -48,6 +54,12 @@ class Metrics:
         self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
         self.evictions = Counter("p2pkv_evictions", "Blocks dropped to make room.", ["tier"], registry=registry)
         self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)
+        self.duplicate_ids = Gauge(
+            "p2pkv_duplicate_ids", "Other processes heard of with this node's id within ten minutes.", registry=registry
+        )
+        self.lookup_failures = Counter(
+            "p2pkv_discovery_failures", "Look-ups of entries of `node.join` that failed.", ["scheme"], registry=registry
+        )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 
     def snapshot(self) -> dict[str, float]:

@@ -5,29 +5,49 @@ one core has to say to another is routed here and nowhere else. Verbs run to com
 the outside shall do; peer input never raises out of `on_message`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final, TypeAlias
 
+import msgspec
+
 from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import PinLimit
 from p2pkv.fetch import FetchEnded, Fetches, FetchStatistics, Outcome, StartTransfer
+from p2pkv.index.anchors import anchor_of, anchors
 from p2pkv.index.announce import reach
+from p2pkv.index.directory import Directory
 from p2pkv.index.exchange import Summaries
+from p2pkv.index.inquiry import Claim, Heard, lengths
 from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
 from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
+from p2pkv.mesh.metadata import speaks_with_us
 from p2pkv.mesh.ring import Ring
+from p2pkv.mesh.ring_view import RingView
+from p2pkv.neighbours import MapArena, Neighbours
+from p2pkv.own_keyring import StoreKeyring
 from p2pkv.planner import Cost, Plan, plan
+from p2pkv.rotation import Rotation, RoundEnded
+from p2pkv.slots import Slot
+from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,
+    DirectoryAnswer,
+    DirectoryAsk,
+    DirectoryPut,
+    DirectoryResend,
+    KeyCommand,
+    KeyReport,
     LeaseGrant,
     LeaseRelease,
     LeaseRequest,
+    ListDifference,
+    ListDigest,
     MemberRecord,
     Packet,
     Ping,
@@ -35,6 +55,7 @@ from p2pkv.transport.wire import (
     SummaryDelta,
     SummaryPage,
     SummaryRequest,
+    SummaryVersions,
     bitmap,
 )
 
@@ -79,6 +100,20 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """The owners of a key's stretch have been asked where it is; what they say is hearsay like a summary's claim."""
+
+    locate: int
+    anchor: bytes
+    place: int
+    """Of the key in its stretch; a holder has it if it has more blocks than that."""
+    claims: tuple[Claim, ...]
+    asked: tuple[str, ...]
+    silent: tuple[str, ...]
+    """Of those asked, who did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatistics:
     """Figures of all cores."""
 
@@ -88,22 +123,46 @@ class NodeStatistics:
     refused_leases: int
 
 
-Effect: TypeAlias = SendDatagram | SendStream | MemberChanged | Note | StartTransfer | Acquired
+Effect: TypeAlias = (
+    SendDatagram
+    | SendStream
+    | Resolve
+    | MemberChanged
+    | Note
+    | StartTransfer
+    | Acquired
+    | Located
+    | MapArena
+    | StoreKeyring
+    | RoundEnded
+)
 """What comes out of a node."""
 
 
 @dataclass(slots=True)
 class _Acquire:
     id: int
+    whole: Sequence[BlockKey]
+    """The chain from its root, with what the engine has itself."""
+    first: int
     keys: tuple[BlockKey, ...]
-    places: Mapping[BlockKey, tuple[int, BlockKey | None]]
-    """Depth and parent of the blocks that may come."""
     holder: str
-    guard: int
+    deadline: float
+    cost: Cost | None
+    guard: int = 0
     """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
-    reason: str
+    places: Mapping[BlockKey, tuple[int, BlockKey | None]] = field(default_factory=dict)
+    """Depth and parent of the blocks that may come."""
+    reason: str = "all here"
     planned: int = 0
     """How many blocks of the chain the plan hoped for."""
+    base: int = 0
+    """The block from which on the directory was asked."""
+    told: Mapping[str, int] | None = None
+    """What the directory said: peers and how much of the whole chain each has. None until it is asked."""
+    contradicted: bool = False
+    """Whether a peer had not what its summary claimed; then only the directory is believed."""
+    sources: dict[BlockKey, str] = field(default_factory=dict)
 
 
 _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
@@ -119,7 +178,20 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
 class Node:
     """The composed core. `me` is this node's own record, with its real address in it."""
 
-    def __init__(self, config: Config, me: MemberRecord, random: Random) -> None:
+    def __init__(
+        self,
+        config: Config,
+        me: MemberRecord,
+        random: Random,
+        *,
+        ring: KeyRing | None = None,
+        generations: Callable[[Sequence[Slot]], list[int]] | None = None,
+    ) -> None:
+        """Begin alone and empty.
+
+        `generations` reads the generation of each slot of the arena; without it peers on this machine are not told
+        where blocks lie, and are sent them.
+        """
         self.config: Final = config
         self.id: Final = me.id
         self.ledger: Final = Ledger(
@@ -132,15 +204,29 @@ class Node:
         )
         blocks_expected = config.summary.blocks_expected or max(1, config.host.capacity_bytes // _BLOCK_BYTES_EXPECTED)
         self.summaries: Final = Summaries(
-            node_id=me.id, epoch=me.boot, config=config.summary, blocks_expected=blocks_expected
+            node_id=me.id,
+            epoch=me.boot,
+            config=config.summary,
+            blocks_expected=blocks_expected,
+            zone=me.zone,
+            host_id=me.host_id,
         )
+        self.directory: Final = Directory(node_id=me.id, boot=me.boot, config=config.directory)
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
         )
-        self._fetches = Fetches(config=config.fetch, links=self.links)
+        self.rotation: Final = Rotation(
+            own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot * 1024 % 2**52
+        )
+        self._neighbours = Neighbours(own_id=me.id, host_id=me.host_id if generations is not None else "")
+        self._fetches = Fetches(config=config.fetch, links=self.links, mapped=self._neighbours.is_mapped)
+        self._generations = generations
         self._acquires: dict[int, _Acquire] = {}
         self._acquire_ids = 0
-        self._ring: Ring | None = None
+        self._questions: dict[int, _Acquire | tuple[int, bytes, int]] = {}
+        """What the directory was asked for: an acquire, or number, anchor and place of a locate."""
+        self._rings = RingView(self.membership.members)
+        self._boots: dict[str, int] = {}  # of the usable members
         self._unknown_senders = 0
         self._refused_leases = 0
 
@@ -149,20 +235,29 @@ class Node:
     def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
         """Take a message that the shell has decoded and whose sender's id it knows."""
         match message:
-            case Packet() | PushPull() | Ping():
+            case Packet() | PushPull() | ListDigest() | ListDifference() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
-            case SummaryPage() | SummaryDelta() | SummaryRequest():
+            case SummaryPage() | SummaryDelta() | SummaryRequest() | SummaryVersions():
                 record = self._known(sender)
                 if record is None:
                     return ()
                 return self._route(self.summaries.on_message(sender, record.address, message, now), now)
+            case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
+                return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
                 return self._grant(sender, message, now)
             case LeaseGrant():
-                return self._route(self._fetches.on_grant(sender, message, now), now)
+                judged = self._fetches.judge(sender, message)
+                effects = self.summaries.on_answer(sender, judged.confirmed, judged.contradicted, now)
+                return self._route((*effects, *self._fetches.on_grant(sender, message, now)), now)
             case LeaseRelease(lease=lease):
                 self.ledger.release(lease, holder=_peer(sender))
                 return ()
+            case KeyCommand():
+                record = self._known(sender)
+                return self.rotation.on_command(record, message) if record is not None else ()
+            case KeyReport():
+                return self.rotation.on_report(sender, message, now)
             case _:  # handshakes and pulls are the transport's
                 return ()
 
@@ -171,6 +266,11 @@ class Node:
         self.ledger.expire(now)
         effects = self._route(self.membership.on_time(now), now)
         effects += self._route(self.summaries.on_time(now), now)
+        effects += self._route(self._neighbours.on_time(now), now)
+        if self.directory.wants_table and now >= self._rings.due():
+            self.ring(now)
+        effects += self._route(self.directory.on_time(now), now)
+        effects += self.rotation.on_time(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -178,7 +278,11 @@ class Node:
         return min(
             self.membership.next_deadline(),
             self.summaries.next_deadline(),
+            self.directory.next_deadline(),
+            self._rings.due() if self.directory.wants_table else float("inf"),
             self._fetches.next_deadline(),
+            self._neighbours.next_deadline(),
+            self.rotation.next_deadline(),
             self.ledger.next_deadline(),
         )
 
@@ -192,10 +296,31 @@ class Node:
             facts = (("seed", address), ("reason", reason))
             effects += (Note("seed unreachable, it is tried again", facts, warning=True),)
         effects += self._route(self.summaries.on_link_lost(address, now), now)
+        effects += self._route(self.directory.on_link_lost(address, now), now)
         for record in self.membership.alive():
             if record.address == address:
                 effects += self._route(self._fetches.on_peer_lost(record.id, now), now)
         return effects
+
+    def on_resolved(
+        self, source: str, addresses: tuple[str, ...], now: float, *, complaint: str = ""
+    ) -> tuple[Effect, ...]:
+        """Take the addresses that a source of seeds gave, and a complaint about what else it said."""
+        return self._route(self.membership.on_resolved(source, addresses, now, complaint=complaint), now)
+
+    def on_resolve_failed(self, source: str, reason: str, now: float) -> tuple[Effect, ...]:
+        """Take that a source of seeds could not be looked up."""
+        return self._route(self.membership.on_resolve_failed(source, reason, now), now)
+
+    def on_mapped(self, peer: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+        """Take that the arena of `peer`, which is on this machine, can be read from here."""
+        self._neighbours.on_mapped(peer)
+        return ()
+
+    def on_unmapped(self, peer: str, now: float) -> tuple[Effect, ...]:
+        """Take that it cannot, or no longer; its blocks come over the network meanwhile."""
+        self._neighbours.on_unmapped(peer, now)
+        return ()
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
@@ -221,6 +346,7 @@ class Node:
         if reservation is not None:
             for key in reservation.evicted:
                 self.summaries.remove(key, now)
+                self.directory.remove(key, now)
         return reservation
 
     def commit(
@@ -237,16 +363,19 @@ class Node:
             asked = (acquire.places[key] for acquire in self._acquires.values() if key in acquire.places)
             depth, parent = next(asked, (None, None))
         self.summaries.add(key, now, depth, parent or b"")
+        self.directory.add(key, now, depth, parent or b"")
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
-    def match(self, keys: Sequence[BlockKey]) -> Match:
-        """Return how much of a chain is here and how much peers claim, without asking anybody."""
+    def match(self, keys: Sequence[BlockKey], now: float | None = None) -> Match:
+        """Return how much of a chain is here and how much peers claim, without asking anybody.
+
+        With `now`, claims end where the peer itself said lately that it has no more.
+        """
         local = self.ledger.prefix(keys)
+        claims = self.summaries.longest(keys) if now is None else self.summaries.claims(keys, now)
         holders = [
-            (record, depth)
-            for peer, depth in self.summaries.longest(keys).items()
-            if depth and (record := self._usable(peer)) is not None
+            (record, depth) for peer, depth in claims.items() if depth and (record := self._usable(peer)) is not None
         ]
         holders.sort(key=lambda pair: (-pair[1], pair[0].id))
         reachable = max([local, *(depth for _, depth in holders)])
@@ -271,52 +400,57 @@ class Node:
             PinLimit: `holder` has as many leases as it may have.
         """
         self._acquire_ids += 1
-        number = self._acquire_ids
         chain = tuple(dict.fromkeys(keys[first:]))
-        guard = self.ledger.lease(chain, holder=f"{holder}/guard", deadline=deadline + self.config.fetch.lease_s)
-        local = self.ledger.prefix(chain)
-        if local == len(chain):
-            return number, (self._finish(_Acquire(number, chain, {}, holder, guard.id, "all here"), {}, now),)
-        claims = {
-            peer: depth - first
-            for peer, depth in self.summaries.longest(keys).items()
-            if depth - first > local and self._usable(peer) is not None and self.links.usable(peer, now)
-        }
-        decided = plan(start=local, stop=len(chain), claims=claims, link=self.links.estimate, cost=cost)
-        if not decided.runs:
-            acquire = _Acquire(number, chain, {}, holder, guard.id, decided.reason)
-            return number, (self._finish(acquire, {}, now),)
-        addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
-        fetch_id, effects = self._fetches.start(
-            chain,
-            _with_hope(decided, first, len(chain)),
-            claims=claims,
-            addresses=addresses,
-            deadline=deadline,
-            now=now,
-            here=lambda key: self.ledger.get(key) is not None,
-        )
-        self._acquires[fetch_id] = _Acquire(
-            number, chain, _places(keys), holder, guard.id, decided.reason, decided.stop
-        )
-        return number, self._route(effects, now)
+        acquire = _Acquire(self._acquire_ids, keys, first, chain, holder, deadline, cost)
+        acquire.guard = self.ledger.lease(
+            chain, holder=f"{holder}/guard", deadline=deadline + self.config.fetch.lease_s
+        ).id
+        if self._should_ask(acquire, now):
+            asked = self._ask(acquire, now)
+            if asked is not None:
+                return acquire.id, asked
+        return acquire.id, self._fetch(acquire, now)
 
     def find_lease(self, lease_id: int, peer: str) -> Lease | None:
         """Return a lease that `peer` holds on blocks of ours, for its pull."""
         return self.ledger.find_lease(lease_id, holder=_peer(peer))
 
-    def locate(self, key: BlockKey) -> Location:
+    def locate(self, key: BlockKey, now: float) -> Location:
         """Return where a key is, as far as this node knows."""
         claimed = tuple(record for peer in self.summaries.holders(key) if (record := self._usable(peer)) is not None)
-        owners = tuple(record for peer in self.ring().owners(key, 2) if (record := self.membership.member(peer)))
+        anchor, _ = self.directory.place(key) or (anchor_of(key), 0)
+        names = self.ring(now).owners(anchor, self.config.directory.owners)
+        owners = tuple(record for peer in names if (record := self.membership.member(peer)))
         return Location(self.ledger.get(key), claimed, owners)
 
-    def ring(self) -> Ring:
-        """Return the ring of the members of now."""
-        if self._ring is None:
-            usable = (record for record in self.membership.members() if record.state <= MemberState.SUSPECT)
-            self._ring = Ring({record.id: max(1, record.offered_bytes) for record in usable})
-        return self._ring
+    def locate_in_directory(self, key: BlockKey, now: float) -> tuple[int, tuple[Effect, ...]]:
+        """Ask the owners of a key's stretch where it is; `Located` with the returned id says the result.
+
+        A key that is not held here is taken for the first of its stretch, as its place in a chain is not known.
+        """
+        self._acquire_ids += 1
+        anchor, place = self.directory.place(key) or (anchor_of(key), 0)
+        self.ring(now)
+        question, effects = self.directory.ask([anchor], now + self.config.directory.timeout_s)
+        if question is None:
+            return self._acquire_ids, (Located(self._acquire_ids, anchor, place, (), (), ()),)
+        self._questions[question] = (self._acquire_ids, anchor, place)
+        return self._acquire_ids, self._route(effects, now)
+
+    def ring(self, now: float) -> Ring:
+        """Return the ring of the members of now, or of a second ago while many change."""
+        if self._rings.ring is None or now >= self._rings.due():
+            built = self._rings.build(now)
+            if built is not None:
+                self.directory.on_table(*built, now)
+        assert self._rings.ring is not None
+        return self._rings.ring
+
+    def update_self(
+        self, now: float, *, offered: Mapping[str, int] | None = None, load: int | None = None
+    ) -> tuple[Effect, ...]:
+        """Say what this node offers by tier, bytes, and how busy it is, percent; see `Membership.update_self`."""
+        return self._route(self.membership.update_self(now, offered=offered, load=load), now)
 
     def leave(self, now: float) -> tuple[Effect, ...]:
         """Say goodbye, so that nobody has to find out."""
@@ -342,30 +476,158 @@ class Node:
 
     def _usable(self, peer: str) -> MemberRecord | None:
         record = self.membership.member(peer)
-        return record if record is not None and record.state <= MemberState.SUSPECT and peer != self.id else None
+        if record is None or record.state > MemberState.SUSPECT or peer == self.id:
+            return None
+        return record if speaks_with_us(record) else None
 
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
         out: list[Effect] = []
+        compared: dict[str, None] = {}
+        """Whom the member list goes to: our versions of summaries go along."""
         for effect in effects:
             match effect:
                 case MemberChanged(record=record):
                     out.append(effect)
-                    self._ring = None
-                    out += self._route(self.summaries.on_member(record, now), now)
-                    if record.state >= MemberState.DEAD:
+                    self._rings.changed(now)
+                    # Whoever speaks no version of ours would refuse our streams: it is no reader, and nothing is read.
+                    exchanged = (
+                        record
+                        if speaks_with_us(record)
+                        else msgspec.structs.replace(record, state=int(MemberState.DEAD))
+                    )
+                    out += self._route(self.summaries.on_member(exchanged, now), now)
+                    out += self._route(self.directory.on_member(exchanged), now)
+                    usable = exchanged.state <= MemberState.SUSPECT
+                    out += self._neighbours.on_member(
+                        record.id, host_id=record.host_id, boot=record.boot, usable=usable
+                    )
+                    if self._has_ended(record):
+                        if record.state < MemberState.DEAD:
+                            out += self._route(self.directory.on_restarted(record.id, now), now)
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
                         self.ledger.release_holder(_peer(record.id))
                 case FetchEnded(fetch=fetch_id, sources=sources, failures=failures):
                     acquire = self._acquires.pop(fetch_id)
-                    acquire.reason = self._why_shorter(acquire, dict(failures))
-                    out.append(self._finish(acquire, dict(sources), now))
-                case SendDatagram() | SendStream() | Note() | StartTransfer():
+                    acquire.sources.update((key, peer) for key, peer in sources if peer)
+                    out += self._ended(acquire, dict(failures), now)
+                case Heard():
+                    out += self._heard(effect, now)
+                case SendStream(address=address, message=PushPull() | ListDigest() | ListDifference()):
+                    out.append(effect)
+                    compared[address] = None
+                case (
+                    SendDatagram()
+                    | SendStream()
+                    | Resolve()
+                    | Note()
+                    | StartTransfer()
+                    | Acquired()
+                    | Located()
+                    | MapArena()
+                ):
                     out.append(effect)
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
+        for address in compared:
+            out += self.summaries.versions_for(address)
         return tuple(out)
+
+    def _has_ended(self, record: MemberRecord) -> bool:
+        """Whether a member's process is gone: it died, it left, or another start of it has taken its place."""
+        if record.state >= MemberState.DEAD:
+            self._boots.pop(record.id, None)
+            return True
+        before = self._boots.get(record.id, record.boot)
+        self._boots[record.id] = record.boot
+        return record.boot != before
+
+    def _claims(self, acquire: _Acquire, local: int, now: float) -> dict[str, int]:
+        """Return which usable peers claim more than is here, and how many blocks of the chain behind `first`."""
+        merged = dict(self.summaries.longest(acquire.whole)) if not acquire.contradicted else {}
+        for peer, depth in (acquire.told or {}).items():
+            merged[peer] = max(depth, merged.get(peer, 0))
+        merged = self.summaries.without_absent(merged, acquire.whole, now)
+        return {
+            peer: depth - acquire.first
+            for peer, depth in merged.items()
+            if depth - acquire.first > local and self._usable(peer) is not None and self.links.usable(peer, now)
+        }
+
+    def _should_ask(self, acquire: _Acquire, now: float) -> bool:
+        """Say whether the directory may know more than the summaries that are here."""
+        local = self.ledger.prefix(acquire.keys)
+        if local == len(acquire.keys) or not self.config.directory.owners or not self.summaries.blind():
+            return False
+        return max(self._claims(acquire, local, now).values(), default=0) < len(acquire.keys)
+
+    def _ask(self, acquire: _Acquire, now: float) -> tuple[Effect, ...] | None:
+        """Ask the directory for what is missing of a chain; None if there is nobody to ask."""
+        self.ring(now)
+        acquire.told = {}
+        acquire.base = acquire.first + self.ledger.prefix(acquire.keys)
+        until = min(acquire.deadline, now + self.config.directory.timeout_s)
+        question, effects = self.directory.ask(anchors(acquire.whole, acquire.base), until)
+        if question is None:
+            return None
+        self._questions[question] = acquire
+        return self._route(effects, now)
+
+    def _heard(self, heard: Heard, now: float) -> tuple[Effect, ...]:
+        """Go on with what the directory was asked for."""
+        asked = self._questions.pop(heard.question)
+        if isinstance(asked, _Acquire):
+            asked.told = lengths(heard.claims, asked.base)
+            return self._fetch(asked, now)
+        number, anchor, place = asked
+        return (Located(number, anchor, place, heard.claims, heard.asked, heard.silent),)
+
+    def _fetch(self, acquire: _Acquire, now: float) -> tuple[Effect, ...]:
+        """Plan and begin to bring what is missing, or finish if nothing can be brought."""
+        chain = acquire.keys
+        local = self.ledger.prefix(chain)
+        if local == len(chain):
+            return (self._finish(acquire, now),)
+        claims = self._claims(acquire, local, now)
+        decided = plan(
+            start=local,
+            stop=len(chain),
+            claims=claims,
+            link=self.links.estimate,
+            cost=acquire.cost,
+            trusted=lambda peer: self.summaries.is_trusted(peer, now),
+        )
+        if decided.runs or not acquire.contradicted:  # or else what was wrong before says more
+            acquire.reason = decided.reason
+        if not decided.runs:
+            return (self._finish(acquire, now),)
+        addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
+        fetch_id, effects = self._fetches.start(
+            chain,
+            _with_hope(decided, acquire.first, len(chain)),
+            claims=claims,
+            addresses=addresses,
+            deadline=acquire.deadline,
+            now=now,
+            here=lambda key: self.ledger.get(key) is not None,
+        )
+        acquire.places = _places(acquire.whole)
+        acquire.planned = decided.stop
+        self._acquires[fetch_id] = acquire
+        return self._route(effects, now)
+
+    def _ended(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome], now: float) -> tuple[Effect, ...]:
+        """Finish, or ask the directory where a summary was wrong and there is time left."""
+        arrived = self.ledger.prefix(acquire.keys)
+        acquire.reason = self._why_shorter(acquire, failures)
+        absent = arrived < acquire.planned and failures.get(acquire.keys[arrived]) == "absent"
+        if absent and acquire.told is None and now < acquire.deadline and self.config.directory.owners:
+            acquire.contradicted = True
+            asked = self._ask(acquire, now)
+            if asked is not None:
+                return asked
+        return (self._finish(acquire, now),)
 
     def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:
         """Return why a fetch brought no more: the way of the first block that is missing, or the plan's own reason."""
@@ -375,7 +637,7 @@ class Node:
         # A block that is neither here nor failed was still on its way when the engine's time was up.
         return _OUTCOME_TEXTS[failures.get(acquire.keys[arrived], "slow")]
 
-    def _finish(self, acquire: _Acquire, sources: dict[BlockKey, str], now: float) -> Acquired:
+    def _finish(self, acquire: _Acquire, now: float) -> Acquired:
         usable = acquire.keys[: self.ledger.prefix(acquire.keys)]
         deadline = now + self.config.fetch.engine_lease_s
         try:
@@ -384,7 +646,8 @@ class Node:
         except PinLimit as exc:
             lease, reason = Lease(0, acquire.holder, (), deadline), str(exc)
         self.ledger.release(acquire.guard, holder=f"{acquire.holder}/guard")
-        return Acquired(acquire.id, lease, tuple(sources.get(held.info.key, "") for held in lease.blocks), reason)
+        sources = tuple(acquire.sources.get(held.info.key, "") for held in lease.blocks)
+        return Acquired(acquire.id, lease, sources, reason)
 
     def _grant(self, sender: str, request: LeaseRequest, now: float) -> tuple[Effect, ...]:
         """Pin for a peer what it asked for, as far as it is here."""
@@ -403,6 +666,8 @@ class Node:
                 reason = str(exc)[:128]
                 self._refused_leases += 1
         infos = [held.info for held in lease.blocks] if lease is not None else []
+        slots = [held.slot for held in lease.blocks] if lease is not None else []
+        told = self._generations if request.mapped else None
         grant = LeaseGrant(
             request=request.request,
             lease=lease.id if lease is not None else 0,
@@ -413,6 +678,8 @@ class Node:
             digests=b"".join(info.digest for info in infos),
             namespaces=b"".join(info.namespace for info in infos),
             reason=reason,
+            offsets=tuple(slot.offset for slot in slots) if told is not None else (),
+            generations=tuple(told(slots)) if told is not None else (),
         )
         return (SendStream(record.address, grant),)
 

@@ -44,6 +44,7 @@ def plan(
     claims: Mapping[str, int],
     link: Callable[[str], LinkEstimate],
     cost: Cost | None = None,
+    trusted: Callable[[str], bool] = lambda _: True,
 ) -> Plan:
     """Return how to bring blocks `[start, stop)` of a chain here.
 
@@ -53,11 +54,14 @@ def plan(
         claims: peer -> how many blocks of the chain's head it claims to hold.
         link: what is known of the link to a peer.
         cost: the engine's figures; without them every fetch is taken to pay.
+        trusted: whether a peer's claims have lately been true; one whose were not gives only what no other claims.
 
     The fastest peer that claims the next block gives as much as it claims; a deeper one goes on from there. O(peers
     log peers).
     """
-    ranked = sorted(claims, key=lambda peer: (-link(peer).bandwidth_bytes_s, link(peer).round_trip_s, peer))
+    ranked = sorted(
+        claims, key=lambda peer: (not trusted(peer), -link(peer).bandwidth_bytes_s, link(peer).round_trip_s, peer)
+    )
     runs: list[Run] = []
     position = start
     for peer in ranked:

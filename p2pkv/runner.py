@@ -11,21 +11,26 @@ from typing import Final, TypeVar
 
 import trio
 
-from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
-from p2pkv.errors import MalformedMessage, PeerError
+from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
+from p2pkv.errors import MalformedMessage, PeerError, SealRefused
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import Log
-from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.neighbours import MapArena
+from p2pkv.node import Acquired, Effect, Located, Node
+from p2pkv.own_keyring import StoreKeyring
+from p2pkv.rotation import RoundEnded
 from p2pkv.transport.base import DatagramSocket
+from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
-from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted
+from p2pkv.transport.subkeys import sender_digest
+from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted, encode
 
 T = TypeVar("T")
 
 _COMPLAINT_PERIOD_S: Final = 1.0
-"""Malformed datagrams are all counted and logged at most this often."""
+"""What is refused is always counted, and logged at most this often."""
 
 _LOOP_REST_S: Final = 0.001
 """Shortest time between two timer rounds, so that a deadline in the past cannot spin the loop."""
@@ -39,19 +44,38 @@ class Runner:
     """Owns one `Node`."""
 
     def __init__(
-        self, node: Node, *, datagrams: DatagramSocket, streams: ControlStreams, metrics: Metrics, log: Log
+        self,
+        node: Node,
+        *,
+        datagrams: DatagramSocket,
+        streams: ControlStreams,
+        metrics: Metrics,
+        log: Log,
+        seal: DatagramSeal | NoSeal | None = None,
     ) -> None:
+        """`seal` is what datagrams are sealed with; None: nothing is."""
         self._node = node
         self._datagrams = datagrams
         self._streams = streams
         self._metrics = metrics
         self._log = log
+        self._seal = seal or NoSeal()
         self._timer: trio.CancelScope | None = None
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
+        self.on_resolve: Callable[[str], None] = _ignore
+        """Called to look up a source of seeds."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
         """Called when an engine's acquire is over."""
+        self.on_map: Callable[[str], None] = _ignore
+        """Called to map the arena of a peer on this machine."""
+        self.on_located: Callable[[Located], None] = _ignore
+        """Called when owners have been asked for a key."""
+        self.on_store: Callable[[StoreKeyring], None] = _ignore
+        """Called to put a changed keyring on disk."""
+        self.on_round: Callable[[RoundEnded], None] = _ignore
+        """Called when a round of keys is over."""
 
     # -- calls of other tasks -----------------------------------------------------------------------------------
 
@@ -79,6 +103,8 @@ class Runner:
     def link_lost(self, address: str, error: PeerError) -> None:
         """Take that a control stream failed."""
         self._metrics.links_lost.inc()
+        if isinstance(error, SealRefused):
+            self._metrics.seal_refused.labels("stream", error.reason).inc()
         self._log.debug("link lost", address=address, reason=str(error))
         self.tell(lambda node, now: node.on_link_lost(address, now, reason=str(error)))
 
@@ -100,38 +126,63 @@ class Runner:
     def _take_datagram(self, data: bytes, source: str) -> None:
         self._metrics.datagrams.labels("received").inc()
         try:
-            message = decode_untrusted(data, peer=source)
+            opened, sender = self._seal.open_untrusted(data, peer=source)
+            message = decode_untrusted(opened, peer=source)
             if not isinstance(message, Packet):
                 raise MalformedMessage(f"{type(message).__name__} in a datagram", peer=source)
+            if sender and sender_digest(message.sender) != sender:
+                raise SealRefused("sender", peer=source)
         except MalformedMessage as exc:
             self._metrics.malformed.labels("datagram").inc()
-            self._complain(exc)
+            self._complain("malformed datagram", exc)
+            return
+        except SealRefused as exc:
+            self.seal_refused("datagram", exc)
             return
         self.tell(lambda node, now: node.on_message(message.sender, message, now))
 
-    def _complain(self, error: MalformedMessage) -> None:
-        """Log a malformed datagram, but not each of a flood: anybody who reaches the port could fill the disk."""
+    def seal_refused(self, channel: str, error: SealRefused) -> None:
+        """Count and, now and then, log what was refused because of its seal."""
+        self._metrics.seal_refused.labels(channel, error.reason).inc()
+        self._complain(f"{channel} refused", error)
+
+    def _complain(self, event: str, error: PeerError) -> None:
+        """Log something refused, but not each of a flood: anybody who reaches the port could fill the disk."""
         now = trio.current_time()
         if now >= self._complain_at:
             self._complain_at = now + _COMPLAINT_PERIOD_S
-            self._log.warning("malformed datagram", reason=str(error))
+            hint = {"hint": error.hint} if error.hint else {}
+            self._log.warning(event, reason=str(error), **hint)
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case SendDatagram(address=address, packet=packet):
-                    self._datagrams.send(address, packet)
+                    self._datagrams.send_bytes(address, self._seal.seal(encode(packet)))
                     self._metrics.datagrams.labels("sent").inc()
                 case SendStream(address=address, message=message):
                     self._streams.send_nowait(address, message)
+                case Resolve(source=source):
+                    self.on_resolve(source)
                 case StartTransfer():
                     self.on_transfer(effect)
                 case Acquired():
                     self.on_acquired(effect)
+                case MapArena(peer=peer):
+                    self.on_map(peer)
+                case Located():
+                    self.on_located(effect)
+                case StoreKeyring():
+                    self.on_store(effect)
+                case RoundEnded():
+                    self.on_round(effect)
                 case MemberChanged(record=record, before=before):
+                    self._seal.expect(record.id, record.boot)
                     known = "unknown" if before is None else MemberState(before).name.lower()
                     state = MemberState(record.state).name.lower()
                     level = self._log.warning if record.state == MemberState.DEAD else self._log.info
+                    if before is None and not is_usable(record):  # history, of which a new node hears all
+                        level = self._log.debug
                     level("member changed", member=record.name, address=record.address, before=known, now=state)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))

@@ -28,14 +28,17 @@ class Transfers:
         """Move the blocks of `start`. Never raises for anything a peer does; cancellation is safe."""
         places: dict[int, Reservation] = {}
         wanted: list[Wanted] = []
+        by_position = dict(zip((position for position, _ in start.blocks), start.places, strict=False))
         for position, info in start.blocks:
             reservation = self._reserve(start, info)
             if reservation is not None:
                 places[position] = reservation
                 into = self._tier.begin(reservation.slot, info.length)
-                wanted.append(Wanted(position, info.length, info.segment_bytes, info.digest, into))
+                place = by_position.get(position)
+                wanted.append(Wanted(position, info.length, info.segment_bytes, info.digest, into, place))
         outcome: Outcome = "gone"
         began = trio.current_time()
+        path = self._transport.path(start.peer)
         try:
             with trio.move_on_at(start.deadline) as limit:
                 if wanted:
@@ -61,7 +64,7 @@ class Transfers:
                 self._tier.seal(reservation.slot)
                 self._abort(reservation)
                 self._metrics.fetch_blocks.labels(outcome).inc()
-            self._metrics.fetch_seconds.labels(self._transport.name).observe(trio.current_time() - began)
+            self._metrics.fetch_seconds.labels(path).observe(trio.current_time() - began)
             self._runner.tell(lambda node, now: node.on_transfer_ended(start.transfer, outcome, now))
 
     def _reserve(self, start: StartTransfer, info: BlockInfo) -> Reservation | None:
@@ -92,7 +95,7 @@ class Transfers:
             self._abort(reservation)
             self._runner.tell(lambda node, now: node.on_block(start.transfer, info.key, outcome, now))
             return
-        self._metrics.transfer_bytes.labels("received", self._transport.name).inc(info.length)
+        self._metrics.transfer_bytes.labels("received", self._transport.path(start.peer)).inc(info.length)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
             node.commit(reservation, now)

@@ -2,19 +2,32 @@
 
 import sys
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
 from p2pkv.sim.cli_detection import crashes, freeze, jobs_option, loss, threshold
 from p2pkv.sim.faults_cli import churn, partition
-from p2pkv.sim.options import plot_option, seed_option
+from p2pkv.sim.mesh_cli import anchors, heal, rest, storm
+from p2pkv.sim.options import fail_run, nodes_option, plot_option, print_rows, seed_option
+from p2pkv.sim.plots import write_figure
 from p2pkv.sim.run_cli import pace, run, scenarios
+
+SUMMARIES_COLUMNS: Final = (
+    *("period_s", "hits_of_oracle", "questions_per_lookup", "fewer_questions", "wasted_questions"),
+    *("delta_bytes_s", "bytes_per_pair", "join_p50_s"),
+)
+"""What fits a terminal; the other outputs have all columns."""
 
 
 @click.group(short_help="Run many simulated nodes on a virtual clock.")
 def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
+
+
+for _command in (anchors, churn, crashes, freeze, heal, loss, pace, partition, rest, run, scenarios, storm):
+    sim.add_command(_command)
 
 
 @sim.command()
@@ -179,5 +192,64 @@ def detection(nodes: int, seed: int, runs: int, loss: float, plot: Path | None, 
             sys.exit(FAILED)
 
 
-for command in (run, scenarios, churn, partition, pace, loss, crashes, freeze):
-    sim.add_command(command)
+@sim.command()
+@nodes_option(3, 32, 1000)
+@seed_option
+@click.option("--duration", type=click.FloatRange(15), default=60.0, show_default=True, help="Simulated seconds.")
+@click.option(
+    "--rate", type=click.FloatRange(0.01, 100), default=1.0, show_default=True, help="Requests a second and node."
+)
+@click.option("--blocks", type=click.IntRange(256), default=1024, show_default=True, help="Blocks each tier holds.")
+@click.option(
+    "--period",
+    "periods",
+    type=click.FloatRange(0.05, 3600),
+    multiple=True,
+    default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    show_default=True,
+    help="A value of summary.period_s to run with; may be given several times.",
+)
+@click.option("--joins", type=click.IntRange(0, 100), default=5, show_default=True, help="Nodes that join meanwhile.")
+@click.option(
+    "--loss",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of datagrams that vanish.",
+)
+@click.option("--budget", type=click.IntRange(1024), default=None, help="summary.budget_bytes_s, if not the default.")
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False),
+    default=None,
+    help="Requests from a recorded trace: a line of JSON each, with timestamp and hash_ids or hash_runs; .xz is unpacked.",
+)
+@plot_option
+@rows_output_option
+def summaries(plot: Path | None, output: str, periods: tuple[float, ...], budget: int | None, **options: Any) -> None:
+    """Measure what summaries find and cost: hits against an oracle, wasted questions, bytes, and a newcomer's first hit.
+
+    Makes one run for each period, with conversations whose turns go to any node, or with a trace. Progress goes to
+    standard error.
+
+    Exit codes: 0 all went well, 1 a checker found something; then standard error has the command that replays it.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.sim.summaries import SummariesOptions, figure_of, run_summaries
+
+    asked = SummariesOptions(
+        duration_s=options.pop("duration"),
+        periods_s=periods,
+        budget_bytes_s=budget or 0,
+        trace=options.pop("trace") or "",
+        **options,
+    )
+    with click.progressbar(periods, label="runs", file=sys.stderr) as bar:
+        rows = [run_summaries(asked, period_s) for period_s in bar]
+    print_rows("summaries", asdict(asked), [asdict(row) for row in rows], output=output, columns=SUMMARIES_COLUMNS)
+    if plot is not None:
+        write_figure(figure_of(asked, rows), plot)
+    problems = [problem for row in rows for problem in row.problems]
+    if problems:
+        fail_run(problems, asked.command())

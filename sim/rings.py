@@ -1,6 +1,6 @@
 """How even and how steady the ring is, and what it costs.
 
-Shares are exact, from the ring's own arithmetic; movement is counted on drawn keys.
+Shares and movements are exact, counted over all slots.
 """
 
 import time
@@ -9,12 +9,14 @@ from random import Random
 from statistics import fmean, median
 from typing import Final
 
-from p2pkv.mesh.ring import Ring
+from p2pkv.mesh.placement import SLOTS
+from p2pkv.mesh.ring import BOUND, Ring
 
 _WEIGHT: Final = 2**34
 _OWNERS: Final = 3
 _ROUNDS: Final = 20
 _LOOKUPS: Final = 1_000
+_ZONES: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,6 @@ class RingOptions:
     nodes: int = 100
     changes: int = 100
     """Joins and leaves, each of another member, in turn."""
-    keys: int = 5_000
-    """Drawn keys whose owner before and after a change is compared."""
     build_nodes: int = 1000
     seed: int = 1
 
@@ -38,16 +38,28 @@ class RingResult:
     """Greatest share over the mean, equal weights."""
     weighted_max_over_mean: float
     """Greatest share in units of the member's due, weights 1, 2, 4 and 8."""
+    unbounded_max_over_mean: float
+    """The same with no bound, `build_nodes` members whose weights are drawn from 1 to 1,000."""
+    bounded_max_over_mean: float
+    """The same with the bound; never above 1.25."""
     moved_over_ideal: float
     """Mean part of the keys whose first owner a join or leave changes, in units of the changed member's due."""
     moved_elsewhere: int
-    """Keys that changed hands between members that were there before and after; 0 is right."""
+    """Slots that changed hands between members that were there before and after; 0 is right."""
+    bounded_moved_over_ideal: float
+    """As `moved_over_ideal`, with the bound."""
+    same_zone_ratio: float
+    """Share of slots with two of three owners in one zone, where members are spread over five; 0 is right."""
     owners_us: float
     """Time to find three owners."""
     dict_us: float
     """Time of one lookup in a dict of 100,000 keys that it was never asked for before."""
+    owners_dict_ratio: float
+    """`owners_us` over `dict_us`."""
     build_ms: float
     """Time to build the ring of `build_nodes` members of equal weight."""
+    build_cpu_ms: float
+    """Of that, what the processor worked on it: the same on a busy machine."""
     fingerprint: str
     """Equal on every machine and in every process."""
 
@@ -57,32 +69,38 @@ def run_rings(options: RingOptions) -> RingResult:
     random = Random(options.seed)
     equal = {f"node-{number:04d}": _WEIGHT for number in range(options.nodes)}
     weighted = {member: _WEIGHT << number % 4 for number, member in enumerate(equal)}
-    keys = [random.randbytes(32) for _ in range(options.keys)]
-    moved, elsewhere = _moved(equal, keys, options.changes)
+    uneven = {f"node-{number:05d}": random.randint(1, 1000) * 2**24 for number in range(options.build_nodes)}
+    moved, elsewhere = _moved(equal, options.changes, bound=None)
     ring = Ring(equal)
     owners_us, dict_us = _times(ring, random)
+    build_ms, build_cpu_ms = _build_ms(options.build_nodes)
     return RingResult(
-        max_over_mean=_unevenness(equal),
-        weighted_max_over_mean=_unevenness(weighted),
+        max_over_mean=_unevenness(ring),
+        weighted_max_over_mean=_unevenness(Ring(weighted)),
+        unbounded_max_over_mean=_unevenness(Ring(uneven, bound=None)),
+        bounded_max_over_mean=_unevenness(Ring(uneven)),
         moved_over_ideal=moved,
         moved_elsewhere=elsewhere,
+        bounded_moved_over_ideal=_moved(equal, options.changes, bound=BOUND)[0],
+        same_zone_ratio=_same_zone_ratio(equal),
         owners_us=owners_us,
         dict_us=dict_us,
-        build_ms=_build_ms(options.build_nodes),
+        owners_dict_ratio=owners_us / dict_us,
+        build_ms=build_ms,
+        build_cpu_ms=build_cpu_ms,
         fingerprint=ring.fingerprint().hex(),
     )
 
 
-def _unevenness(weights: dict[str, int]) -> float:
-    total = sum(weights.values())
-    return max(share / (weights[member] / total) for member, share in Ring(weights).shares().items())
+def _unevenness(ring: Ring) -> float:
+    return max(share / ring.due(member) for member, share in ring.shares().items())
 
 
-def _moved(weights: dict[str, int], keys: list[bytes], changes: int) -> tuple[float, int]:
-    """Have members leave and others join; return what moved, and what moved that need not."""
+def _moved(weights: dict[str, int], changes: int, *, bound: float | None) -> tuple[float, int]:
+    """Have members leave and others join; return what moved, and what moved that need not. Exact, over all slots."""
     ratios, elsewhere = [], 0
     members = list(weights)
-    now = {key: Ring(weights).owners(key, 1)[0] for key in keys}
+    before = Ring(weights, bound=bound)
     for number in range(changes):
         after = dict(weights)
         changed = f"new-{number:04d}" if number % 2 else members[number % len(members)]
@@ -90,12 +108,23 @@ def _moved(weights: dict[str, int], keys: list[bytes], changes: int) -> tuple[fl
             after[changed] = _WEIGHT
         else:
             del after[changed]
-        ring = Ring(after)
-        moved = [(was, ring.owners(key, 1)[0]) for key, was in now.items()]
-        others = [pair for pair in moved if pair[0] != pair[1]]
-        elsewhere += sum(changed not in pair for pair in others)
-        ratios.append(len(others) / len(keys) * max(len(after), len(weights)))
+        ring = Ring(after, bound=bound)
+        slots = ring.changed_slots(before, 1)
+        elsewhere += sum(changed not in before.owners_of(slot, 1) + ring.owners_of(slot, 1) for slot in slots)
+        ratios.append(len(slots) / SLOTS * max(len(after), len(weights)))
     return fmean(ratios), elsewhere
+
+
+def _same_zone_ratio(weights: dict[str, int]) -> float:
+    places = {member: (f"zone-{number % _ZONES}", "") for number, member in enumerate(weights)}
+    ring = Ring(weights, places=places)
+    shared = 0
+    for slot in range(SLOTS):
+        owners = ring.owners_of(slot)
+        shared += len({places[owner][0] for owner in owners}) < min(
+            len(owners), len({zone for zone, _ in places.values()})
+        )
+    return shared / SLOTS
 
 
 def _times(ring: Ring, random: Random) -> tuple[float, float]:
@@ -117,11 +146,12 @@ def _times(ring: Ring, random: Random) -> tuple[float, float]:
     return median(owners_us), median(dict_us)
 
 
-def _build_ms(nodes: int) -> float:
+def _build_ms(nodes: int) -> tuple[float, float]:
     weights = {f"node-{number:05d}": _WEIGHT for number in range(nodes)}
-    times = []
+    wall, cpu = [], []
     for _ in range(_ROUNDS // 2):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         Ring(weights)
-        times.append((time.perf_counter() - began) * 1e3)
-    return median(times)
+        wall.append((time.perf_counter() - began) * 1e3)
+        cpu.append((time.process_time() - worked) * 1e3)
+    return median(wall), median(cpu)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,22 @@ def p2pkv(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]
 class Daemon:
     """One `p2pkv serve` process."""
 
-    def __init__(self, folder: Path, name: str, *arguments: str, bind: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        bind: str = "127.0.0.1:0",
+        prefix: Sequence[str] = (),
+        state_dir: Path | None = None,
+    ) -> None:
         self.name = name
         self.socket = folder / f"{name}.sock"
         self.log = folder / f"{name}.log"
-        command = [sys.executable, "-m", "p2pkv", "serve", "-o", "json", "--name", name, "--bind", bind]
+        command = [*prefix, sys.executable, "-m", "p2pkv", "serve", "-o", "json", "--name", name, "--bind", bind]
+        command += ["--state-dir", str(state_dir or "")]
         command += ["--socket", str(self.socket), "--host-bytes", "64MiB", "--profile", "loopback", *arguments]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         try:

@@ -20,15 +20,28 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"blocks"}),
     frozenset({"config"}),
+    frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
     frozenset({"effects"}),
-    frozenset({"mesh", "index", "links", "planner", "fetch", "eviction", "slots", "generations", "ledger"}),
+    frozenset(
+        {
+            *("mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"),
+            "neighbours",
+        }
+    ),
+    frozenset({"own_keyring"}),
+    frozenset({"rotation"}),
     frozenset({"node"}),
-    frozenset({"transport", "tiers", "local_wire", "block_file", "logs", "metrics", "local_socket"}),
-    frozenset({"staging", "runner"}),
-    frozenset({"client", "transfer", "local_server"}),
+    frozenset(
+        {
+            *("transport", "tiers", "discovery", "local_wire", "block_file", "keyring_file", "logs", "metrics"),
+            *("local_socket", "identity"),
+        }
+    ),
+    frozenset({"staging", "runner", "local_views"}),
+    frozenset({"client", "transfer", "local_server", "neighbourhood", "protection"}),
     frozenset({"connectors", "agent"}),
-    frozenset({"daemon", "blocking", "demo", "sim", "testing", "cli"}),
+    frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
 """Lowest first. A module imports from its own layer and from those below; the most particular name counts."""
 
@@ -57,8 +70,23 @@ STRANGERS = [
 """(who, whom) that the order alone would allow."""
 
 CORES = {
-    *("blocks", "effects", "slots", "ledger", "eviction", "links", "planner", "fetch", "node"),
+    *(
+        "blocks",
+        "effects",
+        "slots",
+        "ledger",
+        "eviction",
+        "links",
+        "load",
+        "planner",
+        "fetch",
+        "neighbours",
+        "own_keyring",
+        "rotation",
+        "node",
+    ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
+    *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -67,8 +95,11 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("agent", "runner", "transfer", "local_server", "daemon", "blocking", "testing"),
-    *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp"),
+    *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
+    *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    *("bench.lent", "bench.transfer"),
+    *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
+    *("transport.sealed_handshake", "transport.sealed_stream"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

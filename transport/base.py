@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from p2pkv.fetch import Outcome
-from p2pkv.transport.wire import Packet
+from p2pkv.generations import Place
 
 STREAM_QUEUE_MAX: Final = 1024
 """Control messages waiting per address. A peer that reads slower than that is as good as gone."""
@@ -22,8 +22,8 @@ during it. memberlist's `TCPTimeout`."""
 class DatagramSocket(Protocol):
     """Where gossip leaves and arrives, best effort. `p2pkv.transport.udp.Datagrams` is the real one."""
 
-    def send(self, address: str, packet: Packet) -> None:
-        """Send, or lose, one packet. Does not wait."""
+    def send_bytes(self, address: str, data: bytes) -> None:
+        """Send, or lose, one datagram. Does not wait."""
         ...
 
     async def wait(self) -> None:
@@ -46,6 +46,8 @@ class Wanted:
     digest: bytes
     into: memoryview
     """Writable, `length` bytes. Undefined until the block is reported as arrived."""
+    place: Place | None = None
+    """Where it lies in the owner's memory, if that came with the lease; only a one-sided transport cares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,10 @@ class BulkTransport(Protocol):
     @property
     def name(self) -> str:
         """`tcp`, `shm` or `nixl`."""
+        ...
+
+    def path(self, peer: str) -> str:
+        """Return the name of the transport that blocks of `peer` take now: `name`, unless this chooses among several."""
         ...
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:

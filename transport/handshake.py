@@ -2,8 +2,9 @@
 
 import trio
 
-from p2pkv.errors import MalformedMessage, PeerGone, VersionMismatch
+from p2pkv.errors import MalformedMessage, PeerGone, SealRefused, VersionMismatch
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
+from p2pkv.transport.seal import is_sealed
 from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, HelloAck, decode_untrusted, encode
 
 
@@ -48,18 +49,30 @@ async def welcome(stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: 
 
     Raises:
         VersionMismatch: the caller belongs elsewhere; it was told so.
+        SealRefused: it speaks sealed, and this node has no keyring; it was told so.
         MalformedMessage, PeerGone: it said something else, or nothing.
     """
-    hello = decode_untrusted(await read_frame_exactly(stream, peer=peer), peer=peer)
+    payload = await read_frame_exactly(stream, peer=peer)
+    if is_sealed(payload):
+        refusal = "this node has no keyring (security.keyring)"
+        await stream.send_all(frame(encode(HelloAck(node=node_id, protocol=0, refusal=refusal))))
+        raise SealRefused("sealed", peer=peer)
+    hello = decode_untrusted(payload, peer=peer)
     if not isinstance(hello, Hello):
         raise MalformedMessage(f"{type(hello).__name__} where Hello was due", peer=peer)
+    ack, refused = answer_to(hello, cluster=cluster, node_id=node_id, peer=peer)
+    await stream.send_all(frame(encode(ack)))
+    if refused is not None:
+        raise refused
+    return hello
+
+
+def answer_to(hello: Hello, *, cluster: str, node_id: str, peer: str) -> tuple[HelloAck, VersionMismatch | None]:
+    """Return what to answer, and the error to raise after that if it is a refusal."""
     refusal = ""
     if hello.cluster != cluster:
         refusal = f"this is cluster {cluster!r}, not {hello.cluster!r}"
     elif hello.protocol_min > PROTOCOL_MAX or hello.protocol_max < PROTOCOL_MIN:
         refusal = f"versions {PROTOCOL_MIN} to {PROTOCOL_MAX} are spoken here"
     ack = HelloAck(node=node_id, protocol=min(PROTOCOL_MAX, hello.protocol_max), refusal=refusal[:128])
-    await stream.send_all(frame(encode(ack)))
-    if refusal:
-        raise VersionMismatch(f"refused ({refusal})", peer=f"{hello.node} at {peer}")
-    return hello
+    return ack, VersionMismatch(f"refused ({refusal})", peer=f"{hello.node} at {peer}") if refusal else None

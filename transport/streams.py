@@ -12,6 +12,8 @@ import trio
 from p2pkv.errors import PeerError, PeerGone
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import FrameReader, frame
+from p2pkv.transport.sealed_handshake import Rings
+from p2pkv.transport.sealed_stream import has_closed, is_outdated
 from p2pkv.transport.tcp import connect_over, open_tcp
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
@@ -29,9 +31,11 @@ class ControlStreams:
         connect_timeout_s: float,
         on_lost: Callable[[str, PeerError], None],
         open_stream: Callable[[str, int], Awaitable[trio.abc.Stream]] = open_tcp,
+        ring: Rings | None = None,
     ) -> None:
-        """`open_stream` takes host and port."""
+        """`open_stream` takes host and port. With a `ring` every stream is sealed."""
         self._hello = hello
+        self._ring = ring
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
         self._open_stream = open_stream
@@ -78,8 +82,7 @@ class ControlStreams:
     async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
         stream: trio.abc.Stream | None = None
         try:
-            timeout_s = self._connect_timeout_s
-            stream, _ = await connect_over(self._open_stream, address, self._hello(), timeout_s=timeout_s)
+            stream = await self._connect(address)
             while True:
                 with trio.move_on_after(_IDLE_S) as idle:
                     message = await source.receive()
@@ -89,8 +92,10 @@ class ControlStreams:
                     queue, _ = self._queues.pop(address)
                     queue.close()
                     return
-                # Peers say nothing here: where something can be read it has closed, and a write would go nowhere.
-                if isinstance(stream, trio.SocketStream) and stream.socket.is_readable():
+                if is_outdated(stream):
+                    await trio.aclose_forcefully(stream)  # all was read: peers read until the end
+                    stream = await self._connect(address)
+                if has_closed(stream):  # peers say nothing here: it has closed, and a write would go nowhere
                     raise trio.BrokenResourceError("the peer closed it")
                 await stream.send_all(_frames(message, source))
         except PeerError as exc:
@@ -103,6 +108,12 @@ class ControlStreams:
             source.close()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
+
+    async def _connect(self, address: str) -> trio.abc.Stream:
+        stream, _ = await connect_over(
+            self._open_stream, address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring
+        )
+        return stream
 
 
 def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) -> bytes:
@@ -119,7 +130,7 @@ async def serve_control(stream: trio.abc.Stream, *, peer: str, deliver: Callable
     """Hand on the messages of a greeted caller until it goes away.
 
     Raises:
-        MalformedMessage: it sent something else. The caller of this closes the stream.
+        MalformedMessage, SealRefused: it sent something else. The caller of this closes the stream.
         PeerGone: it went away in the middle of a message.
     """
     reader = FrameReader(peer=peer)

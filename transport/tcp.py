@@ -1,22 +1,30 @@
 """Block bytes over plain TCP: works everywhere, and is the reference for the transport contract.
 
-Bodies go from the owner's arena to the kernel and from the kernel into the receiver's arena, without a copy between.
+Bodies go from the owner's arena to the kernel and from the kernel into the receiver's arena, without a copy between. With
+a keyring they are encrypted out of the one arena and decrypted into the other.
 A connection carries one pull at a time and is kept for the next one; whatever goes wrong closes it.
 """
 
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from contextlib import suppress
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from p2pkv.blocks import block_digest
 from p2pkv.config import parse_address
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow
-from p2pkv.transport.base import STREAM_PATIENCE_S, Offered, OnBlock, OpenLease, Wanted
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
+from p2pkv.fetch import Outcome
+from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
+from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
-from p2pkv.transport.handshake import greet, read_frame_exactly
+from p2pkv.transport.handshake import read_frame_exactly
+from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.sealed_handshake import Rings, greet_as
+from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
@@ -25,8 +33,8 @@ _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
 _IDLE_ADDRESSES_MAX: Final = 256
 """Addresses with kept connections; beyond it the one not used for longest goes. Peers come and go, sockets must not."""
-_THREAD_BYTES: Final = 8 * 2**20
-"""A body from this size on is hashed in a thread: 8 MiB take about 0.4 ms, longer than a gossip loop should stand."""
+_SEND_BYTES: Final = 8 * 2**20
+"""Sent per trip to a worker thread: two milliseconds, so that a lease that ends is noticed soon."""
 
 
 async def open_tcp(host: str, port: int) -> trio.SocketStream:
@@ -36,26 +44,33 @@ async def open_tcp(host: str, port: int) -> trio.SocketStream:
     return stream
 
 
-async def connect(address: str, hello: Hello, *, timeout_s: float) -> tuple[trio.SocketStream, str]:
+async def connect(address: str, hello: Hello, *, timeout_s: float, ring: Rings | None = None) -> tuple[Channel, str]:
     """Open a greeted TCP stream to `address`, as `connect_over`."""
-    return await connect_over(open_tcp, address, hello, timeout_s=timeout_s)
+    return await connect_over(open_tcp, address, hello, timeout_s=timeout_s, ring=ring)
 
 
 async def connect_over(
-    open_stream: Callable[[str, int], Awaitable[S]], address: str, hello: Hello, *, timeout_s: float
-) -> tuple[S, str]:
+    open_stream: Callable[[str, int], Awaitable[S]],
+    address: str,
+    hello: Hello,
+    *,
+    timeout_s: float,
+    ring: Rings | None = None,
+) -> tuple[S | SealedStream, str]:
     """Open a greeted stream to `address` with `open_stream(host, port)`; return it and the answering node's id.
+
+    It is sealed if there is a `ring`.
 
     Raises:
         PeerGone, PeerTooSlow: nobody answers there.
-        VersionMismatch, MalformedMessage: somebody does, but not for us.
+        VersionMismatch, SealRefused, MalformedMessage: somebody does, but not for us.
     """
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             stream = await open_stream(host, port)
             try:
-                return stream, await greet(stream, hello, peer=address)
+                return await greet_as(stream, hello, peer=address, ring=ring)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
@@ -70,12 +85,20 @@ class TcpTransport:
 
     name: Final = "tcp"
 
-    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float) -> None:
-        """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address."""
+    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float, ring: Rings | None = None) -> None:
+        """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address.
+
+        With a `ring` every stream is sealed.
+        """
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
-        self._idle: dict[str, list[tuple[str, trio.SocketStream]]] = {}
+        self._ring = ring
+        self._idle: dict[str, list[tuple[str, Channel]]] = {}
         """Address -> kept connections with the id of the node there; the address used last is last."""
+
+    def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
+        """See `BulkTransport`."""
+        return self.name
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         """See `BulkTransport`."""
@@ -88,7 +111,7 @@ class TcpTransport:
             else:
                 self._keep(peer, address, kept)
                 return
-        stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s)
+        stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring)
         if node != peer:
             await trio.aclose_forcefully(stream)
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
@@ -102,17 +125,17 @@ class TcpTransport:
                 await trio.aclose_forcefully(stream)
         self._idle.clear()
 
-    def _take(self, peer: str, address: str) -> trio.SocketStream | None:
-        """Return a kept connection; one to another node that had the address before is closed."""
+    def _take(self, peer: str, address: str) -> Channel | None:
+        """Return a kept connection; one to another node that had the address before, or under an old key, is closed."""
         waiting = self._idle.get(address, [])
         while waiting:
             node, stream = waiting.pop()
-            if node == peer:
+            if node == peer and not is_outdated(stream):
                 return stream
             stream.socket.close()
         return None
 
-    def _keep(self, peer: str, address: str, stream: trio.SocketStream) -> None:
+    def _keep(self, peer: str, address: str, stream: Channel) -> None:
         streams = self._idle[address] = self._idle.pop(address, [])
         if len(streams) < _IDLE_CONNECTIONS_MAX:
             streams.append((peer, stream))
@@ -124,7 +147,7 @@ class TcpTransport:
 
     async def _pull_on(
         self,
-        stream: trio.SocketStream,
+        stream: Channel,
         peer: str,
         lease: int,
         wanted: Sequence[Wanted],
@@ -132,33 +155,84 @@ class TcpTransport:
         *,
         first_answer: bool,
     ) -> None:
-        """Pull on one stream; it is closed unless all went well."""
+        """Pull on one stream, in a worker thread; it is closed unless all went well."""
+        pull = _BlockingPull(stream, peer, lease, wanted, on_block)
         try:
-            await stream.send_all(frame(encode(Pull(lease, bitmap([one.position for one in wanted])))))
-            for one in wanted:
-                header_bytes = bytearray(HEADER_BYTES)
-                await _receive_into(stream, memoryview(header_bytes), peer=peer)
-                first_answer = False
-                header = unpack_untrusted(bytes(header_bytes), peer=peer)
-                if (header.lease, header.position) != (lease, one.position):
-                    raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=peer)
-                if header.absent:
-                    on_block(one, "absent")
-                    continue
-                if header.length != one.length or header.digest != one.digest:
-                    raise MalformedMessage("block that is not the one granted", peer=peer)
-                await _receive_into(stream, one.into, peer=peer)
-                on_block(one, "ok" if await _digest(one.into, one.segment_bytes) == one.digest else "corrupt")
-        except (PeerGone, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            await run_blocking(pull.run, interrupt=pull.interrupt)
+            pull.report()
+        except (PeerGone, trio.ClosedResourceError) as exc:
             await trio.aclose_forcefully(stream)
-            if first_answer:
+            pull.report()
+            if first_answer and not pull.answered:
                 raise _StaleConnection from exc
             if isinstance(exc, PeerGone):
                 raise
-            raise PeerGone(f"connection broke ({_reason(exc)})", peer=peer) from exc
-        except BaseException:
+            raise PeerGone("connection was closed here", peer=peer) from exc
+        except BaseException as exc:
             await trio.aclose_forcefully(stream)
+            if not isinstance(exc, trio.Cancelled):
+                pull.report()
             raise
+
+
+class _BlockingPull:
+    """One pull, for a worker thread. What it has settled it tells the event loop, and does not wait for that."""
+
+    def __init__(self, stream: Channel, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+        self.answered = False
+        self._stream = stream
+        self._peer = peer
+        self._lease = lease
+        self._wanted = wanted
+        self._on_block = on_block
+        self._settled: deque[tuple[Wanted, Outcome]] = deque()
+        self._errors: list[Exception] = []
+        self._interrupted = False
+        self._token = trio.lowlevel.current_trio_token()
+
+    def run(self) -> None:
+        """Ask and receive, until all blocks are settled or something goes wrong."""
+        with BlockingChannel(self._stream, timeout_s=None, peer=self._peer) as channel:
+            channel.send([frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted]))))])
+            room = memoryview(bytearray(HEADER_BYTES))
+            for one in self._wanted:
+                self._settle(one, self._receive(channel, room, one))
+
+    def interrupt(self) -> None:
+        """Have `run` end soon and nothing be reported any more; for the event loop's thread."""
+        self._interrupted = True
+        with suppress(OSError):
+            self._stream.socket.shutdown(socket.SHUT_RDWR)
+
+    def report(self) -> None:
+        """Tell of what has been settled; for the event loop's thread."""
+        while self._settled and not self._interrupted:
+            self._on_block(*self._settled.popleft())
+        if self._errors:
+            raise self._errors.pop()
+
+    def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
+        channel.receive_into(room)
+        self.answered = True
+        header = unpack_untrusted(bytes(room), peer=self._peer)
+        if (header.lease, header.position) != (self._lease, one.position):
+            raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=self._peer)
+        if header.absent:
+            return "absent"
+        if header.length != one.length or header.digest != one.digest:
+            raise MalformedMessage("block that is not the one granted", peer=self._peer)
+        channel.receive_into(one.into)
+        return "ok" if block_digest(one.into, one.segment_bytes) == one.digest else "corrupt"
+
+    def _settle(self, one: Wanted, outcome: Outcome) -> None:
+        self._settled.append((one, outcome))
+        self._token.run_sync_soon(self._report_soon, idempotent=True)
+
+    def _report_soon(self) -> None:
+        try:
+            self.report()
+        except Exception as exc:  # noqa: BLE001 - raised where the caller waits; here it would end the event loop
+            self._errors.append(exc)
 
 
 class _StaleConnection(Exception):
@@ -166,7 +240,7 @@ class _StaleConnection(Exception):
 
 
 async def serve_bulk(
-    stream: trio.SocketStream,
+    stream: Channel,
     *,
     peer: str,
     open_lease: OpenLease,
@@ -177,14 +251,14 @@ async def serve_bulk(
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
 
     Raises:
-        MalformedMessage: it said something that is not a pull. The caller of this closes the stream.
+        MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
     """
     while True:
         with trio.move_on_after(idle_s) as idle:
             try:
                 payload = await read_frame_exactly(stream, peer=peer)
             except (PeerError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                if isinstance(exc, MalformedMessage):
+                if isinstance(exc, MalformedMessage | SealRefused):
                     raise
                 return
         if idle.cancelled_caught:
@@ -192,44 +266,58 @@ async def serve_bulk(
         message = decode_untrusted(payload, peer=peer)
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
-        for position in bit_positions(message.wanted):
-            # Asked anew for each block: a lease that ended meanwhile no longer protects the slot. What is sent while
-            # it ends is caught by the receiver's digest.
+        positions = bit_positions(message.wanted)
+        while positions:
+            # Asked anew for every few blocks: a lease that ended meanwhile no longer protects its slots. What is sent
+            # while it ends is caught by the receiver's digest.
             offered = open_lease(peer, message.lease)
-            one = offered[position] if offered is not None and position < len(offered) else None
+            batch, positions = _next_blocks(positions, offered)
             try:
-                with trio.move_on_after(block_s) as patience:
-                    await _send_block(stream, message.lease, position, one)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await _send_blocks(stream, message.lease, batch, block_s=block_s, peer=peer)
+            except (PeerError, trio.ClosedResourceError):
                 return
-            # Whoever asks and does not read would hold this task, and the slot it reads from, for ever.
-            if patience.cancelled_caught:
-                return
-            on_sent(len(one.body) if one is not None else 0)
+            on_sent(sum(len(one.body) for _, one in batch if one is not None))
 
 
-async def _send_block(stream: trio.SocketStream, lease: int, position: int, one: Offered | None) -> None:
+Blocks: TypeAlias = list[tuple[int, Offered | None]]
+
+
+def _next_blocks(positions: list[int], offered: Bodies | None) -> tuple[Blocks, list[int]]:
+    """Return the next blocks to send, `_SEND_BYTES` or one, and the positions that are left."""
+    batch: Blocks = []
+    room = _SEND_BYTES
+    for number, position in enumerate(positions):
+        one = offered[position] if offered is not None and position < len(offered) else None
+        room -= len(one.body) if one is not None else 0
+        if batch and room < 0:
+            return batch, positions[number:]
+        batch.append((position, one))
+    return batch, []
+
+
+async def _send_blocks(stream: Channel, lease: int, blocks: Blocks, *, block_s: float, peer: str) -> None:
+    """Send blocks from a worker thread.
+
+    Whoever asks and does not read would hold the thread, and the slots it reads from, for ever: `block_s` bounds it.
+    """
+
+    def send_all() -> None:
+        with BlockingChannel(stream, timeout_s=block_s, peer=peer) as channel:
+            for position, one in blocks:
+                channel.send(_parts(lease, position, one))
+
+    def interrupt() -> None:
+        with suppress(OSError):
+            stream.socket.shutdown(socket.SHUT_RDWR)
+
+    await run_blocking(send_all, interrupt=interrupt)
+
+
+def _parts(lease: int, position: int, one: Offered | None) -> list[bytes | memoryview]:
+    """Return what stands on the stream for one block."""
     if one is None:
-        await stream.send_all(BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack())
-        return
-    await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack())
-    await stream.send_all(one.body)
-
-
-async def _receive_into(stream: trio.SocketStream, view: memoryview, *, peer: str) -> None:
-    """Fill `view` from the stream."""
-    done = 0
-    while done < len(view):
-        count = await stream.socket.recv_into(view[done:])
-        if count == 0:
-            raise PeerGone(f"stream ended {len(view) - done} bytes early", peer=peer)
-        done += count
-
-
-async def _digest(body: memoryview, segment_bytes: int) -> bytes:
-    if len(body) < _THREAD_BYTES:
-        return block_digest(body, segment_bytes)
-    return await trio.to_thread.run_sync(block_digest, body, segment_bytes)
+        return [BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack()]
+    return [BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack(), one.body]
 
 
 def _reason(exc: BaseException) -> str:

@@ -30,13 +30,17 @@ class Datagrams:
         self.send_failures = 0
 
     def send(self, address: str, packet: Packet) -> None:
-        """Send, or lose, one packet."""
+        """Send, or lose, one packet in the clear."""
+        self.send_bytes(address, encode(packet))
+
+    def send_bytes(self, address: str, data: bytes) -> None:
+        """Send, or lose, one datagram."""
         target = numeric_target(address)
         if target is None:
             self.send_failures += 1
             return
         try:
-            self.socket.sendto(encode(packet), target)
+            self.socket.sendto(data, target)
             self.sent += 1
         except OSError:
             self.send_failures += 1

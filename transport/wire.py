@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
 from p2pkv.errors import MalformedMessage
+from p2pkv.transport.keyring import RING_KEYS_MAX
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
@@ -19,26 +20,54 @@ PROTOCOL_MAX: Final = 1
 MESSAGE_BYTES_MAX: Final = 64 * 1024
 """No control message is larger, on datagrams or streams. Larger things (member lists, filters) travel in pieces."""
 DATAGRAM_BYTES_MAX: Final = 1400
-"""Payload that fits an Ethernet frame with room for tunnels and encryption; memberlist's choice too."""
+"""Payload that fits an Ethernet frame with room for tunnels; memberlist's choice too."""
+SEAL_BYTES: Final = 58
+"""What sealing adds to a datagram (`p2pkv.transport.seal`): 42 in front, a tag of 16. Whoever counts bytes adds it."""
+PACKET_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - SEAL_BYTES
+"""An encoded packet, which is filled up to this whether it is sealed or not, so that keys change nothing else."""
 KEYS_PER_LEASE_MAX: Final = 256
 """Blocks of one lease request. With all descriptors the grant stays under `MESSAGE_BYTES_MAX`."""
 RECORDS_PER_PUSH_MAX: Final = 128
+BUCKETS_MAX: Final = 4096
+"""Buckets of a `ListDigest`: 32 KiB of hashes."""
+BUCKET_BYTES: Final = 8
 ALSO_SUSPECTED_BY_MAX: Final = 7
 """Members named in a record besides the first that suspects; a verdict needs fewer (`mesh.accusers`)."""
+ALSO_AT_MAX: Final = 3
+"""Further addresses of one member."""
+TIERS_MAX: Final = 8
+"""Tiers besides host memory that one member offers."""
+WEIGHTS_MAX: Final = 4
+"""Weights that one member's engines compute with."""
+WEIGHTS_CHARACTERS_MAX: Final = 96
 PAGE_BYTES_MAX: Final = 32 * 1024
 """Bytes of a Bloom filter in one `SummaryPage`."""
 FLIPS_PER_DELTA_MAX: Final = 8192
-"""Flipped bits in one `SummaryDelta`, four bytes each."""
+"""Flipped bits in one `SummaryDelta`; coded they take two to three bytes each."""
+VERSIONS_PER_MESSAGE_MAX: Final = 4096
+"""Members in one `SummaryVersions`, twelve bytes each."""
+ANCHOR_BYTES: Final = 16
+"""Of a key that stands for a stretch in the directory: enough that no two meet by chance."""
+ANCHORS_PER_PUT_MAX: Final = 1024
+ANCHORS_PER_ASK_MAX: Final = 1024
+"""Stretches of one question: half a million tokens in blocks of 16."""
+HOLDERS_PER_ANCHOR_MAX: Final = 8
+"""Holders of one stretch that an answer names; more than a fetch tries."""
+HOLDERS_PER_ANSWER_MAX: Final = 64
+CLAIM_BYTES: Final = 4
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Percent: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
 NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 OptionalNodeId: TypeAlias = Annotated[str, Meta(max_length=64)]
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Address: TypeAlias = Annotated[str, Meta(max_length=270)]
 """`host:port`, or `[v6]:port`."""
+WeightsEpoch: TypeAlias = Annotated[str, Meta(min_length=1, max_length=WEIGHTS_CHARACTERS_MAX)]
+"""`weights_id=weights_epoch`, as in `p2pkv.blocks.Namespace`."""
 Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
 """Many keys as one field."""
 Bitmap: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX // 8)]
@@ -73,6 +102,17 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Of a suspect: a member that got no answer from it. Suspicions by different members confirm each other."""
     also_suspected_by: Annotated[tuple[NodeId, ...], Meta(max_length=ALSO_SUSPECTED_BY_MAX)] = ()
     """Further ones. Of a dead member: on whose word, with `suspected_by`, it was declared dead."""
+    rack: Name = ""
+    """Where in its zone the node stands; empty when unknown."""
+    also_at: Annotated[tuple[Address, ...], Meta(max_length=ALSO_AT_MAX)] = ()
+    """Further addresses that lead to the node, the best first."""
+    tier_bytes: Annotated[tuple[Count, ...], Meta(max_length=TIERS_MAX)] = ()
+    """Of `offered_bytes`, what is not in host memory: by tier, in the order of `p2pkv.mesh.metadata.FURTHER_TIERS`."""
+    protocol_min: Small = 1
+    """With `protocol_max`, the versions the node speaks."""
+    protocol_max: Small = 1
+    weights: Annotated[tuple[WeightsEpoch, ...], Meta(max_length=WEIGHTS_MAX)] = ()
+    """What the node's engines compute with, as far as it was told."""
 
 
 Updates: TypeAlias = Annotated[tuple[MemberRecord, ...], Meta(max_length=64)]
@@ -127,6 +167,9 @@ class Packet(Message, tag=5, frozen=True):
     sender_address: Address
     body: DatagramBody
     updates: Updates = ()
+    load: Percent = 0
+    """How busy the sender is with serving blocks. It rides here and not in the sender's record because it changes all the
+    time: news of a record travels to everybody, and this byte to whoever is written to anyway."""
 
 
 class PushPull(Message, tag=6, frozen=True):
@@ -137,6 +180,30 @@ class PushPull(Message, tag=6, frozen=True):
 
     records: Annotated[tuple[MemberRecord, ...], Meta(max_length=RECORDS_PER_PUSH_MAX)]
     reply: bool
+
+
+class ListDigest(Message, tag=20, frozen=True):
+    """Is this what you believe too? Hashes over the sender's own record and those of the members it counts on.
+
+    Answered by `ListDifference` if it is not, and by nothing if it is. See `p2pkv.mesh.digest`.
+    """
+
+    own: MemberRecord
+    buckets: Annotated[bytes, Meta(min_length=BUCKET_BYTES, max_length=BUCKETS_MAX * BUCKET_BYTES)]
+    """One hash after the other; their number is a power of two."""
+
+
+class ListDifference(Message, tag=21, frozen=True):
+    """Answer to `ListDigest`: what the sender believes of the members in buckets whose hashes differ, or a part of it.
+
+    The first record is the sender's own. The receiver answers with a `PushPull` of what it knows better.
+    """
+
+    records: Annotated[tuple[MemberRecord, ...], Meta(min_length=1, max_length=RECORDS_PER_PUSH_MAX)]
+    bucket_count: Annotated[int, Meta(ge=1, le=BUCKETS_MAX)]
+    """As in the digest."""
+    differing: Annotated[bytes, Meta(max_length=BUCKETS_MAX // 8)]
+    """Bit i, least significant first: bucket i is told in this message."""
 
 
 # -- summaries ------------------------------------------------------------------------------------------------------
@@ -153,18 +220,93 @@ class SummaryPage(Message, tag=7, frozen=True):
     """Position of `data` in the filter, bytes."""
     # Trailing zero bytes are left out, so that an empty filter is a few bytes and not a megabyte.
     data: Annotated[bytes, Meta(max_length=PAGE_BYTES_MAX)]
+    set_bits: Annotated[int, Meta(ge=0, le=8 * PAGE_BYTES_MAX)] = 0
+    """Not 0: `data` is no bits, but the positions of so many set bits in the piece, coded as in `SummaryDelta`."""
+    gap_bits: Annotated[int, Meta(ge=0, le=31)] = 0
 
 
 class SummaryDelta(Message, tag=8, frozen=True):
-    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, as u32 little-endian positions."""
+    """Bits that flipped between `seq - 1` and `seq` of the sender's filter, folded to 2**bits_log2 bits for this reader.
+
+    `flips` are the gaps between the positions of `count` bits, Rice-coded with `gap_bits` low bits; `index/gaps.py` has
+    the format.
+    """
 
     epoch: Count
     seq: Count
+    bits_log2: Annotated[int, Meta(ge=6, le=36)]
+    count: Annotated[int, Meta(ge=0, le=FLIPS_PER_DELTA_MAX)]
+    gap_bits: Annotated[int, Meta(ge=0, le=31)]
     flips: Annotated[bytes, Meta(max_length=FLIPS_PER_DELTA_MAX * 4)]
 
 
 class SummaryRequest(Message, tag=9, frozen=True):
     """Send me your whole filter: I have none, or missed a delta."""
+
+    bits_log2_max: Annotated[int, Meta(ge=0, le=36)] = 0
+    """Not 0: fold it to at most 2**bits_log2_max bits, and what follows of it too; I have no memory for more."""
+    wanted: bool = True
+    """False: I keep no summary of yours, as I keep as many as I may. Send nothing until I ask."""
+
+
+class SummaryVersions(Message, tag=23, frozen=True):
+    """Which versions of members' filters I have, mine included; sent beside `PushPull` to the same member.
+
+    Whoever is behind on one of them, and stays so, asks that member for a snapshot.
+    """
+
+    versions: Annotated[bytes, Meta(max_length=VERSIONS_PER_MESSAGE_MAX * 12)]
+    """Per member three u32, little-endian: a digest of its id, and the low bits of the filter's epoch and seq."""
+
+
+# -- directory ------------------------------------------------------------------------------------------------------
+
+
+class DirectoryPut(Message, tag=25, frozen=True):
+    """Records of `holder` for the receiver to keep: what it holds of stretches of chains, by their anchors.
+
+    Sent by the holder itself: changes since its last one, or nothing but a renewal of what was sent before. Sent by
+    another member: what that owned and the receiver owns now.
+    """
+
+    holder: NodeId
+    boot: Count
+    """Of the holder; records of an earlier life go with it."""
+    lease_ms: Small
+    """How long all of the holder's records are good from now on, unless they are renewed."""
+    tier: Annotated[int, Meta(ge=0, le=3)]
+    """Fastest tier that all of the blocks are in: 0 host memory."""
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX * ANCHOR_BYTES)]
+    """The last 16 bytes of the key of each stretch's first block, one after another."""
+    blocks: Annotated[bytes, Meta(max_length=ANCHORS_PER_PUT_MAX)]
+    """For each anchor, how many blocks of the stretch from its start are held; 0 withdraws the record."""
+    fresh: bool = False
+    """Forget what the holder said before: this and what follows is all."""
+    settled: bool = False
+    """Nothing more is under way, and `fingerprint` is what the receiver should have."""
+    fingerprint: Count = 0
+    """Exclusive or over all of the holder's records at the receiver; see `p2pkv.index.records`."""
+
+
+class DirectoryResend(Message, tag=26, frozen=True):
+    """What I have of yours is not what your fingerprint says: send it all again."""
+
+
+class DirectoryAsk(Message, tag=27, frozen=True):
+    """Who holds stretches with these anchors? Answered by `DirectoryAnswer` with the same `request`."""
+
+    request: Count
+    anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * ANCHOR_BYTES)]
+
+
+class DirectoryAnswer(Message, tag=28, frozen=True):
+    """What the sender's records say of the anchors asked for."""
+
+    request: Count
+    holders: Annotated[tuple[NodeId, ...], Meta(max_length=HOLDERS_PER_ANSWER_MAX)]
+    claims: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * HOLDERS_PER_ANCHOR_MAX * CLAIM_BYTES)]
+    """Four bytes each: place of the anchor in the question (u16, little-endian), place in `holders`, and the number of
+    blocks in the low six bits, above them the tier."""
 
 
 # -- fetching -------------------------------------------------------------------------------------------------------
@@ -177,6 +319,8 @@ class LeaseRequest(Message, tag=10, frozen=True):
     keys: Keys
     remaining_ms: Small
     """How long the requester will wait; never a wall-clock time, because clocks differ."""
+    mapped: bool = False
+    """The requester has the receiver's arena mapped, and would rather copy than be sent: say where the blocks lie."""
 
 
 class LeaseGrant(Message, tag=11, frozen=True):
@@ -197,6 +341,10 @@ class LeaseGrant(Message, tag=11, frozen=True):
     namespaces: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
     reason: Name = ""
     """Why less was granted than asked, when it is not simply absent."""
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
+    """To a requester that has the arena mapped: where each block lies, from the first slot. Else empty."""
+    generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
+    """The generation of each block's slot under which it is that block."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):
@@ -236,12 +384,70 @@ class Pull(Message, tag=15, frozen=True):
     """Speaks of the granted blocks of the lease, by their position in the grant."""
 
 
+class ArenaOffer(Message, tag=29, frozen=True):
+    """On a stream of one machine, with the descriptor of the sender's arena beside it: map it and read."""
+
+    boot: Count
+    """Of the sender's process; another one has another arena."""
+    arena_bytes: Count
+    table_bytes: Count
+    """Of the generations in front of the slots."""
+
+
+class Places(Message, tag=30, frozen=True):
+    """Answer to `Pull` on such a stream: where in the arena the blocks lie, instead of their bytes.
+
+    `offsets` and `generations` have one entry per set bit of `placed`; the rest of `asked` is absent.
+    """
+
+    lease: Count
+    asked: Bitmap
+    placed: Bitmap
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """From the first slot, bytes; slots begin at pages."""
+    generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+
+
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+class KeyCommand(Message, tag=17, frozen=True):
+    """Change or tell your keyring. Only over a sealed stream; answered by `KeyReport` with the same `request`."""
+
+    request: Count
+    action: Annotated[int, Meta(ge=0, le=3)]
+    """0 tell, 1 install, 2 use as the primary one, 3 remove."""
+    key: Annotated[bytes, Meta(max_length=32)] = b""
+    """The key itself to install, the fingerprint of the one to use or remove, nothing to tell."""
+
+    def __repr__(self) -> str:
+        return f"KeyCommand(request={self.request}, action={self.action}, key=...)"
+
+
+class KeyReport(Message, tag=18, frozen=True):
+    """Answer to `KeyCommand`: the keys that the answering node accepts now, and why it did not obey, if so."""
+
+    request: Count
+    fingerprints: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=8, max_length=8)], ...], Meta(max_length=RING_KEYS_MAX)
+    ]
+    """The primary key's first."""
+    refusal: Name = ""
+
+
 AnyMessage: TypeAlias = (
     Packet
     | PushPull
+    | ListDigest
+    | ListDifference
     | SummaryPage
     | SummaryDelta
     | SummaryRequest
+    | SummaryVersions
+    | DirectoryPut
+    | DirectoryResend
+    | DirectoryAsk
+    | DirectoryAnswer
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease
@@ -249,6 +455,10 @@ AnyMessage: TypeAlias = (
     | HelloAck
     | Pull
     | Ping
+    | ArenaOffer
+    | Places
+    | KeyCommand
+    | KeyReport
 )
 """Whatever may stand alone in a datagram or a stream frame."""
 

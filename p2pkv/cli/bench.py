@@ -13,6 +13,38 @@ def bench() -> None:
 
 
 @bench.command()
+@click.option("--nodes", type=click.IntRange(4, 200), default=20, show_default=True, help="Processes of each mesh.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=10, show_default=True, help="Kills in each mesh.")
+@click.option(
+    "--rest", "rest_s", type=click.FloatRange(1, 3600), default=30, show_default=True, help="Seconds at rest, first."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides who is killed.")
+@click.option("--kinship", default="", metavar="PYTHON", help="A Python with kinship, to measure it beside.")
+@output_option
+def detection(nodes: int, rounds: int, rest_s: float, seed: int, kinship: str, output: str) -> None:
+    """Time how soon real daemons on loopback notice a SIGKILL, at LAN defaults.
+
+    With --kinship, a mesh of kinship members of the same size runs beside it and loses members in the same moments;
+    `ratio` is the median time to the first detection divided by kinship's.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.detection import DetectionOptions, run_detection
+
+    options = DetectionOptions(nodes=nodes, rounds=rounds, rest_s=rest_s, seed=seed, kinship=kinship)
+    results, ratio = run_detection(options, progress=lambda line: click.echo(line, err=True))
+    if output == "json":
+        meshes = [asdict(result) for result in results]
+        print_json({"benchmark": "detection", "options": asdict(options), "meshes": meshes, "ratio": ratio})
+        return
+    columns = [asdict(result) for result in results]
+    names = [name for name in columns[0] if name not in {"implementation", "first_s", "last_s"}]
+    rows = [(name, *("" if column[name] is None else f"{column[name]:g}" for column in columns)) for name in names]
+    rows.append(("ratio", "" if ratio is None else f"{ratio:g}", *[""] * (len(columns) - 1)))
+    print_table("detection of a SIGKILL", ("measure", *(column["implementation"] for column in columns)), rows)
+
+
+@bench.command()
 @click.option("--peers", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Peers with a summary.")
 @click.option("--blocks", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Length of the chain.")
 @click.option(
@@ -54,6 +86,26 @@ def filters(peers: int, keys: int, chains: int, seed: int, output: str) -> None:
 
 
 @bench.command()
+@click.option(
+    "--keys", type=click.IntRange(1000, 2**24), default=1_000_000, show_default=True, help="Keys in the summary."
+)
+@click.option(
+    "--pairs", type=click.IntRange(1, 500), default=25, show_default=True, help="Keys that come, and go, in a delta."
+)
+@click.option("--deltas", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Deltas measured.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance.")
+@output_option
+def deltas(keys: int, pairs: int, deltas: int, seed: int, output: str) -> None:
+    """Count the bytes of an announced change, for several ways of telling it, and what each costs a reader."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.deltas import DeltaOptions, run_deltas
+
+    options = DeltaOptions(keys=keys, pairs=pairs, deltas=deltas, seed=seed)
+    _report("deltas", f"{pairs} pairs among {keys} keys", asdict(options), asdict(run_deltas(options)), output)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Members of the ring.")
 @click.option(
     "--changes", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Joins and leaves, in turn."
@@ -70,9 +122,72 @@ def ring(nodes: int, changes: int, seed: int, output: str) -> None:
     _report("ring", f"{nodes} nodes, {changes} changes", asdict(options), asdict(run_rings(options)), output)
 
 
+@bench.command()
+@click.option("--nodes", type=click.IntRange(3, 10_000), default=100, show_default=True, help="Nodes with a directory.")
+@click.option(
+    "--blocks-s",
+    type=click.IntRange(0, 10_000),
+    default=100,
+    show_default=True,
+    help="Blocks that each node adds, and evicts, per second.",
+)
+@click.option("--stock", type=click.IntRange(3, 10_000), default=20, show_default=True, help="Chains each node holds.")
+@click.option(
+    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long blocks move."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all chance.")
+@output_option
+def directory(nodes: int, blocks_s: int, stock: int, seconds: float, seed: int, output: str) -> None:
+    """Count what the directory sends while blocks come and go, at rest and after a change, and how right it is."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.directories import DirectoryOptions, run_directories
+
+    options = DirectoryOptions(nodes=nodes, blocks_s=blocks_s, stock=stock, seconds=seconds, seed=seed)
+    title = f"{nodes} nodes, {blocks_s} blocks/s in and out of each"
+    _report("directory", title, asdict(options), asdict(run_directories(options)), output)
+
+
 def _report(name: str, title: str, options: dict[str, Any], result: dict[str, Any], output: str) -> None:
     if output == "json":
         print_json({"benchmark": name, "options": options, **result})
         return
     rows = [(measure, f"{value:.4g}" if isinstance(value, float) else value) for measure, value in result.items()]
     print_table(f"{name}: {title}", ("measure", "value"), rows)
+
+
+@bench.command()
+@click.option("--rounds", type=click.IntRange(3, 1000), default=9, show_default=True, help="Paired rounds per case.")
+@click.option("--pulls", type=click.IntRange(1, 1000), default=4, show_default=True, help="Pulls per round.")
+@click.option(
+    "--memory-mib", type=click.IntRange(64, 65536), default=256, show_default=True, help="Memory of each process."
+)
+@output_option
+def transfer(rounds: int, pulls: int, memory_mib: int, output: str) -> None:
+    """Move blocks between two processes of this machine, each transport beside its limit."""
+    from dataclasses import asdict
+
+    from p2pkv.bench.transfer import TransferOptions, run_transfer
+
+    options = TransferOptions(rounds=rounds, pulls=pulls, memory_bytes=memory_mib * 2**20)
+    cases = [asdict(case) for case in run_transfer(options)]
+    if output == "json":
+        print_json({"cases": cases})
+        return
+    print_table(
+        "blocks moved between two processes",
+        ["transport", "protection", "blocks", "GB/s", "limit", "ratio", "p50 ms", "p99 ms"],
+        [
+            [
+                case["transport"],
+                case["protection"],
+                f"{case['blocks']} x {case['block_bytes'] // 1024} KiB",
+                f"{case['gbps']:.2f}",
+                f"{case['limit_gbps']:.2f} ({case['limit_kind']})",
+                f"{case['ratio']:.2f} [{case['ratio_p25']:.2f}, {case['ratio_p75']:.2f}]",
+                f"{case['p50_ms']:.2f}",
+                f"{case['p99_ms']:.2f}",
+            ]
+            for case in cases
+        ],
+    )

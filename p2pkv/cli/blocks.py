@@ -46,12 +46,26 @@ _file_option = click.option(
 @socket_option
 @output_option
 def locate(key: bytes, socket: Path | None, output: str) -> None:
-    """Show where the block KEY is: here, at peers whose summary claims it, and who owns it on the ring."""
+    """Show where the block KEY is: here, at peers whose summary claims it, and at those its owners have records of.
+
+    The summaries are this node's own copies. The owners, whom the ring names, are really asked; what they say is about
+    the stretch of 32 blocks that KEY is in, or begins if this node does not know its place in a chain.
+    """
     from p2pkv.client import Client
 
     with Client.connect(socket, staging_bytes=0) as client:
         reply = client.locate(key)
     if output == "json":
+        records = [
+            {
+                "holder": {"id": one.peer, "name": one.name},
+                "blocks": one.blocks,
+                "has_block": one.blocks > reply.place,
+                "tier": one.tier,
+                "said_by": one.said_by,
+            }
+            for one in reply.recorded
+        ]
         print_json(
             {
                 "key": key.hex(),
@@ -60,6 +74,12 @@ def locate(key: bytes, socket: Path | None, output: str) -> None:
                 "digest": reply.digest,
                 "claimed_by": [{"id": holder.peer, "name": holder.name} for holder in reply.claimed_by],
                 "owners": [{"id": holder.peer, "name": holder.name} for holder in reply.owners],
+                "directory": {
+                    "anchor": reply.anchor,
+                    "place": reply.place,
+                    "records": records,
+                    "silent": list(reply.silent),
+                },
             }
         )
         return
@@ -67,6 +87,16 @@ def locate(key: bytes, socket: Path | None, output: str) -> None:
     claimed = ", ".join(holder.name for holder in reply.claimed_by) or "nobody"
     owners = ", ".join(holder.name for holder in reply.owners)
     rows = [("here", here), ("claimed by (summaries)", claimed), ("owners (ring)", owners)]
+    rows += [
+        (
+            f"recorded by {one.said_by}",
+            f"{one.name or one.peer} has {one.blocks} block{'s' * (one.blocks != 1)} of its stretch",
+        )
+        for one in reply.recorded
+    ]
+    if not reply.recorded:
+        rows.append(("recorded (directory)", "nowhere"))
+    rows += [(f"asked {name}", "no answer") for name in reply.silent]
     print_table(f"block {key.hex()[:16]}...", ("", ""), rows)
 
 

@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 @click.option("--cluster", default=None, help="Nodes of different clusters refuse each other.")
 @click.option("--bind", default=None, metavar="HOST:PORT", help="Where to listen. [default: 127.0.0.1:7710]")
 @click.option("--advertise", default=None, metavar="HOST:PORT", help="Where others reach it, if not at --bind.")
-@click.option("--join", multiple=True, metavar="HOST:PORT", help="Any member of the mesh; may be given several times.")
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="SEED",
+    help="HOST:PORT of any member, or dns://, dns+srv://, mdns://, file:// or exec: to look for some; several may be given.",
+)
 @click.option("--socket", default=None, help="Where engines and the command line reach it.")
 @click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
+@click.option("--state-dir", default=None, help="Where its id is kept over restarts; '' keeps none. [default: auto]")
 @click.option("--zone", default=None, help="Rack or zone.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
+@click.option("--keyring", default=None, metavar="FILE", help="The mesh's keys: encrypt, and let in only who has them.")
 @click.option("--insecure", is_flag=True, default=None, help="Allow a --bind that other machines reach, unencrypted.")
 @click.option("--log-level", default=None, help="debug, info, warning or error.")
 @click.option("--log-format", default=None, help="text or json.")
@@ -46,11 +53,12 @@ def serve(
 
     names = {
         "host_bytes": "host.capacity_bytes",
+        "keyring": "security.keyring",
         "log_level": "log.level",
         "log_format": "log.format",
         **{
             name: f"node.{name}"
-            for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure")
+            for name in ("name", "cluster", "bind", "advertise", "socket", "zone", "metrics", "insecure", "state_dir")
         },
     }
     dotted: dict[str, object] = {names[name]: value for name, value in flags.items() if value is not None}

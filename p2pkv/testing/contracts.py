@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from random import Random
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import pytest
 import trio
@@ -245,6 +245,8 @@ class TransportContract(ABC):
 
     NODE: Final = "receiver"
     """The id of the node that pulls; the transport under test must introduce itself by it."""
+    LARGE_BYTES: ClassVar[int] = _LARGE_BYTES
+    """A block that does not come in one step with those around it: a pull can be cancelled, or its peer be killed, between."""
 
     @abstractmethod
     def transport(self) -> AbstractAsyncContextManager[BulkTransport]:
@@ -442,7 +444,7 @@ class TransportContract(ABC):
 
     def test_a_lease_that_ends_on_the_way_keeps_what_was_sent_before(self) -> None:
         """The rest is absent."""
-        blocks = [Block.random(1000, 0), Block.random(_LARGE_BYTES, 1), Block.random(1000, 2)]
+        blocks = [Block.random(1000, 0), Block.random(self.LARGE_BYTES, 1), Block.random(1000, 2)]
         lent = [block.offered() for block in blocks]
 
         async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
@@ -519,7 +521,7 @@ class TransportContract(ABC):
 
     def test_a_peer_killed_in_the_middle_keeps_what_was_reported(self) -> None:
         """The rest was never reported, and ends with the error."""
-        blocks = [Block.random(1000, 0), Block.random(_LARGE_BYTES, 1), Block.random(1000, 2)]
+        blocks = [Block.random(1000, 0), Block.random(self.LARGE_BYTES, 1), Block.random(1000, 2)]
 
         async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
             peer = await self.serve(nursery, "owner", self.lending(*(block.offered() for block in blocks)))
@@ -534,7 +536,7 @@ class TransportContract(ABC):
 
     def test_once_a_cancelled_pull_has_returned_nothing_is_written_any_more(self) -> None:
         """Its places go to other blocks at once. And the transport goes on working."""
-        blocks = [Block.random(1000, 0), Block.random(_LARGE_BYTES, 1), Block.random(1000, 2)]
+        blocks = [Block.random(1000, 0), Block.random(self.LARGE_BYTES, 1), Block.random(1000, 2)]
 
         async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
             peer = await self.serve(nursery, "owner", self.lending(*(block.offered() for block in blocks)))
@@ -564,7 +566,7 @@ class TransportContract(ABC):
 
         async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
             silent = await self.serve_misbehaving(nursery, "silent", Misbehaviour.SILENT, 7, blocks[0].offered())
-            reported, first = [], trio.Event()
+            reported, first, left = [], trio.Event(), trio.Event()
 
             def on_block(one: Wanted, outcome: Outcome) -> None:
                 reported.append((one.position, outcome))
@@ -575,13 +577,14 @@ class TransportContract(ABC):
                     await self.pull(
                         transport, silent, [block.wanted(i) for i, block in enumerate(blocks)], also=on_block
                     )
+                left.set()
 
             scope = trio.CancelScope()
             nursery.start_soon(pull)
             await first.wait()
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-            await trio.testing.wait_all_tasks_blocked()
+            await left.wait()  # a worker thread may have to end first
             assert scope.cancelled_caught
             assert reported == [(0, "ok")]
 

@@ -95,6 +95,10 @@ class MemoryTransport:
         self._network = network
         self._node = node
 
+    def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
+        """See `BulkTransport`."""
+        return self.name
+
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         """See `BulkTransport`."""
         await trio.lowlevel.checkpoint()

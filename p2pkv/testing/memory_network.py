@@ -14,7 +14,6 @@ from typing import Final
 import trio
 
 from p2pkv.config import format_address, parse_address
-from p2pkv.transport.wire import Packet, encode
 
 LATENCY_S: Final = 0.001
 TICK_S: Final = 0.001
@@ -98,9 +97,9 @@ class MemoryDatagrams:
         self._arrived: list[tuple[bytes, str]] = []
         self._lot = trio.lowlevel.ParkingLot()
 
-    def send(self, address: str, packet: Packet) -> None:
+    def send_bytes(self, address: str, data: bytes) -> None:
         """See `DatagramSocket`."""
-        self._network.send(self._address, address, encode(packet))
+        self._network.send(self._address, address, data)
 
     async def wait(self) -> None:
         """See `DatagramSocket`."""

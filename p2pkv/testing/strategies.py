@@ -43,6 +43,8 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
         NotImplementedError: a kind of type that no message has used so far; teach it here.
     """
     match info:
+        case inspect.NoneType():
+            return st.none()
         case inspect.BoolType():
             return st.booleans()
         case inspect.IntType():

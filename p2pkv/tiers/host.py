@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +97,18 @@ class HostTier:
     def generation(self, slot: Slot) -> int:
         """See `Tier`."""
         return generations.generation(pages_of(self._generations, slot.offset, slot.size))
+
+    def generations(self, slots: Sequence[Slot]) -> list[int]:
+        """Return `generation` of each of `slots`; one look for all of a size."""
+        found: dict[Slot, int] = {}
+        by_size: dict[int, list[Slot]] = {}
+        for slot in slots:
+            by_size.setdefault(slot.size, []).append(slot)
+        for size, mine in by_size.items():
+            starts = [slot.offset // PAGE_BYTES for slot in mine]
+            numbers = generations.generations(self._generations, starts, size // PAGE_BYTES)
+            found.update(zip(mine, numbers, strict=True))
+        return [found[slot] for slot in slots]
 
     def close(self) -> None:
         """See `Tier`. Mappings that others made of the memfd stay valid."""

@@ -1,5 +1,6 @@
 """TCP keeps the contract of bulk transports, keeps few connections, and gives up on whoever does not answer."""
 
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -16,6 +17,7 @@ from p2pkv.transport.base import BulkTransport, Offered, OpenLease
 from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly, welcome
+from p2pkv.transport.sealed_stream import Channel, SealedStream
 from p2pkv.transport.tcp import _IDLE_ADDRESSES_MAX, TcpTransport, connect, serve_bulk
 from p2pkv.transport.wire import BLOCK_BYTES_MAX, Hello, LeaseRelease, Pull, encode
 
@@ -62,14 +64,18 @@ class TcpPeer:
         self.open.add(stream)
         try:
             with suppress(P2pkvError, trio.BrokenResourceError, trio.ClosedResourceError):
-                hello = await welcome(stream, cluster=self._cluster, node_id=self.id, peer="caller")
-                await self.answer(stream, hello.node)
+                channel, caller = await self.welcome(stream)
+                await self.answer(channel, caller)
         finally:
             self.open.discard(stream)
             self._closed.set()
             self._closed = trio.Event()
 
-    async def answer(self, stream: trio.SocketStream, caller: str) -> None:
+    async def welcome(self, stream: trio.SocketStream) -> tuple[Channel, str]:
+        hello = await welcome(stream, cluster=self._cluster, node_id=self.id, peer="caller")
+        return stream, hello.node
+
+    async def answer(self, stream: Channel, caller: str) -> None:
         await serve_bulk(stream, peer=caller, open_lease=self._open_lease, idle_s=self._idle_s)
 
 
@@ -88,7 +94,10 @@ class MisbehavingPeer(TcpPeer):
         await stream.send_all(self._otherwise())
         if self._how is Misbehaviour.SILENT:
             await trio.sleep_forever()
-        await stream.send_eof()
+        if isinstance(stream, SealedStream):
+            stream.socket.shutdown(trio.socket.SHUT_WR)
+        else:
+            await stream.send_eof()
         while await stream.receive_some():
             pass
 
@@ -271,13 +280,15 @@ def test_the_bytes_that_were_sent_are_counted() -> None:
     sent: list[int] = []
 
     async def main() -> None:
-        ours, theirs = trio.testing.memory_stream_pair()
-        await theirs.send_all(frame(encode(Pull(7, b"\x03"))) + frame(encode(Pull(8, b"\x01"))))
-        await theirs.send_eof()
-        await serve_bulk(ours, peer=TransportContract.NODE, open_lease=LENT, idle_s=10, on_sent=sent.append)
+        pair = socket.socketpair()
+        ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in pair)
+        async with ours, theirs:
+            await theirs.send_all(frame(encode(Pull(7, b"\x03"))) + frame(encode(Pull(8, b"\x01"))))
+            await theirs.send_eof()
+            await serve_bulk(ours, peer=TransportContract.NODE, open_lease=LENT, idle_s=10, on_sent=sent.append)
 
     trio.run(main)
-    assert sent == [5000, 5000, 0]
+    assert sent == [10_000, 0]
 
 
 def test_a_cancelled_pull_hangs_up() -> None:

@@ -32,7 +32,7 @@ def test_every_claim_of_the_demo_holds(tmp_path):
     assert facts["remote_hit_blocks"] >= 100
     assert facts["remote_hit_tokens"] == 16 * facts["remote_hit_blocks"]
     assert facts["fetched_bytes"] == facts["block_bytes"] * facts["remote_hit_blocks"]
-    assert (facts["peer"], facts["transport"]) == ("a", "tcp")
+    assert (facts["peer"], facts["transport"]) == ("a", "shm")
     assert facts["wrong_bytes"] == 0
     assert facts["survived_kill"] is True
     assert facts["members_after_kill"] == {"a": "dead", "b": "alive", "c": "alive"}

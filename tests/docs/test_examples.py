@@ -23,6 +23,6 @@ def test_two_nodes_says_where_the_blocks_came_from() -> None:
     assert result.stdout.splitlines() == [
         "first node: stored 10 blocks of 32768 bytes",
         "second node: 10 of 10 blocks, byte for byte the same",
-        "  10 blocks, 327680 bytes from node 'first' over tcp",
+        "  10 blocks, 327680 bytes from node 'first' over shm",
         "second node, asked again: 10 blocks over local",
     ]

@@ -194,7 +194,7 @@ def test_commands_in_pages_exist(page: Path) -> None:
             path = f"{path} {words.pop(1)}"
         assert path != "p2pkv" or words[1].startswith("-"), line
         options = {option for parameter in known[path].params for option in parameter.opts}
-        assert {word for word in words if word.startswith("-")} <= options | {"--help"}, line
+        assert {word for word in words if word.startswith("-")} <= options | {"--help", "-"}, line  # -: standard input
 
 
 @pytest.mark.parametrize("page", prose_pages(), ids=lambda page: str(page.relative_to(ROOT)))

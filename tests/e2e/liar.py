@@ -7,57 +7,59 @@ import os
 import sys
 
 from p2pkv.cli.main import main
+from p2pkv.errors import PeerGone
 from p2pkv.transport import streams, tcp
 from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.wire import LeaseGrant
 
-honest_send = tcp._send_block
+honest_parts = tcp._parts
 honest_frames = streams._frames
 
 
-async def flipped_byte(stream, lease, position, one):
+def flipped_byte(lease, position, one):
     body = bytearray(one.body)
     body[len(body) // 2] ^= 1
-    await stream.send_all(BulkHeader(lease, position, len(body), one.segment_bytes, one.digest).pack())
-    await stream.send_all(bytes(body))
+    return [BulkHeader(lease, position, len(body), one.segment_bytes, one.digest).pack(), bytes(body)]
 
 
-async def other_digest(stream, lease, position, one):
-    await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, bytes(16)).pack())
-    await stream.send_all(one.body)
+def other_digest(lease, position, one):
+    return [BulkHeader(lease, position, len(one.body), one.segment_bytes, bytes(16)).pack(), one.body]
 
 
-async def other_block(stream, lease, position, one):
-    await honest_send(stream, lease, position + 1, one)
+def other_block(lease, position, one):
+    return honest_parts(lease, position + 1, one)
 
 
-async def cut_short(stream, lease, position, one):
-    await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack())
-    await stream.send_all(one.body[: len(one.body) // 2])
-    await stream.aclose()
+def half(lease, position, one):
+    header, body = honest_parts(lease, position, one)
+    return [header, body[: len(body) // 2]]
 
 
-async def killed_in_the_middle(stream, lease, position, one):
-    if position == 2:
-        await stream.send_all(BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack())
-        await stream.send_all(one.body[: len(one.body) // 2])
+def cut_short(lease, position, one):
+    if position:
+        raise PeerGone("that was half of it", peer="the honest one")
+    return half(lease, position, one)
+
+
+def killed_in_the_middle(lease, position, one):
+    if position > 2:
         os.kill(os.getpid(), 9)
-    await honest_send(stream, lease, position, one)
+    return half(lease, position, one) if position == 2 else honest_parts(lease, position, one)
 
 
-async def junk_header(stream, lease, position, one):
-    await stream.send_all(b"\xff" * 64)
+def junk_header(lease, position, one):
+    return [b"\xff" * 64]
 
 
-async def huge_block(stream, lease, position, one):
+def huge_block(lease, position, one):
     header = BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest)
     object.__setattr__(header, "length", 2**31)
     tcp.BulkHeader.pack.__globals__["BLOCK_BYTES_MAX"] = 2**32
-    await stream.send_all(header.pack())
+    return [header.pack()]
 
 
-async def says_absent(stream, lease, position, one):
-    await honest_send(stream, lease, position, None)
+def says_absent(lease, position, one):
+    return honest_parts(lease, position, None)
 
 
 def instead_of_a_grant(payload):
@@ -91,7 +93,7 @@ CONTROL = {
 if __name__ == "__main__":
     mode = sys.argv.pop(1)
     if mode in BULK:
-        tcp._send_block = BULK[mode]
+        tcp._parts = BULK[mode]
     else:
         streams._frames = instead_of_a_grant(CONTROL[mode])
     main()

@@ -46,7 +46,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mode", "blocks", "logged"), CASES)
-def test_a_lie_is_refused_logged_and_a_miss(tmp_path: Path, mode: str, blocks: int, logged: str | None) -> None:
+def test_a_lie_is_refused_logged_and_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, blocks: int, logged: str | None
+) -> None:
+    monkeypatch.setenv("P2PKV_FETCH_SHARED_MEMORY", "false")  # these lies are told over TCP
     chain, other = Chain(1), Chain(2)
     with mesh(tmp_path, "honest") as (honest,), honest.client() as engine:
         liar = Liar(tmp_path, mode, honest.address)

@@ -21,7 +21,7 @@ def test_three_daemons_meet_from_one_seed_and_a_block_crosses(tmp_path, chain):
         wait_until(visible(at_c, chain), "c sees what a holds")
         with at_c.acquire(chain.keys) as lease:
             assert chain.arrived(lease) == 6
-            assert [(s.peer, s.transport, s.blocks) for s in lease.sources] == [("a", "tcp", 6)]
+            assert [(s.peer, s.transport, s.blocks) for s in lease.sources] == [("a", "shm", 6)]
         with at_c.acquire(chain.keys) as again:
             assert chain.arrived(again) == 6
             assert [(s.peer, s.transport) for s in again.sources] == [("", "local")]

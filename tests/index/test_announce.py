@@ -88,8 +88,30 @@ def test_what_follows_an_unknown_parent_leaves_it_announced() -> None:
     assert said.keys() == {b"first", b"second"}
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, BLOCKS - 1)), max_size=150))
-def test_landmarks_tips_and_nothing_else_is_announced_in_any_order(steps: list[tuple[int, int]]) -> None:
+def test_where_two_chains_part_is_announced_while_they_do() -> None:
+    said = Said()
+    said.hold(0, range(FORK + 3))
+    assert name(0, FORK - 1) not in set(said.keys())
+    said.announcer.add(name(1, FORK), FORK, name(1, FORK - 1))
+    assert name(0, FORK - 1) in set(said.keys())
+    said.announcer.remove(name(1, FORK))
+    assert name(0, FORK - 1) not in set(said.keys())
+
+
+def test_a_tail_that_is_evicted_block_by_block_costs_a_tip_each_and_leaves_one() -> None:
+    said = Said()
+    said.hold(1, range(FORK, 30))
+    before = said.changes
+    said.announcer.remove(name(1, 29))
+    assert said.changes == before + 2, "the old tip goes, the block before it comes"
+    assert name(1, 28) in set(said.keys())
+
+
+near = st.tuples(st.integers(0, 1), st.integers(FORK - 4, FORK + 4))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, BLOCKS - 1)) | near, max_size=150))
+def test_landmarks_tips_forks_and_nothing_else_is_announced_in_any_order(steps: list[tuple[int, int]]) -> None:
     said, held = Said(), dict[bytes, int]()
     parents: dict[bytes, bytes] = {}
     for chain, depth in steps:  # named twice: goes again
@@ -100,8 +122,10 @@ def test_landmarks_tips_and_nothing_else_is_announced_in_any_order(steps: list[t
         else:
             held[key], parents[key] = depth, name(chain, depth - 1) if depth else b""
             said.announcer.add(key, depth, parents[key])
-    followed = set(parents.values())
-    assert said.keys() == {key for key, depth in held.items() if is_landmark(depth) or key not in followed}
+    followers = Counter(parents.values())
+    assert said.keys() == {key for key, depth in held.items() if is_landmark(depth) or followers[key] != 1}
+    assert sorted(said.announcer.keys()) == sorted(said.keys())
+    assert said.announcer.said == len(said.keys())
     assert max(said.counts.values(), default=0) <= 1
     for key in list(held):
         said.announcer.remove(key)

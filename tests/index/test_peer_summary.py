@@ -30,6 +30,10 @@ class OneFilter:
         assert self.bloom is not None
         self.bloom.flip(positions)
 
+    def fold(self, peer: str, bits_log2: int) -> None:
+        assert self.bloom is not None
+        self.bloom = self.bloom.fold_to(bits_log2)
+
     def forget(self, peer: str) -> None:
         self.bloom = None
 
@@ -61,6 +65,10 @@ def writer() -> SummaryWriter:
 @pytest.fixture
 def reader() -> Reader:
     return Reader()
+
+
+def a_delta(epoch: int, seq: int, flips: bytes = b"", count: int = 0, bits_log2: int = BITS_LOG2) -> SummaryDelta:
+    return SummaryDelta(epoch=epoch, seq=seq, bits_log2=bits_log2, count=count, gap_bits=0, flips=flips)
 
 
 def change(writer: SummaryWriter, *keys: bytes) -> SummaryDelta:
@@ -186,12 +194,12 @@ def test_deltas_that_wait_for_a_snapshot_are_bounded(writer: SummaryWriter, read
     first, *others = writer.snapshot()
     reader.take(first)
     for seq in range(1, PENDING_DELTAS_MAX + 1):
-        assert not reader.take(SummaryDelta(epoch=5, seq=seq, flips=b""))
-    assert reader.take(SummaryDelta(epoch=5, seq=PENDING_DELTAS_MAX + 1, flips=b""))
+        assert not reader.take(a_delta(5, seq))
+    assert reader.take(a_delta(5, PENDING_DELTAS_MAX + 1))
     held = reader.summary.held_bytes
-    flips = bytes(4 * FLIPS_PER_DELTA_MAX)
+    flips = b"\xff" * (FLIPS_PER_DELTA_MAX // 8)  # no gaps: the first so many positions
     for seq in range(PENDING_DELTAS_MAX + 1, PENDING_DELTAS_MAX + 100):
-        reader.take(SummaryDelta(epoch=5, seq=seq, flips=flips))
+        reader.take(a_delta(5, seq, flips, FLIPS_PER_DELTA_MAX))
     assert reader.summary.held_bytes == held
     reader.take(*others)
     assert reader.bits() == bytes(2**17)
@@ -213,7 +221,7 @@ def test_an_assembly_that_was_overtaken_is_dropped(writer: SummaryWriter, reader
 
 def test_a_delta_of_an_earlier_life_is_not_taken_for_the_next(writer: SummaryWriter, reader: Reader) -> None:
     reader.take(*writer.snapshot())
-    assert not reader.take(SummaryDelta(epoch=4, seq=1, flips=bytes(4)))
+    assert not reader.take(a_delta(4, 1, b"\x01", 1))
     assert reader.bits() == writer.sealed.to_bytes()
     assert reader.counts.repeated == 1
 
@@ -230,9 +238,12 @@ def page(**changes: int | bytes) -> SummaryPage:
         pytest.param(page(offset=2**53), id="offset far beyond the end"),
         pytest.param(page(offset=1), id="offset between pages"),
         pytest.param(page(bits_log2=6, data=b"x" * 9), id="more bytes than bits"),
-        pytest.param(SummaryDelta(epoch=5, seq=1, flips=b"abc"), id="flips that are no u32"),
-        pytest.param(SummaryDelta(epoch=5, seq=1, flips=(2**20).to_bytes(4, "little")), id="flip past the end"),
-        pytest.param(SummaryDelta(epoch=5, seq=1, flips=b"\xff" * 4), id="flip far past the end"),
+        pytest.param(page(set_bits=3, data=b"\x03"), id="fewer set bits than announced"),
+        pytest.param(page(bits_log2=6, set_bits=1, gap_bits=7, data=b"\x7f\x01"), id="set bit past the end"),
+        pytest.param(a_delta(5, 1, b"\x03", 3), id="fewer flips than announced"),
+        pytest.param(a_delta(5, 1, b"\x03", 1), id="more flips than announced"),
+        pytest.param(a_delta(5, 1, b"", 1), id="no flips where one is announced"),
+        pytest.param(a_delta(5, 1, b"\0" * 131072 + b"\x01", 1), id="flip past the end"),
     ],
 )
 def test_impossible_values_are_ignored_and_counted(
@@ -255,11 +266,11 @@ def test_pages_of_one_version_must_agree_on_the_shape(reader: Reader) -> None:
 def test_a_filter_that_is_too_big_counts_as_none_and_is_not_asked_for_again() -> None:
     reader = Reader(bits_log2_max=19)
     assert not reader.take(page())
-    assert not reader.take(SummaryDelta(epoch=5, seq=4, flips=b""))
+    assert not reader.take(a_delta(5, 4))
     assert reader.summary.is_settled
     assert reader.summary.held_bytes == 0
     assert reader.counts.too_big == 1
-    assert reader.take(SummaryDelta(epoch=6, seq=4, flips=b"")), "another life may have another size"
+    assert reader.take(a_delta(6, 4)), "another life may have another size"
 
 
 def test_the_largest_announced_size_takes_no_memory() -> None:
@@ -282,8 +293,18 @@ def test_whatever_the_wire_types_allow_never_raises(data: st.DataObject) -> None
         hashes=st.integers(1, 32),
         offset=count | st.just(PAGE_BYTES_MAX),
         data=st.binary(max_size=20),
+        set_bits=st.integers(0, 40),
+        gap_bits=st.integers(0, 31),
     )
-    deltas = st.builds(SummaryDelta, epoch=count, seq=count, flips=st.binary(max_size=20))
+    deltas = st.builds(
+        SummaryDelta,
+        epoch=count,
+        seq=count,
+        bits_log2=st.integers(6, 36),
+        count=st.integers(0, 40),
+        gap_bits=st.integers(0, 31),
+        flips=st.binary(max_size=20),
+    )
     for message in data.draw(st.lists(pages | deltas, max_size=20)):
         reader.take(message)
     assert repr(reader.summary).startswith("<PeerSummary w epoch")

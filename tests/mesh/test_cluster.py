@@ -14,19 +14,20 @@ import pytest
 from p2pkv.config import MeshConfig
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.mesh.members import MemberState
-from p2pkv.mesh.membership import Effect, Membership
+from p2pkv.mesh.membership import Effect, Membership, MembershipMessage
 from p2pkv.transport.wire import (
     DATAGRAM_BYTES_MAX,
+    ListDifference,
+    ListDigest,
     MemberRecord,
-    Packet,
-    Ping,
     PushPull,
     decode_untrusted,
     encode,
 )
 
 LATENCY_S = 0.002
-Input: TypeAlias = tuple[str, Packet | PushPull | Ping] | str
+ON_STREAMS = (PushPull, ListDigest, ListDifference)
+Input: TypeAlias = tuple[str, MembershipMessage] | str
 
 
 class Mesh:
@@ -83,7 +84,7 @@ class Mesh:
                 return True
             self.now, _, name, item = heapq.heappop(self._heap)
             if name not in self.nodes:
-                if item is not None and not isinstance(item, str) and isinstance(item[1], PushPull):
+                if item is not None and not isinstance(item, str) and isinstance(item[1], ON_STREAMS):
                     self._push(item[0], address(name))
             elif name in self.paused:
                 if item is not None:
@@ -152,9 +153,9 @@ def address(name: str) -> str:
     return f"{name}:7710"
 
 
-def decode(data: bytes) -> Packet | PushPull | Ping:
+def decode(data: bytes) -> MembershipMessage:
     message = decode_untrusted(data, peer="network")
-    assert isinstance(message, Packet | PushPull | Ping)
+    assert isinstance(message, MembershipMessage)
     return message
 
 
@@ -286,9 +287,22 @@ def test_two_halves_find_each_other_again() -> None:
     assert mesh.run_for(90.0, until=lambda: mesh.everybody_sees(8))
 
 
+def test_halves_that_have_forgotten_each_other_meet_at_a_lost_seed() -> None:
+    mesh = Mesh(config=MeshConfig(reap_s=10.0))
+    mesh.add_all(6)
+    assert mesh.run_for(30.0, until=lambda: mesh.everybody_sees(6))
+    half = {"n0", "n1", "n2"}
+    mesh.passes = lambda source, target: (source in half) == (target in half)
+    mesh.run_for(200.0)
+    assert mesh.everybody_sees(3)
+    assert {record.id for record in mesh.nodes["n4"].members()} == {"n3", "n4", "n5"}, "nobody is left to be tried"
+    mesh.passes = lambda _source, _target: True
+    assert mesh.run_for(30.0, until=lambda: mesh.everybody_sees(6))
+
+
 def test_what_a_node_offers_reaches_everybody() -> None:
     mesh = grown(10)
-    mesh.nodes["n6"].update_self(mesh.now, offered_bytes=2**30)
+    mesh.nodes["n6"].update_self(mesh.now, offered={"host": 2**30})
 
     def told() -> bool:
         records = [node.member("n6") for node in mesh.nodes.values()]

@@ -1,8 +1,8 @@
-from p2pkv.mesh.join import Joiner
+from p2pkv.mesh.join import SEEDS_MAX, Joiner
 
 
 def make_joiner(*seeds: str) -> Joiner:
-    joiner = Joiner(seeds=seeds, own_address="me:1", retry_s=0.5)
+    joiner = Joiner(seeds=seeds, own_addresses=("me:1",), retry_s=0.5)
     joiner.start(0.0)
     return joiner
 
@@ -69,3 +69,93 @@ def test_without_seeds_nobody_is_ever_asked() -> None:
     joiner = make_joiner()
     joiner.seek(5.0)
     assert joiner.next_deadline() == float("inf")
+
+
+def test_a_seed_that_is_found_is_asked_at_once_and_one_that_is_known_is_not_asked_again() -> None:
+    joiner = make_joiner("a:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer()
+    joiner.find(("b:1", "a:1", "me:1"), 5.0)
+    assert joiner.next_deadline() == 5.0
+    assert joiner.on_time(5.0, reached={"a:1"}) == ("b:1",)
+    joiner.find(("b:1",), 6.0)
+    assert joiner.next_deadline() == float("inf")
+    assert joiner.states(reached={"a:1", "b:1"}) == (("a:1", "reached"), ("b:1", "reached"))
+
+
+def test_a_lonely_node_asks_a_seed_that_is_found_without_waiting_for_its_next_round() -> None:
+    joiner = make_joiner("a:1")
+    round_times(joiner, 6)
+    joiner.find(("b:1",), 16.0)
+    assert joiner.on_time(16.0, reached=()) == ("a:1", "b:1")
+    assert joiner.next_deadline() == 16.5
+
+
+def test_a_seed_that_its_source_no_longer_gives_is_forgotten_unless_it_was_configured() -> None:
+    joiner = make_joiner("a:1")
+    joiner.find(("b:1", "c:1"), 0.0)
+    joiner.find(("c:1", "a:1"), 1.0)
+    assert [seed for seed, _ in joiner.states(reached=())] == ["a:1", "c:1"]
+    joiner.find((), 1.0)
+    assert [seed for seed, _ in joiner.states(reached=())] == ["a:1"]
+
+
+def test_there_is_a_limit_to_seeds_and_the_configured_ones_come_first() -> None:
+    joiner = make_joiner("a:1")
+    joiner.find((f"b:{i}" for i in range(1, 1000)), 0.0)
+    assert len(joiner.states(reached=())) == SEEDS_MAX
+    assert joiner.states(reached=())[0][0] == "a:1"
+    assert joiner.refused == 1000 - SEEDS_MAX
+
+
+def test_a_seed_that_was_unreachable_is_no_longer_when_a_later_try_has_not_failed() -> None:
+    joiner = make_joiner("a:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer()
+    joiner.on_link_lost("a:1")
+    joiner.on_retry("a:1", 20.0)
+    joiner.on_link_lost("a:1")
+    joiner.on_retry("a:1", 40.0)
+    joiner.on_retry("a:1", 45.0)  # too soon to tell
+    assert joiner.states(reached=()) == (("a:1", "unreachable"),)
+    joiner.on_retry("a:1", 60.0)
+    assert joiner.states(reached=()) == (("a:1", "asked"),)
+
+
+def test_seeds_that_are_neither_ourselves_nor_anybodys_address_are_unreached() -> None:
+    assert make_joiner("a:1", "me:1", "b:1").unreached({"b:1"}) == ("a:1",)
+
+
+def test_a_seed_whose_member_is_gone_is_shown_so_until_a_later_try_has_not_failed() -> None:
+    joiner = make_joiner("a:1", "b:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer()
+    joiner.on_gone(("a:1", "stranger:1"))
+    assert joiner.states(reached={"b:1"}) == (("a:1", "gone"), ("b:1", "reached"))
+    assert joiner.unreached({"b:1"}) == ("a:1",)
+    joiner.on_retry("a:1", 20.0)
+    assert joiner.states(reached={"b:1"}) == (("a:1", "gone"), ("b:1", "reached"))
+    joiner.on_retry("a:1", 40.0)
+    assert joiner.states(reached={"b:1"}) == (("a:1", "asked"), ("b:1", "reached"))
+
+
+def test_a_seed_that_was_found_and_then_tried_as_one_of_the_lost_is_not_asked_again() -> None:
+    joiner = make_joiner("a:1")
+    joiner.on_time(0.0, reached=())
+    joiner.on_answer()
+    joiner.find(("b:1",), 5.0)
+    joiner.on_retry("b:1", 5.0)
+    assert joiner.on_time(5.0, reached={"a:1"}) == ()
+    assert joiner.states(reached={"a:1"}) == (("a:1", "reached"), ("b:1", "asked"))
+
+
+def test_a_lost_seed_that_its_source_no_longer_gives_is_tried_anew_when_it_is_found_again() -> None:
+    joiner = make_joiner("a:1")
+    joiner.find(("b:1",), 0.0)
+    joiner.on_link_lost("b:1")
+    joiner.on_retry("b:1", 1.0)
+    joiner.find((), 2.0)
+    joiner.find(("b:1",), 3.0)
+    joiner.on_link_lost("b:1")
+    joiner.on_retry("b:1", 20.0)
+    assert joiner.states(reached=()) == (("a:1", "waiting"), ("b:1", "unreachable"))

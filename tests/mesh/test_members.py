@@ -1,6 +1,7 @@
 import itertools
 from functools import reduce
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,12 @@ records = st.builds(
     host_id=text,
     zone=text,
     offered_bytes=few,
+    rack=text,
+    also_at=st.sampled_from([(), ("a",), ("b",)]),
+    tier_bytes=st.sampled_from([(), (1,), (0, 1)]),
+    protocol_min=few,
+    protocol_max=few,
+    weights=st.sampled_from([(), ("w=1",), ("w=2",)]),
 )
 
 
@@ -91,6 +98,16 @@ def test_the_usable_are_kept_apart_from_the_gone() -> None:
     assert [item.id for item in table.usable()] == ["a", "b"]
     assert [item.id for item in table.dead()] == ["c"]
     assert table.mesh_size() == 3
+
+
+def test_the_dead_whose_address_a_living_member_has_are_not_worth_a_try() -> None:
+    """Nobody else can be there. With one restart after the other they would crowd out those that were only cut off."""
+    table = MemberTable(reap_s=10.0)
+    table.take(record("cut off", state=2), 0.0)
+    table.take(record("earlier life", state=2), 0.0)
+    assert [item.id for item in table.dead()] == ["cut off", "earlier life"]
+    table.take(msgspec.structs.replace(record("restarted"), address="earlier life:1"), 1.0)
+    assert [item.id for item in table.dead()] == ["cut off"]
 
 
 def test_the_gone_are_reaped_and_do_not_come_back_by_hearsay() -> None:

@@ -107,9 +107,3 @@ def test_every_packet_fits_a_datagram(names: list[str], shy: bool) -> None:
     assert len(encode(rig.outbox.datagram(target.id, target.address, body).packet)) <= DATAGRAM_BYTES_MAX
     if names:
         assert rig.outbox.datagram("x", "x:1", Gossip()).packet.updates
-
-
-def test_a_list_goes_over_the_stream_to_one_address() -> None:
-    (effect,) = Rig(record("b")).outbox.list_to("b:1", reply=True)
-    assert effect.address == "b:1"
-    assert [item.id for item in effect.message.records] == ["me", "b"]

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pkv.mesh.announcements import Described
 from p2pkv.mesh.members import MemberState, merge
 from p2pkv.mesh.own import INCARNATION_MAX, Answer, OwnRecord
 from p2pkv.transport.wire import MemberRecord
@@ -48,8 +49,8 @@ def test_after_any_word_about_this_life_ours_prevails_or_is_a_duplicate(incarnat
 
 def test_an_offer_is_news_only_if_it_differs() -> None:
     own = OwnRecord(ME)
-    assert own.offer(100)
-    assert not own.offer(100)
+    assert own.describe(Described(100, (), ()))
+    assert not own.describe(Described(100, (), ()))
     assert (own.record.offered_bytes, own.record.incarnation) == (100, 4)
 
 

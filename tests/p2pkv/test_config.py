@@ -77,6 +77,38 @@ def test_every_profile_is_a_valid_configuration(profile: str) -> None:
             assert config[section][name] == value
 
 
+@pytest.mark.parametrize(
+    ("profile", "period_s", "timeout_s", "gossip_s", "fanout", "suspicion", "push_pull_s", "indirect", "retransmit"),
+    [
+        ("lan", 1, 0.5, 0.2, 3, 4, 30, 3, 4),
+        ("wan", 5, 3, 0.5, 4, 6, 60, 3, 4),
+        ("loopback", 0.5, 0.2, 0.1, 3, 3, 15, 1, 2),  # memberlist probes once a second there
+    ],
+)
+def test_the_profiles_are_memberlists(
+    profile: str,
+    period_s: float,
+    timeout_s: float,
+    gossip_s: float,
+    fanout: int,
+    suspicion: float,
+    push_pull_s: float,
+    indirect: int,
+    retransmit: int,
+) -> None:
+    mesh = settings(profile=profile).mesh
+    assert (mesh.probe_period_s, mesh.probe_timeout_s) == (period_s, timeout_s)
+    assert (mesh.gossip_period_s, mesh.gossip_fanout, mesh.retransmit_mult) == (gossip_s, fanout, retransmit)
+    assert (mesh.suspicion_mult, mesh.push_pull_period_s, mesh.indirect_probes) == (suspicion, push_pull_s, indirect)
+    assert (mesh.suspicion_max_mult, mesh.health_max) == (6, 8)
+
+
+def test_lists_may_be_written_with_commas() -> None:
+    flags: dict[str, object] = {"node.join": "a:1, b:2", "node.weights": "w=1", "node.also_at": ""}
+    node = settings(flags=flags).node
+    assert (node.join, node.weights, node.also_at) == (("a:1", "b:2"), ("w=1",), ())
+
+
 def test_loading_leaves_the_profiles_as_they_are() -> None:
     before = {name: {section: dict(values) for section, values in one.items()} for name, one in PROFILES.items()}
     settings(flags={"mesh.probe_period_s": 9.0, "summary.period_s": 9.0}, profile="loopback")

@@ -14,6 +14,7 @@ from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.config import FetchConfig
 from p2pkv.effects import Note, SendStream
 from p2pkv.fetch import FetchEffect, FetchEnded, Fetches, Outcome, StartTransfer
+from p2pkv.generations import Place
 from p2pkv.links import Links
 from p2pkv.planner import Plan, Run, plan
 from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRequest, bitmap
@@ -696,14 +697,12 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         _, request = self.unanswered[choice % len(self.unanswered)]
         self.leases += 1
-        self.pinned.append((peer, self.leases))
-        before = len(self.bench.transfers)
+        if peer in self.bench.core._address_of:  # who was never asked has no address to give anything back to
+            self.pinned.append((peer, self.leases))
         namespaces = bytes(2 * len(digests))
         grant = LeaseGrant(request.request, self.leases, granted, 0, lengths, segments, digests, namespaces)
         self.bench.grant(grant, peer, self.now)
         self.settle()
-        if len(self.bench.transfers) == before and (peer, self.leases) in self.pinned:
-            self.pinned.remove((peer, self.leases))  # a grant that makes no sense is not worth an answer
 
     @precondition(lambda self: self.open)
     @rule(choice=st.integers(0, 99), outcome=st.sampled_from(OUTCOMES))
@@ -762,3 +761,39 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAnythingAtAll = Machine.TestCase
+
+
+def test_a_peer_whose_arena_is_mapped_is_asked_where_its_blocks_lie() -> None:
+    core = Fetches(config=CONFIG, links=Links(assumed_bandwidth_bytes_s=1e9, cooldown_s=1.0), mapped={"b"}.__contains__)
+    _, effects = core.start(
+        CHAIN,
+        Plan((Run("b", 0, 2), Run("c", 2, 4)), "planned"),
+        claims={"b": 2, "c": 4},
+        addresses={"b": "b:1", "c": "c:1"},
+        deadline=10.0,
+        now=0.0,
+        here=lambda _: False,
+    )
+    asked = {effect.address: effect.message for effect in effects if isinstance(effect, SendStream)}
+    to_b, to_c = asked["b:1"], asked["c:1"]
+    assert isinstance(to_b, LeaseRequest)
+    assert isinstance(to_c, LeaseRequest)
+    assert (to_b.mapped, to_c.mapped) == (True, False)
+    grant = msgspec.structs.replace(granting(to_b), offsets=(4096, 0), generations=(2, 4))
+    (start,) = core.on_grant("b", grant, 0.1)
+    assert isinstance(start, StartTransfer)
+    assert start.places == (Place(4096, 2), Place(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "generations"), [((0,), (2,)), ((0,) * 4, ()), ((), (2,) * 4), ((0,) * 5, (2,) * 5)]
+)
+def test_places_that_do_not_fit_the_grant_are_refused(
+    bench: Bench, offsets: tuple[int, ...], generations: tuple[int, ...]
+) -> None:
+    bench.start()
+    grant = msgspec.structs.replace(granting(bench.asked[0][1]), offsets=offsets, generations=generations)
+    bench.grant(grant)
+    assert bench.transfers == []
+    assert bench.notes[0].event == "lease grant makes no sense"
+    assert bench.released == [("b", grant.lease)]

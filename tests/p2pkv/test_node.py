@@ -15,11 +15,14 @@ from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import PinLimit, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.mesh.members import MemberState
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.mesh.ring_view import GATHER_S
+from p2pkv.node import Acquired, Effect, Located, Node
 from p2pkv.planner import Cost
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.testing.strategies import messages
 from p2pkv.transport.wire import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     AnyMessage,
     LeaseGrant,
     LeaseRequest,
@@ -57,11 +60,14 @@ def record(name: str) -> MemberRecord:
 class Mesh:
     """Nodes, the messages between them, and one clock. Messages are really encoded and take no time."""
 
-    def __init__(self, names: str, *, leases_max: int = 256, capacity_bytes: int = CAPACITY) -> None:
+    def __init__(
+        self, names: str, *, leases_max: int = 256, capacity_bytes: int = CAPACITY, peers_max: int = 1024
+    ) -> None:
         base = load(environment={}, profile="loopback")
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
         self.acquired: dict[tuple[str, int], Acquired] = {}
+        self.located: dict[int, Located] = {}
         self.transfers: list[tuple[str, StartTransfer]] = []
         self.changes: list[tuple[str, str, int]] = []
         """(who noticed, about whom, which state)."""
@@ -75,7 +81,7 @@ class Mesh:
                 base,
                 node=NodeConfig(join=(f"{names[0]}:1",) if name != names[0] else ()),
                 host=HostConfig(capacity_bytes=capacity_bytes, chunk_bytes=capacity_bytes // 4),
-                summary=msgspec.structs.replace(base.summary, blocks_expected=1024),
+                summary=msgspec.structs.replace(base.summary, blocks_expected=1024, peers_max=peers_max),
                 fetch=msgspec.structs.replace(base.fetch, leases_max=leases_max),
             )
             self.nodes[name] = Node(config, record(name), Random(name))
@@ -92,6 +98,8 @@ class Mesh:
                     self.transfers.append((name, effect))
                 case Acquired():
                     self.acquired[name, effect.acquire] = effect
+                case Located():
+                    self.located[effect.locate] = effect
                 case MemberChanged(record=record):
                     self.changes.append((name, record.id, record.state))
                 case Note():
@@ -384,20 +392,84 @@ def test_a_dead_member_takes_its_leases_with_it() -> None:
     assert mesh.nodes["c"].match(CHAIN).holders[0][0].id == "a"
 
 
+def tell(mesh: Mesh, whom: str, **changes: object) -> None:
+    """Have a node hear a newer record of member b."""
+    known = mesh.nodes[whom].membership.member("b")
+    assert known is not None
+    newer = msgspec.structs.replace(known, **{"incarnation": known.incarnation + 1, **changes})
+    mesh.do(whom, lambda node: node.on_message("b", PushPull((newer,), reply=False), mesh.now))
+
+
+def test_another_start_of_a_member_takes_the_leases_of_the_one_before_with_it() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.run(2.0)
+    mesh.hold_transfers = True
+    mesh.start("b", CHAIN, timeout_s=100.0)
+    mesh.settle()
+    tell(mesh, "a", name="another name")
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == len(CHAIN), "the same start, with something to say"
+    tell(mesh, "a", boot=2, incarnation=0)
+    assert mesh.nodes["a"].ledger.statistics().pinned_blocks == 0
+
+
+def test_a_fetch_does_not_wait_for_a_start_of_a_peer_that_is_over() -> None:
+    mesh = met("abc")
+    mesh.hold("a", *CHAIN)
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    mesh.nodes["c"].links.on_transfer("b", 2**20, 0.0001)  # b is faster
+    number = mesh.start("c", CHAIN)
+    mesh._queue.clear()  # the question is lost
+    tell(mesh, "c", boot=2, incarnation=0)
+    mesh.settle()
+    assert set(mesh.acquired["c", number].sources) == {"a"}
+
+
+def test_a_member_that_speaks_no_version_of_ours_is_a_member_and_is_asked_for_nothing() -> None:
+    mesh = met("abc")
+    mesh.hold("b", *CHAIN)
+    mesh.run(2.0)
+    node = mesh.nodes["a"]
+    assert node.match(CHAIN).reachable == len(CHAIN)
+    tell(mesh, "a", protocol_min=PROTOCOL_MAX + 1, protocol_max=PROTOCOL_MAX + 2)
+    assert node.match(CHAIN).reachable == 0
+    assert node.locate(CHAIN[0], mesh.now).claimed_by == ()
+    assert mesh.acquire("a", CHAIN).lease.blocks == ()
+    assert {record.id for record in node.membership.alive()} == {"b", "c"}
+    assert "b" in node.ring(mesh.now).owners(CHAIN[0], 3), "all members agree on the ring, whatever they speak"
+    tell(mesh, "a", protocol_min=PROTOCOL_MIN, protocol_max=PROTOCOL_MAX + 2)
+    mesh.run(2.0)
+    assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "after an update it is asked again"
+
+
+def test_a_node_that_offers_more_has_more_of_the_ring() -> None:
+    mesh = met("ab")
+    before = mesh.nodes["b"].ring(mesh.now).shares()["a"]
+    mesh.do("a", lambda node: node.update_self(mesh.now, offered={"host": CAPACITY, "disk": 3 * CAPACITY}, load=7))
+    assert mesh.nodes["a"].ring(mesh.now).shares()["a"] > 1.4 * before
+    mesh.run(2.0)
+    assert mesh.nodes["b"].ring(mesh.now).shares()["a"] > 1.4 * before
+    load = mesh.nodes["b"].membership.load_of("a")
+    assert load is not None
+    assert load.percent == 7
+
+
 def test_of_a_dead_member_nothing_is_asked_or_kept() -> None:
     mesh = met("abc")
     mesh.hold("b", *CHAIN)
     mesh.run(2.0)
-    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by != ()
+    assert mesh.nodes["a"].locate(CHAIN[0], mesh.now).claimed_by != ()
     mesh.nodes["a"].links.on_failure("b", mesh.now + 1000)
     mesh.cut.add("b")
     mesh.run(25.0, until=lambda: ("a", "b", MemberState.SUSPECT) in mesh.changes)
     assert mesh.nodes["a"].match(CHAIN).reachable == len(CHAIN), "a suspect is innocent until it is dead"
-    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 3
+    assert len(mesh.nodes["a"].ring(mesh.now).owners(CHAIN[0], 3)) == 3
     mesh.run(25.0, until=lambda: ("a", "b", MemberState.DEAD) in mesh.changes)
     assert mesh.nodes["a"].match(CHAIN).reachable == 0
-    assert mesh.nodes["a"].locate(CHAIN[0]).claimed_by == ()
-    assert len(mesh.nodes["a"].ring().owners(CHAIN[0], 3)) == 2
+    assert mesh.nodes["a"].locate(CHAIN[0], mesh.now).claimed_by == ()
+    mesh.run(GATHER_S)
+    assert len(mesh.nodes["a"].ring(mesh.now).owners(CHAIN[0], 3)) == 2
     assert mesh.nodes["a"].links.usable("b", mesh.now)
 
 
@@ -555,8 +627,8 @@ def test_a_chain_is_found_and_brought_though_most_of_it_is_not_announced() -> No
     assert leased(mesh.acquire("b", chain)) == chain
     mesh.run(2.0)
     assert mesh.nodes["c"].match(chain).reachable == 30
-    assert {record.id for record in mesh.nodes["c"].locate(chain[15]).claimed_by} == {"a", "b"}
-    assert mesh.nodes["c"].locate(chain[12]).claimed_by == (), "fetched blocks are announced as sparsely"
+    assert {record.id for record in mesh.nodes["c"].locate(chain[15], mesh.now).claimed_by} == {"a", "b"}
+    assert mesh.nodes["c"].locate(chain[12], mesh.now).claimed_by == (), "fetched blocks are announced as sparsely"
 
 
 def test_where_chains_part_between_landmarks_all_of_the_common_part_is_brought() -> None:
@@ -581,6 +653,100 @@ def test_a_block_missing_within_an_announced_step_is_a_shorter_prefix() -> None:
     acquired = mesh.acquire("b", chain)
     assert leased(acquired) == chain[:19]
     assert acquired.reason.startswith("absent")
+
+
+# -- summaries corrected ---------------------------------------------------------------------------------------------
+
+
+def forget_silently(mesh: Mesh, name: str, blocks: list[BlockKey]) -> None:
+    """Have a node lose blocks that its summary goes on to claim."""
+    for one in blocks:
+        assert mesh.nodes[name].ledger.drop(one)
+
+
+def questions(mesh: Mesh, name: str) -> int:
+    return mesh.nodes[name].statistics().fetch.questions
+
+
+def test_what_a_peer_said_it_lacks_is_not_asked_for_again_for_a_while() -> None:
+    mesh = met()
+    mesh.hold_chain("a", CHAIN)
+    mesh.run(2.0)
+    forget_silently(mesh, "a", CHAIN[2:])
+    node = mesh.nodes["b"]
+    assert node.match(CHAIN, mesh.now).reachable == 6
+    assert leased(mesh.acquire("b", CHAIN)) == CHAIN[:2]
+    assert node.match(CHAIN).reachable == 6, "what the summary says"
+    assert node.match(CHAIN, mesh.now).reachable == 2, "and what its owner said"
+    asked = questions(mesh, "b")
+    again = mesh.acquire("b", CHAIN)
+    assert (leased(again), again.reason, questions(mesh, "b")) == (CHAIN[:2], "no peer claims the next block", asked)
+    mesh.run(20.0)
+    assert node.match(CHAIN, mesh.now).reachable == 6
+    mesh.acquire("b", CHAIN)
+    assert questions(mesh, "b") == asked + 1
+
+
+def test_blocks_asked_for_in_hope_speak_against_nobody() -> None:
+    mesh, chain = met(), [key(i) for i in range(31)]
+    mesh.hold_chain("a", chain)
+    mesh.run(2.0)
+    ours = chain[:24] + [key(100 + i) for i in range(20)]
+    for number in range(20):
+        acquired = mesh.acquire("b", ours)
+        assert leased(acquired) == chain[:24]
+        assert questions(mesh, "b") == number + 1
+        mesh.nodes["b"].ledger.release(acquired.lease.id, holder="e")
+        forget_silently(mesh, "b", chain[:24])
+    assert mesh.nodes["b"].summaries.statistics(mesh.now).absences_known == 0
+    assert mesh.nodes["b"].summaries.statistics(mesh.now).peers_distrusted == 0
+
+
+def test_a_summary_that_is_mostly_contradicted_is_asked_for_anew_and_believed_last() -> None:
+    mesh, chain = met("abc"), [key(i) for i in range(40)]
+    mesh.hold("a", *chain)
+    mesh.hold("b", *chain)
+    mesh.run(2.0)
+    mesh.nodes["c"].links.on_transfer("b", 2**20, 10.0)  # a is faster
+    forget_silently(mesh, "a", chain)
+    before = mesh.nodes["c"].summaries.statistics()
+    assert set(mesh.acquire("c", chain).sources) == {"b"}
+    mesh.run(1.0)
+    after = mesh.nodes["c"].summaries.statistics(mesh.now)
+    assert after.peers_distrusted == 1
+    assert after.requests_sent == before.requests_sent + 1
+    assert after.assembled == before.assembled + 1
+    assert after.peers_unsettled == 0
+    other = [key(200 + i) for i in range(4)]
+    mesh.hold("a", *other)
+    mesh.hold("b", *other)
+    mesh.run(2.0)
+    assert set(mesh.acquire("c", other).sources) == {"b"}, "though a is faster"
+    mesh.run(300.0)
+    assert mesh.nodes["c"].summaries.statistics(mesh.now).peers_distrusted == 0
+
+
+def test_versions_of_summaries_go_along_when_member_lists_are_compared() -> None:
+    mesh = met("abc")
+    mesh.hold("a", CHAIN[0])
+    mesh.run(2.0)
+    seen: list[tuple[str, str]] = []
+    carry = mesh.do
+
+    def watch(name: str, verb: Callable[[Node], tuple[Effect, ...]]) -> None:
+        def told(node: Node) -> tuple[Effect, ...]:
+            effects = verb(node)
+            kinds = [type(effect.message).__name__ for effect in effects if isinstance(effect, SendStream)]
+            if "ListDigest" in kinds:
+                seen.append((kinds[0], kinds[-1]))
+            return effects
+
+        carry(name, told)
+
+    mesh.do = watch  # type: ignore[method-assign]  # a tap on the wire
+    mesh.run(60.0)
+    assert len(seen) >= 6
+    assert set(seen) == {("ListDigest", "SummaryVersions")}
 
 
 # -- strangers and nonsense ------------------------------------------------------------------------------------------
@@ -663,10 +829,10 @@ def test_a_block_can_be_located() -> None:
     mesh = met("abc")
     mesh.hold("a", CHAIN[0])
     mesh.run(2.0)
-    there = mesh.nodes["a"].locate(CHAIN[0])
+    there = mesh.nodes["a"].locate(CHAIN[0], mesh.now)
     assert there.held is not None
     assert there.held.info == info(CHAIN[0])
-    elsewhere = mesh.nodes["b"].locate(CHAIN[0])
+    elsewhere = mesh.nodes["b"].locate(CHAIN[0], mesh.now)
     assert elsewhere.held is None
     assert [one.id for one in elsewhere.claimed_by] == ["a"]
     assert elsewhere.owners == there.owners, "the ring is the same everywhere"

@@ -3,6 +3,7 @@
 import socket
 from random import Random
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -129,3 +130,27 @@ def test_a_verb_that_raises_reaches_its_caller_and_stops_nothing() -> None:
         datagrams.close()
 
     trio.run(main)
+
+
+def test_deaths_from_before_this_node_came_are_no_lines_in_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Or else each new node of a mesh with a history begins with a warning for every member that ever died."""
+
+    async def main() -> None:
+        runner, datagrams, streams, _ = runner_of("a")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(streams.run)
+            told = [
+                msgspec.structs.replace(record(state.name, f"127.0.0.1:{9 + state}"), state=int(state))
+                for state in MemberState
+            ]
+            runner.deliver("b", PushPull(records=(record("b", "127.0.0.1:9"), *told), reply=False))
+            assert state_of(runner, "DEAD") == MemberState.DEAD
+            nursery.cancel_scope.cancel()
+        datagrams.close()
+
+    trio.run(main)
+    lines = capsys.readouterr().err
+    assert "member=ALIVE" in lines
+    assert "member=SUSPECT" in lines
+    assert "member=DEAD" not in lines
+    assert "member=LEFT" not in lines

@@ -14,7 +14,7 @@ from p2pkv.testing.agents import main, run_at_rest
 from p2pkv.testing.deterministic import run_seeded
 from p2pkv.testing.memory_network import LATENCY_S, MemoryNetwork, MemoryStream
 from p2pkv.transport.tcp import connect_over
-from p2pkv.transport.wire import Gossip, Hello, Packet
+from p2pkv.transport.wire import Gossip, Hello, Packet, encode
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,8 +92,8 @@ def test_datagrams_and_streams_take_their_latency_and_keep_their_order() -> None
             await nursery.start(network.run)
             packet = Packet("c", "a", "10.0.0.1:1", Gossip())
             began = trio.current_time()
-            a.send("10.0.0.2:1", packet)
-            a.send("10.9.9.9:1", packet)
+            a.send_bytes("10.0.0.2:1", encode(packet))
+            a.send_bytes("10.9.9.9:1", encode(packet))
             assert b.drain() == []
             await b.wait()
             assert trio.current_time() - began == pytest.approx(LATENCY_S, abs=1e-3)

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from p2pkv.cli.main import cli
+from p2pkv.sim.deltas import DeltaOptions, run_deltas
 from p2pkv.sim.filters import FilterOptions, FilterResult, run_filters
 from p2pkv.sim.rings import RingOptions, run_rings
 
@@ -33,12 +34,24 @@ def test_lengths_are_too_great_by_less_than_half_a_block(filters: FilterResult) 
     assert filters.excess_common <= 0.5
 
 
+def test_a_pair_of_an_added_and_an_evicted_key_costs_less_than_sixteen_bytes_with_all_around_it() -> None:
+    result = run_deltas(DeltaOptions(keys=200_000, deltas=40))
+    assert result.message_bytes <= 16
+    assert result.flips_least_bytes - 0.2 <= result.flips_rice_bytes <= 1.03 * result.flips_least_bytes
+    assert result.flips_rice_bytes < result.flips_elias_fano_bytes < result.flips_varint_bytes < result.flips_u32_bytes
+    assert result.log_coded_bytes < result.flips_rice_bytes, "which a reader pays for in memory"
+    assert result.log_reader_mib > 10 * result.flips_reader_mib
+
+
 def test_a_change_moves_what_it_must_and_nothing_else() -> None:
-    result = run_rings(RingOptions(changes=20, keys=2000, build_nodes=20))
+    result = run_rings(RingOptions(changes=20, build_nodes=20))
     assert result.moved_elsewhere == 0
     assert result.moved_over_ideal == pytest.approx(1.0, abs=0.15)
     assert result.max_over_mean <= 1.25
-    assert result.fingerprint == "640ea54321a217e0a06ce52ec775d272"
+    assert result.weighted_max_over_mean <= 1.15
+    assert result.bounded_max_over_mean <= 1.25
+    assert result.same_zone_ratio == 0.0
+    assert result.fingerprint == "5ad8053a45bacdc6d3d26389adb75190"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +59,7 @@ def test_a_change_moves_what_it_must_and_nothing_else() -> None:
     [
         (["filters", "--peers", "10", "--chains", "3"], "wrong_share"),
         (["ring", "--nodes", "5", "--changes", "2"], "max_over_mean"),
+        (["deltas", "--keys", "5000", "--deltas", "3"], "message_bytes"),
     ],
 )
 def test_json_is_one_document_with_the_measures(arguments: list[str], measure: str) -> None:

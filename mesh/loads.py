@@ -1,0 +1,35 @@
+"""How busy each member said it is, and when: a figure that rides on its packets and is passed on by nobody.
+
+Under a round-robin probe two members meet directly twice in n periods, so what is known of a peer is n/2 periods old at
+most. Told as an update of the record it would be fresher, and cost each node of a mesh of 128 another 3 kB/s if every load
+changed once a minute; see the decision on member metadata.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one member said of itself."""
+
+    percent: int
+    heard_at: float
+
+
+class Loads:
+    """By member id. It is told of usable members only, and told when they are gone, so the table bounds it."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, Load] = {}
+
+    def heard(self, member: str, percent: int, now: float) -> None:
+        """Take what a packet of `member` says."""
+        self._loads[member] = Load(percent, now)
+
+    def of(self, member: str) -> Load | None:
+        """Return the newest of `member`, or None if it was not heard from."""
+        return self._loads.get(member)
+
+    def forget(self, member: str) -> None:
+        """Drop what a member said that is gone; harmless for one that said nothing."""
+        self._loads.pop(member, None)

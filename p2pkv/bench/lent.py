@@ -1,0 +1,155 @@
+"""The process that has the blocks: an arena full of them, lent by every transport at once.
+
+Blocks are random and of one size. Lease n is the n-th run of so many blocks, round and round through the arena, so that
+whoever takes one lease after another never finds bytes in a cache. Prints one JSON line when it serves, and ends when
+its standard input does.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from p2pkv.bench.plain import serve_plain
+from p2pkv.blocks import block_digest
+from p2pkv.errors import P2pkvError
+from p2pkv.generations import Place
+from p2pkv.slots import PAGE_BYTES, Slot
+from p2pkv.tiers.host import HostTier
+from p2pkv.transport.base import Offered
+from p2pkv.transport.handshake import welcome
+from p2pkv.transport.shm import refuse_other_users, socket_name
+from p2pkv.transport.shm_serve import listen, serve_arena
+from p2pkv.transport.tcp import serve_bulk
+from p2pkv.transport.wire import ArenaOffer, Hello
+
+CLUSTER: Final = "bench"
+OWNER: Final = "owner"
+_PATTERN_BYTES: Final = 1 << 20
+
+
+class Lent(msgspec.Struct, frozen=True):
+    """What the other process has to know."""
+
+    tcp: str
+    shm: str
+    plain_port: int
+    digests: list[str]
+    """Of every block of the arena, hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arena:
+    tier: HostTier
+    block_bytes: int
+    lease_blocks: int
+    digests: tuple[bytes, ...]
+
+    @property
+    def slot_bytes(self) -> int:
+        return -(-self.block_bytes // PAGE_BYTES) * PAGE_BYTES
+
+    def numbers(self, lease: int) -> list[int]:
+        return block_numbers(lease, self.lease_blocks, len(self.digests))
+
+    def body(self, number: int) -> memoryview:
+        return self.tier.read(Slot(number * self.slot_bytes, self.slot_bytes), self.block_bytes)
+
+    def offered(self, _: str, lease: int) -> Sequence[Offered]:
+        return [Offered(self.body(number), self.block_bytes, self.digests[number]) for number in self.numbers(lease)]
+
+    def places(self, _: str, lease: int) -> Sequence[Place]:
+        slots = [Slot(number * self.slot_bytes, self.slot_bytes) for number in self.numbers(lease)]
+        found = zip(slots, self.tier.generations(slots), strict=True)
+        return [Place(slot.offset, generation) for slot, generation in found]
+
+
+def block_numbers(lease: int, lease_blocks: int, blocks: int) -> list[int]:
+    """Return which blocks of the arena are those of `lease`."""
+    return [(lease * lease_blocks + i) % blocks for i in range(lease_blocks)]
+
+
+def _filled(block_bytes: int, lease_blocks: int, blocks: int) -> _Arena:
+    slot_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
+    tier = HostTier(slot_bytes * blocks)
+    pattern = Random(1).randbytes(_PATTERN_BYTES)
+    digests = []
+    for number in range(blocks):
+        slot = Slot(number * slot_bytes, slot_bytes)
+        view = tier.begin(slot, block_bytes)
+        for start in range(0, block_bytes, _PATTERN_BYTES):
+            view[start : start + _PATTERN_BYTES] = pattern[: min(_PATTERN_BYTES, block_bytes - start)]
+        view[:8] = number.to_bytes(8, "little")
+        tier.seal(slot)
+        digests.append(block_digest(view, block_bytes))
+    return _Arena(tier, block_bytes, lease_blocks, tuple(digests))
+
+
+async def _serve_tcp(arena: _Arena, stream: trio.SocketStream) -> None:
+    try:
+        hello = await welcome(stream, cluster=CLUSTER, node_id=OWNER, peer="bench")
+        await serve_bulk(stream, peer=hello.node, open_lease=arena.offered, idle_s=600)
+    except (P2pkvError, trio.BrokenResourceError):
+        return
+
+
+async def _serve_shm(arena: _Arena, stream: trio.SocketStream) -> None:
+    tier = arena.tier
+    offer = ArenaOffer(1, tier.arena_bytes, tier.table_bytes)
+    try:
+        refuse_other_users(stream.socket, peer="bench")
+        hello = await welcome(stream, cluster=CLUSTER, node_id=OWNER, peer="bench")
+        await serve_arena(stream, peer=hello.node, offer=offer, fd=tier.fd, open_places=arena.places)
+    except (P2pkvError, trio.BrokenResourceError):
+        return
+
+
+async def _serve(arena: _Arena) -> None:
+    plain = socket.create_server(("127.0.0.1", 0))
+    bodies = partial(_bodies, arena)
+    threading.Thread(target=serve_plain, args=(plain, bodies), daemon=True).start()
+    shm_name = socket_name(CLUSTER, f"{OWNER} {os.getpid()}")
+    shm = listen(shm_name)
+    shm.setblocking(False)
+    async with trio.open_nursery() as nursery:
+        (tcp,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_tcp, arena), 0, host="127.0.0.1"))
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(shm))
+        nursery.start_soon(trio.serve_listeners, partial(_serve_shm, arena), [listener])
+        lent = Lent(
+            f"127.0.0.1:{tcp.socket.getsockname()[1]}",
+            shm_name.removeprefix("\0"),
+            plain.getsockname()[1],
+            [digest.hex() for digest in arena.digests],
+        )
+        sys.stdout.write(msgspec.json.encode(lent).decode() + "\n")
+        sys.stdout.flush()
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        nursery.cancel_scope.cancel()
+
+
+def _bodies(arena: _Arena, lease: int) -> Iterator[memoryview]:
+    return (arena.body(number) for number in arena.numbers(lease))
+
+
+def main() -> None:
+    """Serve until standard input ends. Arguments: one JSON object with `block_bytes`, `lease_blocks`, `blocks`."""
+    wanted: dict[str, Any] = json.loads(sys.argv[1])
+    trio.run(_serve, _filled(**wanted))
+
+
+def hello() -> Hello:
+    """Return the greeting of the process that takes the blocks."""
+    return Hello(CLUSTER, "taker", "127.0.0.1:1", 1)
+
+
+if __name__ == "__main__":
+    main()

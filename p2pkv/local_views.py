@@ -1,0 +1,67 @@
+"""What `p2pkv members` and `p2pkv status` show of a node's membership."""
+
+from p2pkv.local_wire import DuplicateView, MemberView, SourceView
+from p2pkv.mesh.loads import Load
+from p2pkv.mesh.members import MemberState
+from p2pkv.mesh.metadata import offered_by_tier, speaks_with_us, weights_epochs
+from p2pkv.node import Node
+from p2pkv.transport.wire import MemberRecord
+
+
+def member_views(node: Node, now: float) -> tuple[MemberView, ...]:
+    """Return every member, this node first, then by name."""
+    own, *_ = records = node.membership.members()
+    views = [_member_view(node, record, own, now) for record in records]
+    return tuple(sorted(views, key=lambda view: (not view.self, view.name, view.id)))
+
+
+def _member_view(node: Node, record: MemberRecord, own: MemberRecord, now: float) -> MemberView:
+    is_own = record.id == own.id
+    load = Load(node.membership.own_load, now) if is_own else node.membership.load_of(record.id)
+    return MemberView(
+        id=record.id,
+        name=record.name,
+        address=record.address,
+        state=MemberState(record.state).name.lower(),
+        incarnation=record.incarnation,
+        zone=record.zone,
+        host_id=record.host_id,
+        offered_bytes=record.offered_bytes,
+        self=is_own,
+        boot=record.boot,
+        rack=record.rack,
+        also_at=record.also_at,
+        same_host=not is_own and record.host_id == own.host_id != "",
+        offered=offered_by_tier(record),
+        load=load.percent if load is not None else None,
+        load_age_s=round(now - load.heard_at, 3) if load is not None else None,
+        protocol_min=record.protocol_min,
+        protocol_max=record.protocol_max,
+        compatible=speaks_with_us(record),
+        weights=weights_epochs(record),
+    )
+
+
+def duplicate_views(node: Node, now: float) -> tuple[DuplicateView, ...]:
+    """Return the other processes that have this node's id."""
+    return tuple(
+        DuplicateView(
+            address=one.address,
+            boot=one.boot,
+            state=MemberState(one.state).name.lower(),
+            heard_age_s=round(now - one.heard_at, 3),
+        )
+        for one in node.membership.duplicates()
+    )
+
+
+def source_views(node: Node, now: float) -> tuple[SourceView, ...]:
+    """Return the entries of `node.join` that are looked up, with what became of it."""
+
+    def age_s(at: float | None) -> float | None:
+        return None if at is None else round(now - at, 3)
+
+    return tuple(
+        SourceView(state.source, state.addresses, age_s(state.resolved_at), age_s(state.failed_at), state.reason)
+        for state in node.membership.sources()
+    )

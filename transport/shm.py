@@ -1,0 +1,326 @@
+"""Block bytes between two nodes of one machine: the receiver copies them out of the owner's arena by itself.
+
+The owner listens on an abstract Unix socket named after its node, so nothing is left behind by `kill -9`, and a node in
+another network namespace, a container of its own, is simply not reached. Both ends ask the kernel whose process the
+other is and talk to none of another user's. After the greeting the owner sends its arena's descriptor once; from then on
+a pull costs one message for any number of blocks, and none if the places came with the lease.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pkv.errors import MalformedMessage, PeerGone, PeerTooSlow
+from p2pkv.fetch import Outcome
+from p2pkv.generations import Place
+from p2pkv.transport.arena import PeerArena
+from p2pkv.transport.base import OnBlock, Wanted
+from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
+from p2pkv.transport.handshake import greet
+from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.wire import ArenaOffer, Hello, Places, Pull, bit_positions, bitmap, decode_untrusted, encode
+
+BATCH_BYTES: Final = 32 * 2**20
+"""Copied per trip to a worker thread: some 3 ms, so that a cancelled pull returns soon and what has come is reported
+while the rest is on its way. A trip takes 0.1 ms of its own."""
+_INLINE_BYTES: Final = 512 * 2**10
+"""Up to here copying and hashing take less than the way to a thread and back."""
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+def socket_name(cluster: str, node: str) -> str:
+    """Return the abstract name of a node's socket; others of the machine can neither list nor remove a file."""
+    return "\0p2pkv-" + hashlib.blake2b(f"{cluster}\0{node}".encode(), digest_size=16).hexdigest()
+
+
+def refuse_other_users(connection: socket.socket | trio.socket.SocketType, *, peer: str) -> None:
+    """Ask the kernel who is at the other end.
+
+    Raises:
+        PeerGone: a process of another user, which is no node that we share memory with.
+    """
+    _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if uid != os.getuid():
+        raise PeerGone(f"another user (uid {uid}) is at the other end", peer=peer)
+
+
+@dataclass(slots=True)
+class _Session:
+    stream: trio.SocketStream
+    arena: PeerArena
+    turn: trio.Lock
+    """One question at a time: answers come in order, without a number."""
+
+
+class ShmTransport:
+    """The receiving side. See `p2pkv.transport.base.BulkTransport`; `address` is the owner's `socket_name`."""
+
+    name: Final = "shm"
+
+    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float) -> None:
+        self._hello = hello
+        self._connect_timeout_s = connect_timeout_s
+        self._sessions: dict[str, _Session] = {}
+        self._opening: dict[str, trio.Lock] = {}
+
+    def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
+        """See `BulkTransport`."""
+        return self.name
+
+    async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+        """See `BulkTransport`."""
+        fresh = peer not in self._sessions
+        session = await self._session(peer, address)
+        try:
+            try:
+                await _pull_on(session, peer, lease, wanted, on_block)
+            except _StaleSession:
+                if fresh:
+                    raise
+                self._drop(peer, session)  # it had hung up while idle: nothing was reported yet
+                session = await self._session(peer, address)
+                await _pull_on(session, peer, lease, wanted, on_block)
+        except _StaleSession as exc:
+            self._drop(peer, session)
+            raise PeerGone("the connection broke", peer=peer) from exc
+        except BaseException:
+            self._drop(peer, session)
+            raise
+
+    async def open(self, peer: str, address: str) -> PeerArena:
+        """Greet `peer` and map its arena, unless that is done.
+
+        Raises:
+            PeerGone, PeerTooSlow: nobody of ours is there.
+            VersionMismatch, MalformedMessage: somebody is, but not for us.
+        """
+        return (await self._session(peer, address)).arena
+
+    def hang_up(self, peer: str) -> None:
+        """End the session with `peer`, if there is one; what is being copied out of its arena ends well."""
+        session = self._sessions.get(peer)
+        if session is not None:
+            self._drop(peer, session)
+
+    async def wait_lost(self, peer: str) -> None:
+        """Return when `peer` has hung up, or there is no session with it. What it sends unasked counts as that."""
+        session = self._sessions.get(peer)
+        if session is None:
+            return
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(session.stream.socket)
+                if not session.turn.locked():
+                    return
+                async with session.turn:  # a question is being answered; after it the socket is silent again
+                    pass
+        except trio.ClosedResourceError:
+            return
+        finally:
+            self._drop(peer, session)
+
+    def is_open(self, peer: str) -> bool:
+        """Say whether the arena of `peer` is mapped."""
+        return peer in self._sessions
+
+    async def aclose(self) -> None:
+        """Hang up everywhere."""
+        for peer, session in tuple(self._sessions.items()):
+            self._drop(peer, session)
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    async def _session(self, peer: str, address: str) -> _Session:
+        async with self._opening.setdefault(peer, trio.Lock()):
+            session = self._sessions.get(peer)
+            if session is None:
+                session = self._sessions[peer] = await self._connect(peer, address)
+        return session
+
+    async def _connect(self, peer: str, address: str) -> _Session:
+        connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with trio.fail_after(self._connect_timeout_s):
+                await connection.connect(address)
+                refuse_other_users(connection, peer=peer)
+                stream = trio.SocketStream(connection)
+                node = await greet(stream, self._hello(), peer=peer)
+                if node != peer:
+                    raise PeerGone(f"another node ({node}) answers there", peer=peer)
+                offer, fd = await _receive_offer(connection, peer=peer)
+                return _Session(stream, PeerArena(fd, offer, peer=peer), trio.Lock())
+        except trio.TooSlowError as exc:
+            connection.close()
+            raise PeerTooSlow(f"no greeting within {self._connect_timeout_s:g} s", peer=peer) from exc
+        except (OSError, ValueError, trio.BrokenResourceError) as exc:
+            connection.close()
+            raise PeerGone(f"no connection on this machine ({exc})", peer=peer) from exc
+        except BaseException:
+            connection.close()
+            raise
+
+    def _drop(self, peer: str, session: _Session) -> None:
+        if self._sessions.get(peer) is session:
+            del self._sessions[peer]
+        session.stream.socket.close()
+
+
+class _StaleSession(Exception):
+    """The other side had hung up before it said anything to this question."""
+
+
+def _batches(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    """Cut `wanted` in parts of `BATCH_BYTES`, each of at least one block."""
+    batches: list[list[Wanted]] = []
+    room = 0
+    for one in wanted:
+        if one.length > room:
+            batches.append([])
+            room = BATCH_BYTES
+        batches[-1].append(one)
+        room -= one.length
+    return batches
+
+
+async def _pull_on(session: _Session, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+    """Pull in order; each batch is one trip to a thread, which asks for places if they did not come with the lease."""
+    arena = session.arena
+    for batch in _batches(wanted):
+        if any(one.place is None for one in batch):
+            question = _Question(session.stream.socket.fileno(), arena, peer, lease, batch)
+            async with session.turn:
+                while question.waiting:
+                    _report(*await run_blocking(question.take_some, interrupt=lambda: _shut(session)), on_block)
+            continue
+        placed = [(one, one.place) for one in batch]
+        _refuse_outside(arena, placed, peer=peer)
+        if sum(one.length for one in batch) <= _INLINE_BYTES:
+            await trio.lowlevel.checkpoint()
+            _report(placed, arena.copy_verified(placed), on_block)
+        else:
+            _report(placed, await trio.to_thread.run_sync(arena.copy_verified, placed), on_block)
+
+
+def _shut(session: _Session) -> None:
+    with contextlib.suppress(OSError):
+        session.stream.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _report(batch: Sequence[tuple[Wanted, Place | None]], outcomes: Sequence[Outcome], on_block: OnBlock) -> None:
+    for (one, _), outcome in zip(batch, outcomes, strict=True):
+        on_block(one, outcome)
+
+
+def _refuse_outside(arena: PeerArena, blocks: Sequence[tuple[Wanted, Place | None]], *, peer: str) -> None:
+    for one, place in blocks:
+        if place is not None and not arena.holds(place, one.length):
+            raise MalformedMessage(f"a block of {one.length} bytes at {place.offset}, outside of the arena", peer=peer)
+
+
+class _Question:
+    """One `Pull` and its answers, for a worker thread: the socket is waited on here and not by the event loop."""
+
+    def __init__(self, fd: int, arena: PeerArena, peer: str, lease: int, wanted: Sequence[Wanted]) -> None:
+        self.waiting = {one.position: one for one in wanted}
+        self._fd = fd
+        self._arena = arena
+        self._peer = peer
+        self._lease = lease
+        self._asked = False
+
+    def take_some(self) -> tuple[list[tuple[Wanted, Place | None]], list[Outcome]]:
+        """Ask if that was not done, and copy what the next answer speaks of."""
+        told = self._ask_or_listen()
+        for one, _ in told:
+            del self.waiting[one.position]
+        return told, self._arena.copy_verified(told)
+
+    def _ask_or_listen(self) -> list[tuple[Wanted, Place | None]]:
+        first, self._asked = not self._asked, True
+        try:
+            with socket.socket(fileno=os.dup(self._fd)) as connection:
+                connection.setblocking(True)
+                if first:
+                    connection.sendall(frame(encode(Pull(self._lease, bitmap(list(self.waiting))))))
+                payload = _read_frame(connection, peer=self._peer)
+        except (OSError, PeerGone) as exc:
+            if first:
+                raise _StaleSession from exc
+            raise PeerGone("the connection broke", peer=self._peer) from exc
+        places = _places(decode_untrusted(payload, peer=self._peer), self._lease, peer=self._peer)
+        if not places or not places.keys() <= self.waiting.keys():
+            raise MalformedMessage("places of blocks not asked for", peer=self._peer)
+        told = [(self.waiting[position], place) for position, place in places.items()]
+        _refuse_outside(self._arena, told, peer=self._peer)
+        return told
+
+
+def _read_frame(connection: socket.socket, *, peer: str) -> bytes:
+    reader = FrameReader(peer=peer)
+    need = LENGTH_BYTES
+    while True:
+        data = connection.recv(need)
+        if not data:
+            raise PeerGone("stream ended where a message was due", peer=peer)
+        reader.feed(data)
+        payload = reader.next_frame()
+        if payload is not None:
+            return payload
+        need = reader.missing_bytes()
+
+
+def _places(message: object, lease: int, *, peer: str) -> dict[int, Place | None]:
+    """Return what a `Places` says of each position it speaks of: a place, or that the block is absent."""
+    if not isinstance(message, Places):
+        raise MalformedMessage(f"{type(message).__name__} where Places was due", peer=peer)
+    placed = bit_positions(message.placed)
+    if message.lease != lease or not len(placed) == len(message.offsets) == len(message.generations):
+        raise MalformedMessage("Places that do not fit together", peer=peer)
+    places: dict[int, Place | None] = dict.fromkeys(bit_positions(message.asked))
+    places.update(
+        (position, Place(offset, generation))
+        for position, offset, generation in zip(placed, message.offsets, message.generations, strict=True)
+    )
+    return places
+
+
+async def _receive_offer(connection: trio.socket.SocketType, *, peer: str) -> tuple[ArenaOffer, int]:
+    """Read the frame that comes with the descriptor.
+
+    Raises:
+        MalformedMessage: it is another message, or no descriptor or more than one came with it.
+        PeerGone: the stream ended.
+    """
+    reader = FrameReader(peer=peer)
+    descriptors = array("i")
+    try:
+        need = LENGTH_BYTES
+        while True:
+            data, ancillary, _, _ = await connection.recvmsg(need, socket.CMSG_SPACE(4 * descriptors.itemsize))
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+            if not data:
+                raise PeerGone("stream ended where an arena was due", peer=peer)
+            reader.feed(data)
+            payload = reader.next_frame()
+            if payload is not None:
+                break
+            need = reader.missing_bytes()
+        offer = decode_untrusted(payload, peer=peer)
+        if not isinstance(offer, ArenaOffer) or len(descriptors) != 1:
+            raise MalformedMessage(
+                f"{type(offer).__name__} with {len(descriptors)} descriptors where one arena was due", peer=peer
+            )
+        return offer, descriptors.pop()
+    finally:
+        for fd in descriptors:
+            os.close(fd)
