@@ -139,11 +139,16 @@ class ShmTransport:
     # -- sessions -----------------------------------------------------------------------------------------------
 
     async def _session(self, peer: str, address: str) -> _Session:
-        async with self._opening.setdefault(peer, trio.Lock()):
-            session = self._sessions.get(peer)
-            if session is None:
-                session = self._sessions[peer] = await self._connect(peer, address)
-        return session
+        turn = self._opening.setdefault(peer, trio.Lock())
+        try:
+            async with turn:
+                session = self._sessions.get(peer)
+                if session is None:
+                    session = self._sessions[peer] = await self._connect(peer, address)
+            return session
+        finally:
+            if not turn.locked():  # nobody else waits; peers come and go, and locks must not pile up
+                self._opening.pop(peer, None)
 
     async def _connect(self, peer: str, address: str) -> _Session:
         connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

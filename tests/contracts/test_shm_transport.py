@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -238,6 +239,22 @@ def test_a_slot_that_is_being_written_is_absent() -> None:
             assert result == Result([(0, "absent")], None)
 
     run(main)
+
+
+def test_a_slot_that_is_overwritten_during_the_copy_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner needed the room just then: what was copied may be of both blocks, and that speaks against nobody."""
+    owner, block = Owner(), Block.random(5000)
+    place = owner.place(block.offered())
+    arena = PeerArena(os.dup(owner.tier.fd), owner.offer, peer="owner")
+    copy = np.copyto
+
+    def copy_while_the_owner_writes(into: np.ndarray, source: np.ndarray) -> None:
+        copy(into, source)
+        owner.tier.begin(Slot(place.offset, 2 * PAGE_BYTES), 5000)
+
+    assert arena.copy_verified([(placed(block, 0, place), place)]) == ["ok"]
+    monkeypatch.setattr(np, "copyto", copy_while_the_owner_writes)
+    assert arena.copy_verified([(placed(block, 0, place), place)]) == ["absent"]
 
 
 def test_a_peer_that_dies_leaves_its_arena_to_those_who_read_it() -> None:
