@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_WORKERS ?= 2
 STAMP := $(VENV)/.p2pkv-setup
 export P2PKV_CACHE_DIR ?= $(CURDIR)/.cache/p2pkv
 export HF_HUB_OFFLINE = 1
@@ -49,8 +50,10 @@ docs: setup ## Build the documentation; any warning is an error
 generated: setup ## Write the reference pages that are made from the code
 	$(BIN)/python docs/generate.py
 
+# Whole files go to workers in the order they are collected, so that daemons and models that a file shares are started
+# once and the longest files, which mostly wait, come first. One worker: make unit TEST_WORKERS=0.
 unit: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## Longer proofs: many simulated seeds
 	$(BIN)/python -m pytest -m slow

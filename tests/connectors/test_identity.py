@@ -4,6 +4,8 @@ In float32. In bfloat16 two computations of one prompt whose matrices differ in 
 prompt in fifteen then has a near-tie that falls the other way, mesh or no mesh.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
@@ -15,34 +17,9 @@ from tests.daemons import mesh, wait_until
 
 QUESTIONS = ["\nWho is the deputy keeper?", "\nHow much does the lens weigh?", "\nThe crane is painted", "\nIn short:"]
 OUTPUT_TOKENS = 16
-LONGEST = 4000
 # Whole prompts in tokens: down to one block and the token that is always computed, up to 4,000; multiples of 16 and not.
-LENGTHS = [
-    17,
-    18,
-    31,
-    32,
-    33,
-    48,
-    49,
-    64,
-    77,
-    96,
-    100,
-    128,
-    150,
-    192,
-    199,
-    256,
-    300,
-    333,
-    512,
-    640,
-    777,
-    1024,
-    2001,
-    4000,
-]
+LENGTHS = [17, 32, 33, 100, 333, 1024]
+LENGTHS_MORE = [18, 31, 48, 49, 64, 77, 96, 128, 150, 192, 199, 256, 300, 512, 640, 777, 2001, 4000]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +35,11 @@ def prompts():
     text = tokenizer(document)["input_ids"]
     questions = [tokenizer(question)["input_ids"] for question in QUESTIONS]
     made = {}
-    for i, length in enumerate(LENGTHS):
+    for i, length in enumerate(LENGTHS + LENGTHS_MORE):
         question = questions[i % len(questions)][: max(1, length - 16)]
         made[length] = text[: length - len(question)] + question
-    return text[:LONGEST], made
+        assert len(made[length]) == length
+    return text, made
 
 
 def converted_document():
@@ -70,14 +48,25 @@ def converted_document():
     return files("p2pkv.demo").joinpath("document.txt").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def shared(model, prompts, tmp_path_factory):
-    """Two nodes with an engine each; the first has computed the longest text."""
-    folder = tmp_path_factory.mktemp("mesh")
+@contextmanager
+def shared(model, prompts, folder, tokens):
+    """Two nodes with an engine each; the first has computed so many tokens of the text."""
     with mesh(folder, "a", "b", arguments=("--host-bytes", "512MiB")) as (a, b), a.client() as at_a, b.client() as at_b:
         cache = DynamicCache(config=model.config)
-        step(model, prompts[0], cache)
+        step(model, prompts[0][:tokens], cache)
         yield [TransformersConnector(client, model, weights_id="SmolLM2") for client in (at_a, at_b)], cache
+
+
+@pytest.fixture(scope="module")
+def shared_short(model, prompts, tmp_path_factory):
+    with shared(model, prompts, tmp_path_factory.mktemp("mesh"), max(LENGTHS)) as engines:
+        yield engines
+
+
+@pytest.fixture(scope="module")
+def shared_long(model, prompts, tmp_path_factory):
+    with shared(model, prompts, tmp_path_factory.mktemp("mesh"), max(LENGTHS_MORE)) as engines:
+        yield engines
 
 
 def step(model, tokens, cache):
@@ -93,17 +82,26 @@ def greedy(model, tokens, cache):
     return made
 
 
-@pytest.mark.timeout(600)  # 24 prompts are computed in full, on a machine that may be doing something else
+@pytest.mark.timeout(600)  # prompts are computed in full, on a machine that may be doing something else
 @pytest.mark.parametrize("length", LENGTHS)
-def test_fetched_kv_and_recomputed_kv_give_the_same_tokens(model, prompts, shared, length):
-    text, prompt = prompts[0], prompts[1][length]
-    (at_a, at_b), computed = shared
+def test_fetched_kv_and_recomputed_kv_give_the_same_tokens(model, prompts, shared_short, length):
+    same_tokens(model, prompts[0], prompts[1][length], shared_short)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("length", LENGTHS_MORE)
+def test_fetched_kv_and_recomputed_kv_give_the_same_tokens_at_many_lengths(model, prompts, shared_long, length):
+    same_tokens(model, prompts[0], prompts[1][length], shared_long)
+
+
+def same_tokens(model, text, prompt, engines):
+    (at_a, at_b), computed = engines
     common = next((i for i, (x, y) in enumerate(zip(prompt, text, strict=False)) if x != y), len(prompt))
     blocks = min(common, len(prompt) - 1) // 16
-    assert len(prompt) == length
     assert blocks >= 1
 
-    salt = f"prompt of {length}"  # a namespace of its own, so that nothing is left at b from the prompt before
+    salt = f"prompt of {len(prompt)}"  # a namespace of its own, so that nothing is left at b from the prompt before
     at_a.publish(text[: blocks * 16], computed, cache_salt=salt)
     wait_until(lambda: at_b.reachable_tokens(prompt, cache_salt=salt) == blocks * 16, "b sees what a holds")
     prefix = at_b.prefix(prompt, cache_salt=salt)

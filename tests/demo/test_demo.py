@@ -15,11 +15,12 @@ from tests.daemons import wait_until
 DEMO = [sys.executable, "-m", "p2pkv", "demo", "--no-timing-claim"]
 
 
-@pytest.mark.timeout(900)  # eight prompts of 2,000 tokens are computed in full, on a machine that may be busy
-def test_every_claim_of_the_demo_holds(tmp_path):
+@pytest.mark.timeout(900)  # up to eight prompts of 2,000 tokens are computed in full, on a machine that may be busy
+@pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_claim_of_the_demo_holds(tmp_path, rounds):
     converted_model("bf16")
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run([*DEMO, "-o", "json"], capture_output=True, timeout=850, check=False, env=environment)
+    done = subprocess.run([*DEMO, "--rounds", str(rounds), "-o", "json"], capture_output=True, timeout=850, check=False, env=environment)
     assert done.returncode == 0, done.stderr.decode()
     facts = json.loads(done.stdout)
     timing = facts["claims"].pop("three_times_faster")
@@ -38,7 +39,7 @@ def test_every_claim_of_the_demo_holds(tmp_path):
     assert facts["members_after_kill"] == {"a": "dead", "b": "alive", "c": "alive"}
     assert facts["ttft_mesh_ms"] > 0
     assert facts["ttft_recompute_ms"] > 0
-    assert len(facts["rounds"]) == 3
+    assert len(facts["rounds"]) == rounds
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
