@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from p2pkv import __version__
+from p2pkv.acquires import Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
 from p2pkv.ledger import Reservation
@@ -61,7 +62,7 @@ from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.placement import SLOTS
 from p2pkv.mesh.ring import BOUND, Ring
 from p2pkv.metrics import Metrics
-from p2pkv.node import Acquired, Effect, Located, Node
+from p2pkv.node import Effect, Located, Node
 from p2pkv.planner import Cost
 from p2pkv.runner import Runner
 from p2pkv.staging import StagingReader

@@ -6,22 +6,22 @@ the outside shall do; peer input never raises out of `on_message`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeAlias
 
 import msgspec
 
-from p2pkv.blocks import BlockInfo, BlockKey, split_keys
+from p2pkv.acquires import Acquired, Acquires, AskDirectory
+from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
-from p2pkv.errors import PinLimit
 from p2pkv.fetch import FetchEnded, Fetches, FetchStatistics, Outcome, StartTransfer
-from p2pkv.index.anchors import anchor_of, anchors
-from p2pkv.index.announce import reach
+from p2pkv.grants import Grants
+from p2pkv.index.anchors import anchor_of
 from p2pkv.index.directory import Directory
 from p2pkv.index.exchange import Summaries
-from p2pkv.index.inquiry import Claim, Heard, lengths
+from p2pkv.index.inquiry import Claim, Heard
 from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
 from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
@@ -31,7 +31,7 @@ from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
 from p2pkv.neighbours import MapArena, Neighbours
 from p2pkv.own_keyring import StoreKeyring
-from p2pkv.planner import Cost, Plan, plan
+from p2pkv.planner import Cost
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.slots import Slot
 from p2pkv.transport.keyring import KeyRing
@@ -56,25 +56,10 @@ from p2pkv.transport.wire import (
     SummaryPage,
     SummaryRequest,
     SummaryVersions,
-    bitmap,
 )
 
 _BLOCK_BYTES_EXPECTED: Final = 256 * 1024
 """Size of block that the summary is laid out for when nothing else is said; smaller blocks fill it sooner."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acquired:
-    """An engine's `acquire` is over: `lease` pins the usable prefix, which may be empty.
-
-    `sources` names the peer of each block in the lease, "" where it was here before. `reason` says why the prefix is
-    no longer than it is.
-    """
-
-    acquire: int
-    lease: Lease
-    sources: tuple[str, ...]
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,42 +124,6 @@ Effect: TypeAlias = (
 """What comes out of a node."""
 
 
-@dataclass(slots=True)
-class _Acquire:
-    id: int
-    whole: Sequence[BlockKey]
-    """The chain from its root, with what the engine has itself."""
-    first: int
-    keys: tuple[BlockKey, ...]
-    holder: str
-    deadline: float
-    cost: Cost | None
-    guard: int = 0
-    """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
-    places: Mapping[BlockKey, tuple[int, BlockKey | None]] = field(default_factory=dict)
-    """Depth and parent of the blocks that may come."""
-    reason: str = "all here"
-    planned: int = 0
-    """How many blocks of the chain the plan hoped for."""
-    base: int = 0
-    """The block from which on the directory was asked."""
-    told: Mapping[str, int] | None = None
-    """What the directory said: peers and how much of the whole chain each has. None until it is asked."""
-    contradicted: bool = False
-    """Whether a peer had not what its summary claimed; then only the directory is believed."""
-    sources: dict[BlockKey, str] = field(default_factory=dict)
-
-
-_OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
-    "absent": "absent: the peer no longer has the next block",
-    "corrupt": "corrupt: the next block's bytes did not have their digest",
-    "gone": "gone: the peer of the next block vanished",
-    "slow": "slow: the next block did not come in time",
-    "full": "full: no room here for the next block",
-    "refused": "refused: the peer's answer made no sense, or too many blocks are on their way",
-}
-
-
 class Node:
     """The composed core. `me` is this node's own record, with its real address in it."""
 
@@ -220,15 +169,21 @@ class Node:
         )
         self._neighbours = Neighbours(own_id=me.id, host_id=me.host_id if generations is not None else "")
         self._fetches = Fetches(config=config.fetch, links=self.links, mapped=self._neighbours.is_mapped)
-        self._generations = generations
-        self._acquires: dict[int, _Acquire] = {}
-        self._acquire_ids = 0
-        self._questions: dict[int, _Acquire | tuple[int, bytes, int]] = {}
-        """What the directory was asked for: an acquire, or number, anchor and place of a locate."""
+        self._grants = Grants(config=config.fetch, ledger=self.ledger, generations=generations)
+        self._acquires = Acquires(
+            config,
+            ledger=self.ledger,
+            summaries=self.summaries,
+            links=self.links,
+            fetches=self._fetches,
+            usable=self._usable,
+        )
+        self._locate_ids = 0
+        self._questions: dict[int, int | tuple[int, bytes, int]] = {}
+        """What the directory was asked for: the number of an acquire, or number, anchor and place of a locate."""
         self._rings = RingView(self.membership.members)
         self._boots: dict[str, int] = {}  # of the usable members
         self._unknown_senders = 0
-        self._refused_leases = 0
 
     # -- the three verbs of every core --------------------------------------------------------------------------
 
@@ -245,13 +200,16 @@ class Node:
             case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
-                return self._grant(sender, message, now)
+                record = self._known(sender)
+                if record is None:
+                    return ()
+                return (SendStream(record.address, self._grants.on_request(sender, message, now)),)
             case LeaseGrant():
                 judged = self._fetches.judge(sender, message)
                 effects = self.summaries.on_answer(sender, judged.confirmed, judged.contradicted, now)
                 return self._route((*effects, *self._fetches.on_grant(sender, message, now)), now)
             case LeaseRelease(lease=lease):
-                self.ledger.release(lease, holder=_peer(sender))
+                self._grants.on_release(sender, lease)
                 return ()
             case KeyCommand():
                 record = self._known(sender)
@@ -325,9 +283,7 @@ class Node:
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
         if outcome == "ok":
-            for acquire in self._acquires.values():
-                if key in acquire.places:
-                    self.ledger.extend(acquire.guard, key)
+            self._acquires.on_arrived(key)
         return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
@@ -360,8 +316,7 @@ class Node:
         key = reservation.info.key
         self.ledger.commit(reservation)
         if depth is None:
-            asked = (acquire.places[key] for acquire in self._acquires.values() if key in acquire.places)
-            depth, parent = next(asked, (None, None))
+            depth, parent = self._acquires.place_of(key)
         self.summaries.add(key, now, depth, parent or b"")
         self.directory.add(key, now, depth, parent or b"")
 
@@ -399,21 +354,12 @@ class Node:
         Raises:
             PinLimit: `holder` has as many leases as it may have.
         """
-        self._acquire_ids += 1
-        chain = tuple(dict.fromkeys(keys[first:]))
-        acquire = _Acquire(self._acquire_ids, keys, first, chain, holder, deadline, cost)
-        acquire.guard = self.ledger.lease(
-            chain, holder=f"{holder}/guard", deadline=deadline + self.config.fetch.lease_s
-        ).id
-        if self._should_ask(acquire, now):
-            asked = self._ask(acquire, now)
-            if asked is not None:
-                return acquire.id, asked
-        return acquire.id, self._fetch(acquire, now)
+        number, effects = self._acquires.start(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
+        return number, self._route(effects, now)
 
     def find_lease(self, lease_id: int, peer: str) -> Lease | None:
         """Return a lease that `peer` holds on blocks of ours, for its pull."""
-        return self.ledger.find_lease(lease_id, holder=_peer(peer))
+        return self._grants.find(peer, lease_id)
 
     def locate(self, key: BlockKey, now: float) -> Location:
         """Return where a key is, as far as this node knows."""
@@ -428,14 +374,14 @@ class Node:
 
         A key that is not held here is taken for the first of its stretch, as its place in a chain is not known.
         """
-        self._acquire_ids += 1
+        self._locate_ids += 1
         anchor, place = self.directory.place(key) or (anchor_of(key), 0)
         self.ring(now)
         question, effects = self.directory.ask([anchor], now + self.config.directory.timeout_s)
         if question is None:
-            return self._acquire_ids, (Located(self._acquire_ids, anchor, place, (), (), ()),)
-        self._questions[question] = (self._acquire_ids, anchor, place)
-        return self._acquire_ids, self._route(effects, now)
+            return self._locate_ids, (Located(self._locate_ids, anchor, place, (), (), ()),)
+        self._questions[question] = (self._locate_ids, anchor, place)
+        return self._locate_ids, self._route(effects, now)
 
     def ring(self, now: float) -> Ring:
         """Return the ring of the members of now, or of a second ago while many change."""
@@ -462,7 +408,7 @@ class Node:
             ledger=self.ledger.statistics(),
             fetch=self._fetches.statistics(),
             unknown_senders=self._unknown_senders,
-            refused_leases=self._refused_leases,
+            refused_leases=self._grants.refused,
         )
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -507,11 +453,11 @@ class Node:
                             out += self._route(self.directory.on_restarted(record.id, now), now)
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
-                        self.ledger.release_holder(_peer(record.id))
-                case FetchEnded(fetch=fetch_id, sources=sources, failures=failures):
-                    acquire = self._acquires.pop(fetch_id)
-                    acquire.sources.update((key, peer) for key, peer in sources if peer)
-                    out += self._ended(acquire, dict(failures), now)
+                        self._grants.on_gone(record.id)
+                case FetchEnded():
+                    out += self._route(self._acquires.on_fetch_ended(effect, now), now)
+                case AskDirectory():
+                    out += self._ask(effect, now)
                 case Heard():
                     out += self._heard(effect, now)
                 case SendStream(address=address, message=PushPull() | ListDigest() | ListDifference()):
@@ -543,159 +489,19 @@ class Node:
         self._boots[record.id] = record.boot
         return record.boot != before
 
-    def _claims(self, acquire: _Acquire, local: int, now: float) -> dict[str, int]:
-        """Return which usable peers claim more than is here, and how many blocks of the chain behind `first`."""
-        merged = dict(self.summaries.longest(acquire.whole)) if not acquire.contradicted else {}
-        for peer, depth in (acquire.told or {}).items():
-            merged[peer] = max(depth, merged.get(peer, 0))
-        merged = self.summaries.without_absent(merged, acquire.whole, now)
-        return {
-            peer: depth - acquire.first
-            for peer, depth in merged.items()
-            if depth - acquire.first > local and self._usable(peer) is not None and self.links.usable(peer, now)
-        }
-
-    def _should_ask(self, acquire: _Acquire, now: float) -> bool:
-        """Say whether the directory may know more than the summaries that are here."""
-        local = self.ledger.prefix(acquire.keys)
-        if local == len(acquire.keys) or not self.config.directory.owners or not self.summaries.blind():
-            return False
-        return max(self._claims(acquire, local, now).values(), default=0) < len(acquire.keys)
-
-    def _ask(self, acquire: _Acquire, now: float) -> tuple[Effect, ...] | None:
-        """Ask the directory for what is missing of a chain; None if there is nobody to ask."""
+    def _ask(self, ask: AskDirectory, now: float) -> tuple[Effect, ...]:
+        """Ask the directory for an acquire, which goes on at once if there is nobody to ask."""
         self.ring(now)
-        acquire.told = {}
-        acquire.base = acquire.first + self.ledger.prefix(acquire.keys)
-        until = min(acquire.deadline, now + self.config.directory.timeout_s)
-        question, effects = self.directory.ask(anchors(acquire.whole, acquire.base), until)
+        question, effects = self.directory.ask(ask.anchors, ask.until)
         if question is None:
-            return None
-        self._questions[question] = acquire
+            return self._route(self._acquires.on_heard(ask.acquire, (), now), now)
+        self._questions[question] = ask.acquire
         return self._route(effects, now)
 
     def _heard(self, heard: Heard, now: float) -> tuple[Effect, ...]:
         """Go on with what the directory was asked for."""
         asked = self._questions.pop(heard.question)
-        if isinstance(asked, _Acquire):
-            asked.told = lengths(heard.claims, asked.base)
-            return self._fetch(asked, now)
+        if isinstance(asked, int):
+            return self._route(self._acquires.on_heard(asked, heard.claims, now), now)
         number, anchor, place = asked
         return (Located(number, anchor, place, heard.claims, heard.asked, heard.silent),)
-
-    def _fetch(self, acquire: _Acquire, now: float) -> tuple[Effect, ...]:
-        """Plan and begin to bring what is missing, or finish if nothing can be brought."""
-        chain = acquire.keys
-        local = self.ledger.prefix(chain)
-        if local == len(chain):
-            return (self._finish(acquire, now),)
-        claims = self._claims(acquire, local, now)
-        decided = plan(
-            start=local,
-            stop=len(chain),
-            claims=claims,
-            link=self.links.estimate,
-            cost=acquire.cost,
-            trusted=lambda peer: self.summaries.is_trusted(peer, now),
-        )
-        if decided.runs or not acquire.contradicted:  # or else what was wrong before says more
-            acquire.reason = decided.reason
-        if not decided.runs:
-            return (self._finish(acquire, now),)
-        addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
-        fetch_id, effects = self._fetches.start(
-            chain,
-            _with_hope(decided, acquire.first, len(chain)),
-            claims=claims,
-            addresses=addresses,
-            deadline=acquire.deadline,
-            now=now,
-            here=lambda key: self.ledger.get(key) is not None,
-        )
-        acquire.places = _places(acquire.whole)
-        acquire.planned = decided.stop
-        self._acquires[fetch_id] = acquire
-        return self._route(effects, now)
-
-    def _ended(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome], now: float) -> tuple[Effect, ...]:
-        """Finish, or ask the directory where a summary was wrong and there is time left."""
-        arrived = self.ledger.prefix(acquire.keys)
-        acquire.reason = self._why_shorter(acquire, failures)
-        absent = arrived < acquire.planned and failures.get(acquire.keys[arrived]) == "absent"
-        if absent and acquire.told is None and now < acquire.deadline and self.config.directory.owners:
-            acquire.contradicted = True
-            asked = self._ask(acquire, now)
-            if asked is not None:
-                return asked
-        return (self._finish(acquire, now),)
-
-    def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:
-        """Return why a fetch brought no more: the way of the first block that is missing, or the plan's own reason."""
-        arrived = self.ledger.prefix(acquire.keys)
-        if arrived == len(acquire.keys) or arrived >= acquire.planned:
-            return acquire.reason
-        # A block that is neither here nor failed was still on its way when the engine's time was up.
-        return _OUTCOME_TEXTS[failures.get(acquire.keys[arrived], "slow")]
-
-    def _finish(self, acquire: _Acquire, now: float) -> Acquired:
-        usable = acquire.keys[: self.ledger.prefix(acquire.keys)]
-        deadline = now + self.config.fetch.engine_lease_s
-        try:
-            lease = self.ledger.lease(usable, holder=acquire.holder, deadline=deadline)
-            reason = acquire.reason if len(usable) < len(acquire.keys) else "all here"
-        except PinLimit as exc:
-            lease, reason = Lease(0, acquire.holder, (), deadline), str(exc)
-        self.ledger.release(acquire.guard, holder=f"{acquire.holder}/guard")
-        sources = tuple(acquire.sources.get(held.info.key, "") for held in lease.blocks)
-        return Acquired(acquire.id, lease, sources, reason)
-
-    def _grant(self, sender: str, request: LeaseRequest, now: float) -> tuple[Effect, ...]:
-        """Pin for a peer what it asked for, as far as it is here."""
-        record = self._known(sender)
-        if record is None:
-            return ()
-        keys = split_keys(request.keys)
-        here = [i for i, key in enumerate(keys) if self.ledger.get(key) is not None]
-        lease_s = min(request.remaining_ms / 1000, self.config.fetch.lease_s)
-        lease: Lease | None = None
-        reason = ""
-        if here and lease_s > 0:
-            try:
-                lease = self.ledger.lease([keys[i] for i in here], holder=_peer(sender), deadline=now + lease_s)
-            except PinLimit as exc:
-                reason = str(exc)[:128]
-                self._refused_leases += 1
-        infos = [held.info for held in lease.blocks] if lease is not None else []
-        slots = [held.slot for held in lease.blocks] if lease is not None else []
-        told = self._generations if request.mapped else None
-        grant = LeaseGrant(
-            request=request.request,
-            lease=lease.id if lease is not None else 0,
-            granted=bitmap(here) if lease is not None else b"",
-            lease_ms=int(lease_s * 1000),
-            lengths=tuple(info.length for info in infos),
-            segment_bytes=tuple(info.segment_bytes for info in infos),
-            digests=b"".join(info.digest for info in infos),
-            namespaces=b"".join(info.namespace for info in infos),
-            reason=reason,
-            offsets=tuple(slot.offset for slot in slots) if told is not None else (),
-            generations=tuple(told(slots)) if told is not None else (),
-        )
-        return (SendStream(record.address, grant),)
-
-
-def _with_hope(decided: Plan, first: int, blocks: int) -> Plan:
-    """Return the plan with the blocks that the last peer may have without announcing them; asking costs nothing more."""
-    last = decided.runs[-1]
-    stop = min(reach(first + last.stop) - first, blocks)
-    return replace(decided, runs=(*decided.runs[:-1], replace(last, stop=stop)))
-
-
-def _places(keys: Sequence[BlockKey]) -> dict[BlockKey, tuple[int, BlockKey | None]]:
-    """Return depth and parent of each block of a chain."""
-    return {key: (depth, keys[depth - 1] if depth else None) for depth, key in enumerate(keys)}
-
-
-def _peer(node_id: str) -> str:
-    """Return the holder name of a peer's leases; engines' begin otherwise."""
-    return f"peer:{node_id}"

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from p2pkv.acquires import Acquired
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError, SealRefused
 from p2pkv.fetch import StartTransfer
@@ -18,7 +19,7 @@ from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
 from p2pkv.neighbours import MapArena
-from p2pkv.node import Acquired, Effect, Located, Node
+from p2pkv.node import Effect, Located, Node
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.rotation import RoundEnded
 from p2pkv.transport.base import DatagramSocket

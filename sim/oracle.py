@@ -12,10 +12,11 @@ from functools import partial
 from random import Random
 from typing import Final
 
+from p2pkv.acquires import Acquired
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.errors import TierFull
 from p2pkv.fetch import Outcome, StartTransfer
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.node import Effect, Node
 from p2pkv.sim.faults import to_us
 from p2pkv.sim.workload import Request
 from p2pkv.sim.world import World, id_of

@@ -13,10 +13,11 @@ from typing import Final
 
 import msgspec
 
+from p2pkv.acquires import Acquired
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES, BlockInfo, BlockKey
 from p2pkv.config import Config, HostConfig
 from p2pkv.errors import CapacityError
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.node import Effect, Node
 from p2pkv.sim.claims import Claims
 from p2pkv.sim.clock import SECOND_US, to_us
 from p2pkv.sim.transfers import Transfers

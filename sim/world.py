@@ -19,11 +19,12 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from p2pkv.acquires import Acquired
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
 from p2pkv.fetch import StartTransfer
-from p2pkv.node import Acquired, Effect, Node
+from p2pkv.node import Effect, Node
 from p2pkv.sim.churn import Absence, absences
 from p2pkv.sim.clock import Clock, draw_clock, to_us
 from p2pkv.sim.faults import Faults

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "neighbours",
         }
     ),
-    frozenset({"own_keyring"}),
+    frozenset({"own_keyring", "grants", "acquires"}),
     frozenset({"rotation"}),
     frozenset({"node"}),
     frozenset(
@@ -80,6 +80,8 @@ CORES = {
         "load",
         "planner",
         "fetch",
+        "grants",
+        "acquires",
         "neighbours",
         "own_keyring",
         "rotation",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pkv.acquires import Acquired
 from p2pkv.blocks import BlockInfo, BlockKey, block_digest
 from p2pkv.config import Config, HostConfig, NodeConfig, load
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
@@ -16,7 +17,7 @@ from p2pkv.errors import PinLimit, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.ring_view import GATHER_S
-from p2pkv.node import Acquired, Effect, Located, Node
+from p2pkv.node import Effect, Located, Node
 from p2pkv.planner import Cost
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.testing.strategies import messages

@@ -1,0 +1,268 @@
+"""The acquires of this node's engines, sans-IO: what is here, who claims the rest, a plan, a fetch, a lease on what came.
+
+    acquire -> (the directory is asked, where summaries cannot say) -> plan -> fetch -> Acquired
+                        ^                                                        |
+                        └──────── once, where a summary was wrong ───────────────┘
+
+What is here, and what arrives, is guarded by a lease from beginning to end, so that one part of a prefix is not evicted
+while the rest is on its way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from p2pkv.blocks import BlockKey
+from p2pkv.config import Config
+from p2pkv.errors import PinLimit
+from p2pkv.fetch import FetchEffect, FetchEnded, Fetches, Outcome
+from p2pkv.index.anchors import anchors
+from p2pkv.index.announce import reach
+from p2pkv.index.exchange import Summaries
+from p2pkv.index.inquiry import Claim, lengths
+from p2pkv.ledger import Lease, Ledger
+from p2pkv.links import Links
+from p2pkv.planner import Cost, Plan, plan
+from p2pkv.transport.wire import MemberRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """An engine's `acquire` is over: `lease` pins the usable prefix, which may be empty.
+
+    `sources` names the peer of each block in the lease, "" where it was here before. `reason` says why the prefix is
+    no longer than it is.
+    """
+
+    acquire: int
+    lease: Lease
+    sources: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskDirectory:
+    """Have the owners of `anchors` asked who holds them, and report `on_heard` at `until` at the latest."""
+
+    acquire: int
+    anchors: tuple[bytes, ...]
+    until: float
+
+
+AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired
+
+
+@dataclass(slots=True)
+class _Acquire:
+    id: int
+    whole: Sequence[BlockKey]
+    """The chain from its root, with what the engine has itself."""
+    first: int
+    keys: tuple[BlockKey, ...]
+    holder: str
+    deadline: float
+    cost: Cost | None
+    guard: int = 0
+    """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
+    places: Mapping[BlockKey, tuple[int, BlockKey | None]] = field(default_factory=dict)
+    """Depth and parent of the blocks that may come."""
+    reason: str = "all here"
+    planned: int = 0
+    """How many blocks of the chain the plan hoped for."""
+    base: int = 0
+    """The block from which on the directory was asked."""
+    told: Mapping[str, int] | None = None
+    """What the directory said: peers and how much of the whole chain each has. None until it is asked."""
+    contradicted: bool = False
+    """Whether a peer had not what its summary claimed; then only the directory is believed."""
+    sources: dict[BlockKey, str] = field(default_factory=dict)
+
+
+_OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
+    "absent": "absent: the peer no longer has the next block",
+    "corrupt": "corrupt: the next block's bytes did not have their digest",
+    "gone": "gone: the peer of the next block vanished",
+    "slow": "slow: the next block did not come in time",
+    "full": "full: no room here for the next block",
+    "refused": "refused: the peer's answer made no sense, or too many blocks are on their way",
+}
+
+
+class Acquires:
+    """All acquires of one node, each until `Acquired`, which comes at its deadline at the latest."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ledger: Ledger,
+        summaries: Summaries,
+        links: Links,
+        fetches: Fetches,
+        usable: Callable[[str], MemberRecord | None],
+    ) -> None:
+        """`usable` returns a peer's record if blocks may be asked of it."""
+        self._config = config
+        self._ledger = ledger
+        self._summaries = summaries
+        self._links = links
+        self._fetches = fetches
+        self._usable = usable
+        self._ids = 0
+        self._asking: dict[int, _Acquire] = {}
+        """Those that wait for the directory, by their own id."""
+        self._fetching: dict[int, _Acquire] = {}
+        """Those that wait for a fetch, by its id."""
+
+    def start(
+        self,
+        keys: Sequence[BlockKey],
+        *,
+        holder: str,
+        deadline: float,
+        now: float,
+        first: int = 0,
+        cost: Cost | None = None,
+    ) -> tuple[int, tuple[AcquireEffect, ...]]:
+        """Begin one; see `Node.acquire`.
+
+        Raises:
+            PinLimit: `holder` has as many leases as it may have.
+        """
+        self._ids += 1
+        chain = tuple(dict.fromkeys(keys[first:]))
+        acquire = _Acquire(self._ids, keys, first, chain, holder, deadline, cost)
+        until = deadline + self._config.fetch.lease_s
+        acquire.guard = self._ledger.lease(chain, holder=_guard(holder), deadline=until).id
+        if self._should_ask(acquire, now):
+            return acquire.id, (self._ask(acquire, now),)
+        return acquire.id, self._fetch(acquire, now)
+
+    def place_of(self, key: BlockKey) -> tuple[int | None, BlockKey | None]:
+        """Return depth and parent of a block that an acquire waits for, None where not known."""
+        asked = (acquire.places[key] for acquire in self._fetching.values() if key in acquire.places)
+        return next(asked, (None, None))
+
+    def on_arrived(self, key: BlockKey) -> None:
+        """Take that a block was committed: whoever waits for it keeps it from being evicted."""
+        for acquire in self._fetching.values():
+            if key in acquire.places:
+                self._ledger.extend(acquire.guard, key)
+
+    def on_heard(self, number: int, claims: Sequence[Claim], now: float) -> tuple[AcquireEffect, ...]:
+        """Go on with what the directory said, nothing if there was nobody to ask."""
+        acquire = self._asking.pop(number)
+        acquire.told = lengths(claims, acquire.base)
+        return self._fetch(acquire, now)
+
+    def on_fetch_ended(self, ended: FetchEnded, now: float) -> tuple[AcquireEffect, ...]:
+        """Finish, or ask the directory where a summary was wrong and there is time left."""
+        acquire = self._fetching.pop(ended.fetch)
+        acquire.sources.update((key, peer) for key, peer in ended.sources if peer)
+        failures = dict(ended.failures)
+        arrived = self._ledger.prefix(acquire.keys)
+        acquire.reason = self._why_shorter(acquire, failures)
+        absent = arrived < acquire.planned and failures.get(acquire.keys[arrived]) == "absent"
+        if absent and acquire.told is None and now < acquire.deadline and self._config.directory.owners:
+            acquire.contradicted = True
+            return (self._ask(acquire, now),)
+        return (self._finish(acquire, now),)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _claims(self, acquire: _Acquire, local: int, now: float) -> dict[str, int]:
+        """Return which usable peers claim more than is here, and how many blocks of the chain behind `first`."""
+        merged = dict(self._summaries.longest(acquire.whole)) if not acquire.contradicted else {}
+        for peer, depth in (acquire.told or {}).items():
+            merged[peer] = max(depth, merged.get(peer, 0))
+        merged = self._summaries.without_absent(merged, acquire.whole, now)
+        return {
+            peer: depth - acquire.first
+            for peer, depth in merged.items()
+            if depth - acquire.first > local and self._usable(peer) is not None and self._links.usable(peer, now)
+        }
+
+    def _should_ask(self, acquire: _Acquire, now: float) -> bool:
+        """Say whether the directory may know more than the summaries that are here."""
+        local = self._ledger.prefix(acquire.keys)
+        if local == len(acquire.keys) or not self._config.directory.owners or not self._summaries.blind():
+            return False
+        return max(self._claims(acquire, local, now).values(), default=0) < len(acquire.keys)
+
+    def _ask(self, acquire: _Acquire, now: float) -> AskDirectory:
+        """Have the directory asked for what is missing of a chain."""
+        acquire.base = acquire.first + self._ledger.prefix(acquire.keys)
+        until = min(acquire.deadline, now + self._config.directory.timeout_s)
+        self._asking[acquire.id] = acquire
+        return AskDirectory(acquire.id, tuple(anchors(acquire.whole, acquire.base)), until)
+
+    def _fetch(self, acquire: _Acquire, now: float) -> tuple[AcquireEffect, ...]:
+        """Plan and begin to bring what is missing, or finish if nothing can be brought."""
+        chain = acquire.keys
+        local = self._ledger.prefix(chain)
+        if local == len(chain):
+            return (self._finish(acquire, now),)
+        claims = self._claims(acquire, local, now)
+        decided = plan(
+            start=local,
+            stop=len(chain),
+            claims=claims,
+            link=self._links.estimate,
+            cost=acquire.cost,
+            trusted=lambda peer: self._summaries.is_trusted(peer, now),
+        )
+        if decided.runs or not acquire.contradicted:  # or else what was wrong before says more
+            acquire.reason = decided.reason
+        if not decided.runs:
+            return (self._finish(acquire, now),)
+        addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
+        fetch_id, effects = self._fetches.start(
+            chain,
+            _with_hope(decided, acquire.first, len(chain)),
+            claims=claims,
+            addresses=addresses,
+            deadline=acquire.deadline,
+            now=now,
+            here=lambda key: self._ledger.get(key) is not None,
+        )
+        acquire.places = _places(acquire.whole)
+        acquire.planned = decided.stop
+        self._fetching[fetch_id] = acquire
+        return effects
+
+    def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:
+        """Return why a fetch brought no more: the way of the first block that is missing, or the plan's own reason."""
+        arrived = self._ledger.prefix(acquire.keys)
+        if arrived == len(acquire.keys) or arrived >= acquire.planned:
+            return acquire.reason
+        # A block that is neither here nor failed was still on its way when the engine's time was up.
+        return _OUTCOME_TEXTS[failures.get(acquire.keys[arrived], "slow")]
+
+    def _finish(self, acquire: _Acquire, now: float) -> Acquired:
+        usable = acquire.keys[: self._ledger.prefix(acquire.keys)]
+        deadline = now + self._config.fetch.engine_lease_s
+        try:
+            lease = self._ledger.lease(usable, holder=acquire.holder, deadline=deadline)
+            reason = acquire.reason if len(usable) < len(acquire.keys) else "all here"
+        except PinLimit as exc:
+            lease, reason = Lease(0, acquire.holder, (), deadline), str(exc)
+        self._ledger.release(acquire.guard, holder=_guard(acquire.holder))
+        sources = tuple(acquire.sources.get(held.info.key, "") for held in lease.blocks)
+        return Acquired(acquire.id, lease, sources, reason)
+
+
+def _guard(holder: str) -> str:
+    """Return the holder name of the leases that guard what `holder` waits for."""
+    return f"{holder}/guard"
+
+
+def _with_hope(decided: Plan, first: int, blocks: int) -> Plan:
+    """Return the plan with the blocks that the last peer may have without announcing them; asking costs nothing more."""
+    last = decided.runs[-1]
+    stop = min(reach(first + last.stop) - first, blocks)
+    return replace(decided, runs=(*decided.runs[:-1], replace(last, stop=stop)))
+
+
+def _places(keys: Sequence[BlockKey]) -> dict[BlockKey, tuple[int, BlockKey | None]]:
+    """Return depth and parent of each block of a chain."""
+    return {key: (depth, keys[depth - 1] if depth else None) for depth, key in enumerate(keys)}
