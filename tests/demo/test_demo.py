@@ -20,7 +20,9 @@ DEMO = [sys.executable, "-m", "p2pkv", "demo", "--no-timing-claim"]
 def test_every_claim_of_the_demo_holds(tmp_path, rounds):
     converted_model("bf16")
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run([*DEMO, "--rounds", str(rounds), "-o", "json"], capture_output=True, timeout=850, check=False, env=environment)
+    done = subprocess.run(
+        [*DEMO, "--rounds", str(rounds), "-o", "json"], capture_output=True, timeout=850, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr.decode()
     facts = json.loads(done.stdout)
     timing = facts["claims"].pop("three_times_faster")
