@@ -16,8 +16,9 @@ import trio
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
-from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, SealRefused
+from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, PeerGone, SealRefused
 from p2pkv.identity import Identity
+from p2pkv.layouts import Grid
 from p2pkv.ledger import Held
 from p2pkv.load import LoadGauge
 from p2pkv.local_server import LocalServer, Served
@@ -29,21 +30,23 @@ from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
 from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
+from p2pkv.part_transfer import PartTransfers
 from p2pkv.protection import Protection
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
+from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import Offered
 from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.handshake import welcome
 from p2pkv.transport.sealed_handshake import welcome_sealed
 from p2pkv.transport.sealed_stream import Channel
-from p2pkv.transport.shm import ShmTransport
+from p2pkv.transport.shm import ShmTransport, socket_name
 from p2pkv.transport.streams import ControlStreams, serve_control
-from p2pkv.transport.tcp import TcpTransport, serve_bulk
+from p2pkv.transport.tcp import TcpTransport, connect, serve_bulk
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
-from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, MemberRecord
+from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, MemberRecord, PullParts
 
 CONTROL: Final = 0
 BULK: Final = 1
@@ -103,7 +106,7 @@ class Agent:
             on_lost=self._link_lost,
             ring=self._protection.rings,
         )
-        shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
+        shm = self._shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
         tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings)
         self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
         self.runner: Final = Runner(
@@ -139,12 +142,21 @@ class Agent:
         transfers = Transfers(
             runner=self.runner, tier=self.tier, transport=self._bulk, metrics=self.metrics, log=self.log
         )
+        parts = PartTransfers(
+            runner=self.runner,
+            tier=self.tier,
+            connect=self._connect_bulk,
+            arena_of=self._arena_of,
+            metrics=self.metrics,
+            log=self.log,
+        )
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._streams.run)
                 self._protection.attach(self.runner, nursery)
                 await nursery.start(self._discovery.run)
                 self.runner.on_resolve = self._discovery.start
+                parts.attach(nursery)
                 self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
                 if self._neighbourhood is not None:
                     await nursery.start(self._neighbourhood.run)
@@ -160,6 +172,7 @@ class Agent:
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
+                await parts.aclose()
                 await self._bulk.aclose()
             self.close()
 
@@ -240,6 +253,7 @@ class Agent:
                     idle_s=_BULK_IDLE_S,
                     block_s=self.config.fetch.lease_s,
                     on_sent=self._sent,
+                    open_part=self._open_part,
                 )
             else:
                 await serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
@@ -265,6 +279,27 @@ class Agent:
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
         return _Bodies(lease.blocks, self.tier) if lease is not None else None
+
+    def _open_part(self, peer: str, ask: PullParts, position: int) -> tuple[memoryview, Grid] | None:
+        found = self.runner.ask(lambda node: node.parts.readable(peer, ask, position))
+        return (self.tier.read(found[0], found[1].block_bytes), found[1]) if found is not None else None
+
+    async def _connect_bulk(self, peer: str, address: str) -> Channel:
+        """Open a bulk stream for parts."""
+        timeout_s = self.config.fetch.connect_timeout_s
+        stream, node = await connect(address, self._hello(BULK), timeout_s=timeout_s, ring=self._protection.rings)
+        if node != peer:
+            await trio.aclose_forcefully(stream)
+            raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
+        return stream
+
+    async def _arena_of(self, peer: str) -> PeerArena | None:
+        """Return the arena of a peer on this machine, if it is mapped."""
+        if not self._shm.is_open(peer):
+            return None
+        with contextlib.suppress(PeerError):
+            return await self._shm.open(peer, socket_name(self.config.node.cluster, peer))
+        return None
 
     async def _show_gauges(self) -> None:
         evicted = 0

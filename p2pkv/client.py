@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from p2pkv import errors
 from p2pkv.blocks import BlockInfo, BlockKey, Namespace, block_digest, join_keys
+from p2pkv.client_parts import ArenaView, PartCalls
 from p2pkv.config import default_socket
 from p2pkv.errors import CapacityError, CorruptBlock, DaemonUnreachable, LocalUseError, MalformedMessage, P2pkvError
 from p2pkv.generations import generation, pages_of
@@ -195,7 +196,7 @@ class Lease:
         return f"<Lease {self._id} blocks={len(self.blocks)} {'open' if self._open else 'released'}>"
 
 
-class Client:
+class Client(PartCalls):
     """A connection to the node's daemon."""
 
     def __init__(self, socket_path: Path, *, timeout_s: float, staging_bytes: int, name: str) -> None:
@@ -404,6 +405,22 @@ class Client:
         """Have the node leave the mesh in good order; its daemon stops."""
         self._call(LeaveRequest(), Done)
 
+    # -- for parts, see `p2pkv.client_parts` -----------------------------------------------------------------------
+
+    def _with_staging(self, stride: int) -> Staging:
+        if self._staging_bytes < stride:
+            raise LocalUseError(
+                f"part of {stride} bytes, staging memory of {self._staging_bytes}",
+                hint="connect with a larger staging_bytes",
+            )
+        self._attach()
+        assert self._staging is not None
+        return self._staging
+
+    def _current_arena(self) -> ArenaView:
+        assert self._arena is not None
+        return self._arena
+
     # -- the connection -----------------------------------------------------------------------------------------
 
     def _call(self, request: Request, kind: type[R], *, wait_s: float = 0.0) -> R:
@@ -527,7 +544,10 @@ class _Arena:
         return self._slots[offset : offset + length]
 
     def generation(self, block: LeasedBlock) -> int:
-        return generation(pages_of(self._table, block.offset, block.length))
+        return self.generation_at(block.offset, block.length)
+
+    def generation_at(self, offset: int, length: int) -> int:
+        return generation(pages_of(self._table, offset, length))
 
 
 def _chain(keys: Sequence[bytes]) -> bytes:

@@ -574,6 +574,47 @@ class FetchConfig(Section, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class PartsConfig(Section, frozen=True, kw_only=True):
+    """How blocks come in parts: shards of ranks, layers and heads of peers' blocks, pushes."""
+
+    reservation_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long a block that comes in parts keeps its place while nothing of it comes. Longer than an engine takes "
+                "for one layer of a prefill; a rank or a peer that dies holds the place this long."
+            )
+        ),
+    ] = 30.0
+    blocks_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**20,
+            description="Blocks that come in parts at a time; beyond it they are refused, as by a full tier.",
+        ),
+    ] = 4096
+    pushes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**16,
+            description="Pushes that this node takes at a time, of all peers together; 0 takes none.",
+        ),
+    ] = 32
+    push_credits: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description=(
+                "Layers, or runs of blocks, that a peer may announce before this node has taken the earlier ones. Two keep a "
+                "link busy; more lets a slow node have more work queued."
+            ),
+        ),
+    ] = 4
+
+
 class SecurityConfig(Section, frozen=True, kw_only=True):
     """What protects this node and what goes between nodes."""
 
@@ -607,6 +648,7 @@ class Config(Section, frozen=True, kw_only=True):
     directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
     fetch: FetchConfig = FetchConfig()
+    parts: PartsConfig = PartsConfig()
     security: SecurityConfig = SecurityConfig()
     log: LogConfig = LogConfig()
 

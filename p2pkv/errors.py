@@ -16,6 +16,7 @@ Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
     ├── CapacityError (tier=)  back off; nothing was stored
     │   └── TierFull · PinLimit
     ├── FabricError (device=)  this node's own network card, device or disk failed
+    ├── DeliveryFailed       layers of blocks will not come: compute them, and do not use those that came
     └── DaemonUnreachable (socket=)  this node's daemon does not answer: an engine goes on without the mesh
 
 An engine connector catches `P2pkvError` once, counts it by class and answers "miss".
@@ -140,6 +141,10 @@ class FabricError(P2pkvError):
     def __init__(self, message: str, *, device: str, hint: str = "") -> None:
         super().__init__(f"{message}: {device}", hint=hint)
         self.device = device
+
+
+class DeliveryFailed(P2pkvError):
+    """A layer that was on its way will not come. An engine computes all blocks of the delivery, whatever came of them."""
 
 
 class DaemonUnreachable(P2pkvError):

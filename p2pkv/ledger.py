@@ -125,6 +125,13 @@ class Ledger:
         self._chunk_use.setdefault(self.slots.chunk_of(slot), 0)
         return reservation
 
+    def settle(self, reservation: Reservation, digest: bytes) -> Reservation:
+        """Return the reservation of a block whose digest is known only now that it is complete."""
+        assert self._reserved[reservation.info.key] is reservation
+        settled = replace(reservation, info=replace(reservation.info, digest=digest))
+        self._reserved[settled.info.key] = settled
+        return settled
+
     def commit(self, reservation: Reservation) -> None:
         """Make a reserved block findable. Its bytes are in place and verified."""
         info, slot = reservation.info, reservation.slot

@@ -20,6 +20,7 @@ from p2pkv.acquires import Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
 from p2pkv.ledger import Reservation
+from p2pkv.local_parts import ArrivalBell, PartSession, parts_figures
 from p2pkv.local_views import duplicate_views, member_views, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
@@ -27,7 +28,10 @@ from p2pkv.local_wire import (
     AcquireReply,
     AcquireRequest,
     Attach,
+    DeliverRequest,
     Done,
+    EndRequest,
+    ExpectRequest,
     Failure,
     Holder,
     KeysReply,
@@ -42,6 +46,7 @@ from p2pkv.local_wire import (
     MembersRequest,
     PublishReply,
     PublishRequest,
+    PushRequest,
     Recorded,
     ReleaseRequest,
     Reply,
@@ -49,10 +54,12 @@ from p2pkv.local_wire import (
     RingReply,
     RingRequest,
     RingShare,
+    ShardRequest,
     SourceName,
     StagedBlock,
     StatusReply,
     StatusRequest,
+    WaitRequest,
     Welcome,
     decode_request_untrusted,
     encode,
@@ -106,6 +113,8 @@ class LocalServer:
         self._locating: dict[int, tuple[trio.Event, list[Located]]] = {}
         served.runner.on_acquired = self._acquired
         served.runner.on_located = self._located
+        self.bell: Final = ArrivalBell()
+        served.runner.on_parts = self.bell.ring
 
     async def run(self, listener: socket.socket) -> None:
         """Serve clients on `listener` until cancelled."""
@@ -183,6 +192,7 @@ class _Session:
         self._descriptors: list[int] = []
         self._staging: StagingReader | None = None
         self._attached = False
+        self._parts = PartSession(runner=served.runner, tier=served.tier, holder=holder, bell=server.bell)
 
     async def run(self) -> None:
         """Answer requests until the client goes away or breaks the protocol."""
@@ -204,6 +214,7 @@ class _Session:
             for descriptor in self._descriptors:
                 os.close(descriptor)
             holder = self._holder
+            self._parts.close()
             self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
             self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
 
@@ -242,6 +253,8 @@ class _Session:
                 return self._served.runner.ask(lambda node: _ring_reply(node, ring))
             case KeysRequest():
                 return await self._served.keys(request)
+            case ShardRequest() | DeliverRequest() | WaitRequest() | EndRequest() | ExpectRequest() | PushRequest():
+                return await self._parts.answer(request, self._staging)
             case LeaveRequest():
                 self._served.leave()
                 return Done()
@@ -427,6 +440,7 @@ class _Session:
             state_dir=served.state_dir,
             duplicates=duplicate_views(node, trio.current_time()),
             sources=source_views(node, trio.current_time()),
+            parts=parts_figures(node),
         )
 
     # -- bytes ---------------------------------------------------------------------------------------------------

@@ -14,12 +14,25 @@ from msgspec import Meta
 from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES
 from p2pkv.errors import MalformedMessage
 from p2pkv.transport.keyring import RING_KEY_BYTES
-from p2pkv.transport.wire import BLOCK_BYTES_MAX, Count, Name, Small
+from p2pkv.transport.wire import (
+    BLOCK_BYTES_MAX,
+    KEYS_PER_LEASE_MAX,
+    LAYERS_MAX,
+    Count,
+    LayerCount,
+    LayerNumber,
+    Name,
+    Small,
+)
 
 LOCAL_PROTOCOL: Final = 1
 LOCAL_MESSAGE_BYTES_MAX: Final = 8 * 2**20
 KEYS_PER_CHAIN_MAX: Final = 65_536
 """Blocks of one chain: a million tokens in blocks of 16."""
+SHARDS_MAX: Final = 4096
+"""Blocks of one `ShardRequest`."""
+SHARD_DIGESTS_BYTES_MAX: Final = 4 * 2**20
+"""Digests of its segments, all together."""
 STAGING_BYTES_MAX: Final = 2**36
 
 Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_CHAIN_MAX * KEY_BYTES)]
@@ -130,6 +143,91 @@ class KeysRequest(LocalMessage, tag=40, frozen=True):
         return f"KeysRequest(action={self.action}, name={self.name!r}, key=...)"
 
 
+class GridSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a block is divided in segments; see `p2pkv.layouts.Grid`."""
+
+    layers: LayerCount
+    heads: LayerCount
+    segment_bytes: Length
+
+
+class PartSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A layer range x head range of a block; see `p2pkv.layouts.Part`."""
+
+    first_layer: LayerNumber
+    layers: LayerCount
+    first_head: LayerNumber
+    heads: LayerCount
+
+
+class StagedShard(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One rank's part of a block, laid at `offset` of the staging memory without gaps."""
+
+    key: Key
+    offset: Count
+
+
+class ShardRequest(LocalMessage, tag=50, frozen=True):
+    """Take these parts of blocks; a block is stored when all its parts are in. Answered by `ShardReply`."""
+
+    namespace: Key
+    grid: GridSpec
+    part: PartSpec
+    shards: Annotated[tuple[StagedShard, ...], Meta(max_length=SHARDS_MAX)]
+    digests: Annotated[bytes, Meta(max_length=SHARD_DIGESTS_BYTES_MAX)]
+    """Of the segments of each part, in the order of the block, part after part."""
+    first_depth: Annotated[int, Meta(ge=-1, lt=2**32)] = -1
+    parent: Annotated[bytes, Meta(max_length=KEY_BYTES)] = b""
+
+
+class DeliverRequest(LocalMessage, tag=51, frozen=True):
+    """Bring a part of the longest prefix of a chain, layer by layer if asked. Answered by `DeliverReply`, at its begin."""
+
+    namespace: Key
+    keys: Keys
+    grid: GridSpec
+    part: PartSpec
+    timeout_ms: Small
+    by_layer: bool = True
+
+
+class WaitRequest(LocalMessage, tag=52, frozen=True):
+    """Wait until a layer of a delivery is here, or a push has come to `layer` layers. Answered by `WaitReply`."""
+
+    number: Count
+    push: bool
+    layer: Annotated[int, Meta(ge=-1, le=LAYERS_MAX)]
+    """-1: all, or the end of the push. Of a push 0: until it is accepted or refused."""
+    timeout_ms: Small
+
+
+class EndRequest(LocalMessage, tag=53, frozen=True):
+    """Done with a delivery, or with a push, which is cancelled unless it is over. Answered by `Done`."""
+
+    number: Count
+    push: bool
+
+
+class ExpectRequest(LocalMessage, tag=54, frozen=True):
+    """Pushes of this namespace are welcome as long as this connection lives. Answered by `Done`."""
+
+    namespace: Key
+
+
+class PushRequest(LocalMessage, tag=55, frozen=True):
+    """Push these blocks to a peer. Answered by `PushReply` at once; `WaitRequest` says how it goes."""
+
+    peer: Name
+    """Id or name."""
+    namespace: Key
+    keys: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTES)]
+    grid: GridSpec
+    by_layer: bool
+    timeout_ms: Small
+    first_depth: Annotated[int, Meta(ge=-1, lt=2**32)] = -1
+    parent: Annotated[bytes, Meta(max_length=KEY_BYTES)] = b""
+
+
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +297,60 @@ class PublishReply(LocalMessage, tag=23, frozen=True):
     refused: Count
     reason: Text = ""
     hint: Text = ""
+
+
+class ShardReply(LocalMessage, tag=60, frozen=True):
+    """Answer to `ShardRequest`: of how many blocks the part was taken, which were here already, or refused it."""
+
+    taken: Count
+    present: Count
+    refused: Count
+    stored: Count
+    """Blocks that are complete by these parts."""
+    reason: Text = ""
+    hint: Text = ""
+
+
+class DeliveredBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One block of a delivery: where its part lies."""
+
+    key: Key
+    offset: Count
+    """From the start of the slots, that is behind the generation table."""
+    generation: Count
+    """Odd while more of it comes."""
+    whole: bool
+    """The place holds a whole block; or else only the part asked for, without gaps."""
+    digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)]
+    """Of a block that was here; of others each segment is verified before it is shown."""
+    source: Name
+    """Name of the peer that it comes from; empty if it was here, or is pushed, or written by ranks."""
+
+
+class DeliverReply(LocalMessage, tag=61, frozen=True):
+    """Answer to `DeliverRequest`: the blocks whose layers come now."""
+
+    delivery: Count
+    blocks: tuple[DeliveredBlock, ...]
+    reason: Text
+
+
+class WaitReply(LocalMessage, tag=62, frozen=True):
+    """Answer to `WaitRequest`."""
+
+    state: Name
+    """Of a delivery: `here`, `coming` (the time was up) or `failed`. Of a push: `offered`, `accepted`, `stored`, `over`."""
+    reason: Text
+    taken: Count = 0
+    """Of a push: blocks the receiver had not."""
+    layers: Count = 0
+    """Of a push: layers that are there and verified."""
+
+
+class PushReply(LocalMessage, tag=63, frozen=True):
+    """Answer to `PushRequest`."""
+
+    push: Count
 
 
 class MemberView(msgspec.Struct, frozen=True, gc=False):
@@ -283,6 +435,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """Where id and boot number are kept, or nothing."""
     duplicates: tuple[DuplicateView, ...] = ()
     sources: tuple[SourceView, ...] = ()
+    parts: dict[str, int] = {}
+    """Blocks that come in parts, deliveries and pushes: totals since start, and what is under way."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -394,6 +548,12 @@ Request: TypeAlias = (
     | LeaveRequest
     | RingRequest
     | KeysRequest
+    | ShardRequest
+    | DeliverRequest
+    | WaitRequest
+    | EndRequest
+    | ExpectRequest
+    | PushRequest
 )
 Reply: TypeAlias = (
     Welcome
@@ -405,6 +565,10 @@ Reply: TypeAlias = (
     | LocateReply
     | RingReply
     | KeysReply
+    | ShardReply
+    | DeliverReply
+    | WaitReply
+    | PushReply
     | Done
     | Failure
 )

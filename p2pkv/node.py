@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from p2pkv.acquires import Acquired, Acquires, AskDirectory
+from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
@@ -31,6 +32,8 @@ from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
 from p2pkv.neighbours import MapArena, Neighbours
 from p2pkv.own_keyring import StoreKeyring
+from p2pkv.part_pulls import StartPull, StopPull
+from p2pkv.parts import Parts
 from p2pkv.planner import Cost
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.slots import Slot
@@ -51,7 +54,14 @@ from p2pkv.transport.wire import (
     MemberRecord,
     Packet,
     Ping,
+    PushAnswer,
+    PushCancel,
+    PushCredit,
+    PushDigests,
+    PushDone,
+    PushOffer,
     PushPull,
+    PushReady,
     SummaryDelta,
     SummaryPage,
     SummaryRequest,
@@ -120,6 +130,11 @@ Effect: TypeAlias = (
     | MapArena
     | StoreKeyring
     | RoundEnded
+    | OpenSlot
+    | CloseSlot
+    | PartsArrived
+    | StartPull
+    | StopPull
 )
 """What comes out of a node."""
 
@@ -178,6 +193,16 @@ class Node:
             fetches=self._fetches,
             usable=self._usable,
         )
+        self.parts: Final = Parts(
+            config,
+            ledger=self.ledger,
+            links=self.links,
+            reserve=self.reserve,
+            commit=self.commit,
+            claims=self.summaries.claims,
+            usable=self._usable,
+            mapped=self._neighbours.is_mapped,
+        )
         self._locate_ids = 0
         self._questions: dict[int, int | tuple[int, bytes, int]] = {}
         """What the directory was asked for: the number of an acquire, or number, anchor and place of a locate."""
@@ -217,6 +242,8 @@ class Node:
                 if record is None:
                     return ()
                 return (SendStream(record.address, self._grants.on_request(sender, message, now)),)
+            case LeaseGrant(request=request) if self.parts.deliveries.asked(request):
+                return self.parts.on_grant(sender, message, now)
             case LeaseGrant():
                 judged = self._fetches.judge(sender, message)
                 effects = self.summaries.on_answer(sender, judged.confirmed, judged.contradicted, now)
@@ -224,6 +251,8 @@ class Node:
             case LeaseRelease(lease=lease):
                 self._grants.on_release(sender, lease)
                 return ()
+            case PushOffer() | PushAnswer() | PushReady() | PushCredit() | PushDigests() | PushDone() | PushCancel():
+                return self.parts.on_message(sender, message, now) if self._known(sender) is not None else ()
             case KeyCommand():
                 record = self._known(sender)
                 return self.rotation.on_command(record, message) if record is not None else ()
@@ -249,6 +278,7 @@ class Node:
             self.ring(now)
         effects += self._route(self.directory.on_time(now), now)
         effects += self.rotation.on_time(now)
+        effects += self.parts.on_time(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -265,6 +295,7 @@ class Node:
             self._fetches.next_deadline(),
             self._neighbours.next_deadline(),
             self.rotation.next_deadline(),
+            self.parts.next_deadline(),
             self.ledger.next_deadline(),
         )
 
@@ -283,6 +314,7 @@ class Node:
         for record in self.membership.alive():
             if record.address == address:
                 effects += self._route(self._fetches.on_peer_lost(record.id, now), now)
+                effects += self.parts.on_link_lost(record.id, now)
         return effects
 
     def on_resolved(
@@ -495,6 +527,7 @@ class Node:
                         out += self._route(self._fetches.forget(record.id, now), now)
                         self.links.forget(record.id)
                         self._grants.on_gone(record.id)
+                        out += self.parts.on_gone(record.id, now)
                 case FetchEnded():
                     out += self._route(self._acquires.on_fetch_ended(effect, now), now)
                 case AskDirectory():

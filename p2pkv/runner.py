@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import trio
 
 from p2pkv.acquires import Acquired
+from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError, SealRefused
 from p2pkv.fetch import StartTransfer
@@ -21,6 +22,7 @@ from p2pkv.metrics import Metrics
 from p2pkv.neighbours import MapArena
 from p2pkv.node import Effect, Located, Node
 from p2pkv.own_keyring import StoreKeyring
+from p2pkv.part_pulls import StartPull, StopPull
 from p2pkv.rotation import RoundEnded
 from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
@@ -77,6 +79,12 @@ class Runner:
         """Called to put a changed keyring on disk."""
         self.on_round: Callable[[RoundEnded], None] = _ignore
         """Called when a round of keys is over."""
+        self.on_slot: Callable[[OpenSlot | CloseSlot], None] = _ignore
+        """Called to mark a slot as being written, or as not."""
+        self.on_pull: Callable[[StartPull | StopPull], None] = _ignore
+        """Called to begin to bring parts of blocks, or to stop."""
+        self.on_parts: Callable[[PartsArrived], None] = _ignore
+        """Called when an engine may have something to look at."""
 
     # -- calls of other tasks -----------------------------------------------------------------------------------
 
@@ -182,6 +190,12 @@ class Runner:
                     self.on_store(effect)
                 case RoundEnded():
                     self.on_round(effect)
+                case OpenSlot() | CloseSlot():
+                    self.on_slot(effect)
+                case StartPull() | StopPull():
+                    self.on_pull(effect)
+                case PartsArrived():
+                    self.on_parts(effect)
                 case MemberChanged(record=record, before=before):
                     self._seal.expect(record.id, record.boot)
                     known = "unknown" if before is None else MemberState(before).name.lower()

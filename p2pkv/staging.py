@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from p2pkv.blocks import block_digest
 from p2pkv.errors import LocalUseError
+from p2pkv.layouts import Grid, Part
 from p2pkv.local_wire import StagedBlock
+from p2pkv.part_bytes import rows, segment_digests
 
 
 class Staging:
@@ -66,3 +68,10 @@ class StagingReader:
         """
         np.copyto(np.frombuffer(into, dtype=np.uint8), self._bytes[block.offset : block.offset + block.length])
         return block_digest(into, block.segment_bytes) == block.digest
+
+    def copy_part_verified(self, offset: int, into: memoryview, grid: Grid, part: Part, digests: bytes) -> bool:
+        """Copy a staged part of a block to its place in `into`, the whole block, and say whether it has its digests."""
+        cut = grid.cut(part)
+        staged = self._bytes[offset : offset + cut.block_bytes].reshape(part.layers, -1)
+        np.copyto(rows(into, grid.runs(part)), staged)
+        return segment_digests(into, grid, part) == digests

@@ -19,6 +19,7 @@ LINKED = ("mesh", "transport", "index", "sim")
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"blocks"}),
+    frozenset({"layouts", "part_bytes"}),
     frozenset({"config"}),
     frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
@@ -30,6 +31,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"own_keyring", "grants", "acquires"}),
+    frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
+    frozenset({"parts"}),
     frozenset({"rotation"}),
     frozenset({"node"}),
     frozenset(
@@ -39,7 +42,18 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"staging", "runner", "local_views"}),
-    frozenset({"client", "transfer", "local_server", "neighbourhood", "protection"}),
+    frozenset(
+        {
+            "client",
+            "client_parts",
+            "transfer",
+            "part_transfer",
+            "local_parts",
+            "local_server",
+            "neighbourhood",
+            "protection",
+        }
+    ),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -52,6 +66,8 @@ STRANGERS = [
     ("transport", "tiers"),
     ("client", "node"),
     ("client", "runner"),
+    ("client_parts", "node"),
+    ("client_parts", "runner"),
     ("staging", "node"),
     ("connectors", "node"),
     ("connectors", "agent"),
@@ -82,6 +98,13 @@ CORES = {
         "fetch",
         "grants",
         "acquires",
+        "layouts",
+        "part_bytes",
+        "assemblies",
+        "part_pulls",
+        "deliveries",
+        "push",
+        "parts",
         "neighbours",
         "own_keyring",
         "rotation",
@@ -98,6 +121,7 @@ OUTSIDE = {
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
+    *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
     *("bench.lent", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),

@@ -63,6 +63,11 @@ class PeerArena:
         """Return what lies at `place` now: to be copied and checked, never to be trusted where it lies."""
         return self._slots[place.offset : place.offset + length]
 
+    def is_as_told(self, place: Place, length: int) -> bool:
+        """Say whether what lies at `place` is still the block that was named to us."""
+        (now,) = generations(self._generations, [place.offset // PAGE_BYTES], -(-length // PAGE_BYTES))
+        return place.generation % 2 == 0 and now == place.generation
+
     def copy_verified(self, blocks: Sequence[tuple[Wanted, Place | None]]) -> list[Outcome]:
         """Copy each block to where it is wanted, and say how that ended.
 

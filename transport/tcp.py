@@ -23,9 +23,10 @@ from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrust
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.part_streams import OpenPart, serve_parts
 from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
-from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
+from p2pkv.transport.wire import Hello, Pull, PullParts, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
 
@@ -247,6 +248,7 @@ async def serve_bulk(
     idle_s: float,
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
+    open_part: OpenPart | None = None,
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
 
@@ -264,6 +266,10 @@ async def serve_bulk(
         if idle.cancelled_caught:
             return
         message = decode_untrusted(payload, peer=peer)
+        if isinstance(message, PullParts) and open_part is not None:
+            if not await serve_parts(stream, message, peer=peer, open_part=open_part, block_s=block_s, on_sent=on_sent):
+                return
+            continue
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         positions = bit_positions(message.wanted)

@@ -55,6 +55,8 @@ HOLDERS_PER_ANCHOR_MAX: Final = 8
 """Holders of one stretch that an answer names; more than a fetch tries."""
 HOLDERS_PER_ANSWER_MAX: Final = 64
 CLAIM_BYTES: Final = 4
+LAYERS_MAX: Final = 4096
+"""Layers, and heads, of a block that is moved in parts."""
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -72,6 +74,10 @@ Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * KEY_BYTE
 """Many keys as one field."""
 Bitmap: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX // 8)]
 """Bit i (least significant first) speaks of key i."""
+
+LayerNumber: TypeAlias = Annotated[int, Meta(ge=0, lt=LAYERS_MAX)]
+LayerCount: TypeAlias = Annotated[int, Meta(ge=1, le=LAYERS_MAX)]
+"""Of layers or heads."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=False):
@@ -353,6 +359,79 @@ class LeaseRelease(Message, tag=12, frozen=True):
     lease: Count
 
 
+# -- parts and pushes ------------------------------------------------------------------------------------------------
+
+
+class PushOffer(Message, tag=50, frozen=True):
+    """May I have you fetch these blocks from me, as they are computed? Answered by `PushAnswer`.
+
+    The receiver reserves places for what it takes, and pulls what `PushReady` announces with `PullParts`.
+    """
+
+    push: Count
+    """The sender's number of it."""
+    namespace: Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+    keys: Keys
+    """One after another in their chain."""
+    layers: LayerCount
+    heads: LayerCount
+    segment_bytes: Annotated[int, Meta(ge=1, le=BLOCK_BYTES_MAX)]
+    remaining_ms: Small
+    first_depth: Annotated[int, Meta(ge=-1, lt=2**32)] = -1
+    """Blocks before the first in its chain; -1 if not known."""
+    parent: Annotated[bytes, Meta(max_length=KEY_BYTES)] = b""
+    """The last of those."""
+
+
+class PushAnswer(Message, tag=51, frozen=True):
+    """Answer to `PushOffer`: for which blocks places are reserved, and how much may be announced at once."""
+
+    push: Count
+    taken: Bitmap
+    """None and no refusal: all are here already."""
+    credits: Annotated[int, Meta(ge=0, le=1024)]
+    refusal: Name = ""
+
+
+class PushReady(Message, tag=52, frozen=True):
+    """These layers of these blocks can be pulled. Costs one credit."""
+
+    push: Count
+    wanted: Bitmap
+    """By position in the offer."""
+    first_layer: LayerNumber
+    layers: LayerCount
+
+
+class PushCredit(Message, tag=53, frozen=True):
+    """What one `PushReady` announced is here and verified; as many more may be announced."""
+
+    push: Count
+    credits: Annotated[int, Meta(ge=1, le=1024)]
+
+
+class PushDigests(Message, tag=54, frozen=True):
+    """All is announced, and these are the digests of the blocks taken, in order: store what has them."""
+
+    push: Count
+    digests: Annotated[bytes, Meta(max_length=KEYS_PER_LEASE_MAX * DIGEST_BYTES)]
+
+
+class PushDone(Message, tag=55, frozen=True):
+    """The receiver has stored all blocks it took; the sender may let go of them."""
+
+    push: Count
+
+
+class PushCancel(Message, tag=56, frozen=True):
+    """A push is over before its end: the sender of this gives back what it held for it, and the other does too."""
+
+    push: Count
+    offered: bool
+    """Whether the sender of this is who offered the push; each side has its own numbers."""
+    reason: Name = ""
+
+
 # -- streams --------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +461,24 @@ class Pull(Message, tag=15, frozen=True):
     lease: Count
     wanted: Bitmap
     """Speaks of the granted blocks of the lease, by their position in the grant."""
+
+
+class PullParts(Message, tag=57, frozen=True):
+    """On a bulk stream: send a layer range x head range of these blocks, each as described in `transport/part_streams.py`."""
+
+    pushed: bool
+    """Whether `lease` is a push that the receiver of this offered, and no lease."""
+    lease: Count
+    wanted: Bitmap
+    layers: LayerCount
+    """With `heads`, of a whole block; a block of another division is absent."""
+    heads: LayerCount
+    first_layer: LayerNumber
+    part_layers: LayerCount
+    first_head: LayerNumber
+    part_heads: LayerCount
+    bodies: bool = True
+    """False: only the digests of the segments."""
 
 
 class ArenaOffer(Message, tag=29, frozen=True):
@@ -454,6 +551,14 @@ AnyMessage: TypeAlias = (
     | Hello
     | HelloAck
     | Pull
+    | PullParts
+    | PushOffer
+    | PushAnswer
+    | PushReady
+    | PushCredit
+    | PushDigests
+    | PushDone
+    | PushCancel
     | Ping
     | ArenaOffer
     | Places
