@@ -26,6 +26,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"),
+            *(
+                "breaker",
+                "quantile",
+                "nearness",
+                "costs",
+                "plans",
+                "fetches",
+                "questions",
+                "moving",
+                "hedges",
+                "shedding",
+            ),
             "neighbours",
         }
     ),
@@ -80,6 +92,7 @@ CORES = {
         "load",
         "planner",
         "fetch",
+        *("breaker", "quantile", "nearness", "costs", "plans", "fetches", "questions", "moving", "hedges", "shedding"),
         "grants",
         "acquires",
         "neighbours",
