@@ -186,10 +186,11 @@ class Membership:
             return ()
         return self._lookups.on_failed(source, reason, now)
 
-    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
         """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
         self._joiner.on_link_lost(address)
         self._parts.duplicates.on_link_lost(address)
+        self._schedule.on_link_lost(address, now)
         return ()
 
     def update_self(
