@@ -28,6 +28,36 @@ class Arrivals:
         self._beliefs = beliefs
         self._lists = lists
 
+    def on_plain(self, packet: Packet, now: float, effects: list[Effect]) -> bool:
+        """Take a packet if it is like most of a mesh at rest: from a well member, a ping for us or an answer, no news.
+
+        Then nothing changes but the probe under way, and when and how busy the sender was heard. Says whether it was
+        taken; `on_packet` takes what was not.
+        """
+        member, body = packet.sender, packet.body
+        known = self._table.get(member)
+        if known is None or known.state or packet.cluster != self._cluster:
+            return False
+        for record in packet.updates:  # introductions, mostly, of those that are known
+            if record.state or record != self._table.get(record.id):
+                return False
+        if isinstance(body, Ping):
+            if body.target != self._own.record.id:
+                return False
+            answer = Ack(seq=body.seq, target=body.target)
+            effects.append(self._outbox.datagram(member, packet.sender_address, answer))
+        elif isinstance(body, Ack):
+            if not self._prober.on_ack(body.seq, body.target):
+                return False
+            self._health.on_answered()
+            if body.target != member:
+                self._contacts.heard(body.target, now)
+        else:
+            return False
+        self._contacts.heard(member, now)
+        self._loads.heard(member, packet.load, now)
+        return True
+
     def on_packet(self, packet: Packet, now: float, effects: list[Effect]) -> None:
         """Take a datagram, or what came over the stream in the shape of one."""
         own = self._own.record

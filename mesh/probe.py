@@ -8,24 +8,23 @@ The prober knows ids only. What a probe looks like on the wire, and what a verdi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeAlias
+
+import msgspec
 
 from p2pkv.mesh.chance import sample
 from p2pkv.mesh.health import LocalHealth
 
 
-@dataclass(frozen=True, slots=True)
-class Direct:
+class Direct(msgspec.Struct, frozen=True):
     """Ping `target`."""
 
     seq: int
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Indirect:
+class Indirect(msgspec.Struct, frozen=True):
     """Ask `helpers` to ping `target`: it has not answered in time. There may be nobody to ask."""
 
     seq: int
@@ -33,8 +32,7 @@ class Indirect:
     helpers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Silent:
+class Silent(msgspec.Struct, frozen=True):
     """Neither `target` nor any helper for it answered within the period."""
 
     target: str
@@ -47,8 +45,7 @@ class Silent:
 Step: TypeAlias = Direct | Indirect | Silent
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
+class _Probe(msgspec.Struct, frozen=True):
     seq: int
     target: str
     until: float
@@ -80,6 +77,7 @@ class Prober:
         self._sequence = sequence
         self._random = random
         self._order: list[str] = []
+        self._members: set[str] = set()  # the same, for looking up
         self._position = 0
         self._probe: _Probe | None = None
         self._next_probe_at = 0.0
@@ -90,8 +88,9 @@ class Prober:
 
     def insert(self, member: str) -> None:
         """Add `member` at a random place of the round, unless it is there."""
-        if member in self._order:
+        if member in self._members:
             return
+        self._members.add(member)
         place = int(self._random.random() * (len(self._order) + 1))
         self._order.insert(place, member)
         if place < self._position:
@@ -99,8 +98,9 @@ class Prober:
 
     def remove(self, member: str) -> None:
         """Stop probing `member`, if it is probed at all; a probe under way is given up without a verdict."""
-        if member not in self._order:
+        if member not in self._members:
             return
+        self._members.remove(member)
         place = self._order.index(member)
         del self._order[place]
         if place < self._position:
@@ -129,13 +129,13 @@ class Prober:
         probe = self._probe
         if probe is None or (probe.seq, probe.target) != (seq, target) or helper not in (probe.helpers or ()):
             return
-        self._learn(replace(probe, nacks=probe.nacks | {helper}), now)
+        self._learn(msgspec.structs.replace(probe, nacks=probe.nacks | {helper}), now)
 
     def on_knock_failed(self, target: str, now: float) -> None:
         """Take that a ping over the stream to `target` could not be delivered."""
         probe = self._probe
         if probe is not None and probe.target == target and probe.helpers is not None:
-            self._learn(replace(probe, knock_failed=True), now)
+            self._learn(msgspec.structs.replace(probe, knock_failed=True), now)
 
     def _learn(self, probe: _Probe, now: float) -> None:
         """Go on with what is known of the probe now, and not for longer if nothing more can come of it.
@@ -143,7 +143,7 @@ class Prober:
         Then every way to the target was tried and has reported: the ping, each helper, and the stream.
         """
         over = probe.knock_failed and probe.helpers and probe.nacks == probe.helpers
-        self._probe = replace(probe, until=min(probe.until, now)) if over else probe
+        self._probe = msgspec.structs.replace(probe, until=min(probe.until, now)) if over else probe
 
     def on_time(self, now: float) -> tuple[Step, ...]:
         """Let time pass. Calling early, late or twice is harmless."""

@@ -184,13 +184,26 @@ class Node:
         self._rings = RingView(self.membership.members)
         self._boots: dict[str, int] = {}  # of the usable members
         self._unknown_senders = 0
+        self._rest_due: float | None = None
+        """When a core other than membership has something to do; None after what may have brought that forward."""
+
+    def touch(self) -> None:
+        """Take that one of the cores was used directly, past the verbs of this one, so that deadlines are looked up anew.
+
+        Most messages of a mesh at rest concern membership alone, and asking all the others after each of them would take
+        longer than the message.
+        """
+        self._rest_due = None
 
     # -- the three verbs of every core --------------------------------------------------------------------------
 
     def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
         """Take a message that the shell has decoded and whose sender's id it knows."""
+        if isinstance(message, Packet):
+            return self._route(self.membership.on_message(sender, message, now), now)
+        self._rest_due = None
         match message:
-            case Packet() | PushPull() | ListDigest() | ListDifference() | Ping():
+            case PushPull() | ListDigest() | ListDifference() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
             case SummaryPage() | SummaryDelta() | SummaryRequest() | SummaryVersions():
                 record = self._known(sender)
@@ -221,9 +234,16 @@ class Node:
 
     def on_time(self, now: float) -> tuple[Effect, ...]:
         """Let time pass. Calling early, late or twice is harmless; a shell feeds what has arrived before."""
-        self.ledger.expire(now)
         effects = self._route(self.membership.on_time(now), now)
-        effects += self._route(self.summaries.on_time(now), now)
+        if self._rest_due is None or now >= self._rest_due:
+            self._rest_due = None
+            effects += self._do_rest(now)
+        return effects
+
+    def _do_rest(self, now: float) -> tuple[Effect, ...]:
+        """Let time pass for all cores but membership."""
+        self.ledger.expire(now)
+        effects = self._route(self.summaries.on_time(now), now)
         effects += self._route(self._neighbours.on_time(now), now)
         if self.directory.wants_table and now >= self._rings.due():
             self.ring(now)
@@ -233,8 +253,12 @@ class Node:
 
     def next_deadline(self) -> float:
         """Return when to call `on_time` next, on the scale of `now`; recompute after every call of anything."""
+        if self._rest_due is None:
+            self._rest_due = self._find_rest_due()
+        return min(self.membership.next_deadline(), self._rest_due)
+
+    def _find_rest_due(self) -> float:
         return min(
-            self.membership.next_deadline(),
             self.summaries.next_deadline(),
             self.directory.next_deadline(),
             self._rings.due() if self.directory.wants_table else float("inf"),
@@ -248,6 +272,7 @@ class Node:
 
     def on_link_lost(self, address: str, now: float, *, reason: str = "") -> tuple[Effect, ...]:
         """Take that a stream to `address` could not be opened or broke; what was queued on it is lost."""
+        self._rest_due = None
         before = dict(self.membership.seeds()).get(address)
         effects = self._route(self.membership.on_link_lost(address, now), now)
         if before != "unreachable" and dict(self.membership.seeds()).get(address) == "unreachable":
@@ -272,22 +297,26 @@ class Node:
 
     def on_mapped(self, peer: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
         """Take that the arena of `peer`, which is on this machine, can be read from here."""
+        self._rest_due = None
         self._neighbours.on_mapped(peer)
         return ()
 
     def on_unmapped(self, peer: str, now: float) -> tuple[Effect, ...]:
         """Take that it cannot, or no longer; its blocks come over the network meanwhile."""
+        self._rest_due = None
         self._neighbours.on_unmapped(peer, now)
         return ()
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
+        self._rest_due = None
         if outcome == "ok":
             self._acquires.on_arrived(key)
         return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of a transfer; blocks not reported before end with `outcome`."""
+        self._rest_due = None
         return self._route(self._fetches.on_transfer_ended(transfer, outcome, now), now)
 
     # -- storing ------------------------------------------------------------------------------------------------
@@ -298,6 +327,7 @@ class Node:
         Raises:
             TierFull: there is no room; nothing was evicted.
         """
+        self._rest_due = None
         reservation = self.ledger.reserve(info)
         if reservation is not None:
             for key in reservation.evicted:
@@ -313,6 +343,7 @@ class Node:
         `depth`, the number of blocks before it in its chain, and `parent`, the last of them, decide how it is announced;
         for a block that an acquire asked for they are known here.
         """
+        self._rest_due = None
         key = reservation.info.key
         self.ledger.commit(reservation)
         if depth is None:
@@ -354,6 +385,7 @@ class Node:
         Raises:
             PinLimit: `holder` has as many leases as it may have.
         """
+        self._rest_due = None
         number, effects = self._acquires.start(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
         return number, self._route(effects, now)
 
@@ -374,6 +406,7 @@ class Node:
 
         A key that is not held here is taken for the first of its stretch, as its place in a chain is not known.
         """
+        self._rest_due = None
         self._locate_ids += 1
         anchor, place = self.directory.place(key) or (anchor_of(key), 0)
         self.ring(now)
@@ -385,6 +418,7 @@ class Node:
 
     def ring(self, now: float) -> Ring:
         """Return the ring of the members of now, or of a second ago while many change."""
+        self._rest_due = None
         if self._rings.ring is None or now >= self._rings.due():
             built = self._rings.build(now)
             if built is not None:
@@ -396,10 +430,12 @@ class Node:
         self, now: float, *, offered: Mapping[str, int] | None = None, load: int | None = None
     ) -> tuple[Effect, ...]:
         """Say what this node offers by tier, bytes, and how busy it is, percent; see `Membership.update_self`."""
+        self._rest_due = None
         return self._route(self.membership.update_self(now, offered=offered, load=load), now)
 
     def leave(self, now: float) -> tuple[Effect, ...]:
         """Say goodbye, so that nobody has to find out."""
+        self._rest_due = None
         return self._route(self.membership.leave(now), now)
 
     def statistics(self) -> NodeStatistics:
@@ -428,6 +464,11 @@ class Node:
 
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
+        if not effects:
+            return ()
+        if len(effects) == 1 and isinstance(effects[0], SendDatagram):  # nearly all of them, in a mesh at rest
+            return (effects[0],)
+        self._rest_due = None
         out: list[Effect] = []
         compared: dict[str, None] = {}
         """Whom the member list goes to: our versions of summaries go along."""

@@ -85,13 +85,18 @@ class Runner:
 
         A verb that raises has changed nothing and its error reaches the caller.
         """
-        result, effects = verb(self._node, trio.current_time())
+        try:
+            result, effects = verb(self._node, trio.current_time())
+        finally:
+            self._node.touch()
         self._perform(effects)
         return result
 
     def tell(self, verb: Callable[[Node, float], Sequence[Effect]]) -> None:
         """Run a `verb` that has no result."""
-        self._perform(verb(self._node, trio.current_time()))
+        effects = verb(self._node, trio.current_time())
+        self._node.touch()
+        self._perform(effects)
 
     def ask(self, verb: Callable[[Node], T]) -> T:
         """Run a `verb` that changes nothing."""

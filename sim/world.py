@@ -40,6 +40,7 @@ SOCKET_DATAGRAMS_MAX: Final = 256
 """Datagrams that wait in the socket of a node that does not read; further ones are lost. Linux keeps 208 KiB by default,
 and counts 768 bytes for one of ours."""
 _NEVER: Final = -1
+_TRACED_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class _Place:
     boot: int = 0
     started_us: int = 0
     wakes_us: int = _NEVER
+    deadline_s: float = -inf
+    """What `wakes_us` was set for."""
     held: int = 0
     """Datagrams that wait in its socket."""
     kept: tuple[BlockInfo, ...] = field(default=())
@@ -125,6 +128,8 @@ class World:
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
         self._trace = blake2b(digest_size=16)
+        self._untraced = bytearray()
+        """What the trace is still to take: one large piece costs less than many small ones."""
         self._stalls = Stalls(faults)
         self._own_verdict = False
         self.absences: tuple[Absence, ...] = ()
@@ -139,6 +144,8 @@ class World:
     @property
     def trace_hash(self) -> str:
         """Digest of all that happened so far: each input of each node, its time and its bytes."""
+        self._trace.update(self._untraced)
+        self._untraced.clear()
         return self._trace.hexdigest()
 
     def start(self, number: int, at_s: float, *, memory: bool = False) -> None:
@@ -208,6 +215,7 @@ class World:
         assert place.node is not None
         self._note(what, number)
         result, effects = verb(place.node, place.clock.now_s(self.now_us))
+        place.node.touch()
         self._perform(number, effects)
         self._arm(number, place)
         return result
@@ -407,6 +415,9 @@ class World:
         """See to it that the node wakes at its deadline, rounded up; one that has passed means as soon as possible."""
         assert place.node is not None
         deadline = place.node.next_deadline()
+        if deadline == place.deadline_s and place.wakes_us > self.now_us:  # as after most messages
+            return
+        place.deadline_s = deadline
         if deadline == inf:
             place.wakes_us = _NEVER
             return
@@ -417,7 +428,10 @@ class World:
 
     def _note(self, what: bytes, number: int, data: bytes = b"") -> None:
         self.events += 1
-        self._trace.update(b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data))
+        self._untraced += b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data)
+        if len(self._untraced) > _TRACED_BYTES:
+            self._trace.update(self._untraced)
+            self._untraced.clear()
 
 
 @contextmanager
