@@ -101,7 +101,7 @@ SHELLS = {
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
     *("bench.lent", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
-    *("transport.sealed_handshake", "transport.sealed_stream"),
+    *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 
