@@ -154,6 +154,10 @@ class World:
         """Have a node's process begin; with `memory` it has the blocks of its earlier life."""
         self.later(to_us(at_s), partial(self._start, number, memory))
 
+    def crash(self, number: int, at_s: float) -> None:
+        """Have a node's process end without a word."""
+        self.later(to_us(at_s), partial(self._stop, number))
+
     def is_running(self, number: int) -> bool:
         """Whether the process is there now."""
         return self._places[number].node is not None
