@@ -17,7 +17,7 @@ _TIMES: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """Microseconds; medians. `ratio` is the median of the rounds' own ratios, above 1 where p2pkv is faster."""
+    """Microseconds; medians. ratios are medians of the rounds' own, above 1 where p2pkv is faster."""
 
     blocks: int
     peers: int
@@ -27,11 +27,15 @@ class Lookup:
     """`Client.match`, over the local socket."""
     core_match_us: float
     """Of it, the part in the daemon's node."""
-    plan_us: float
-    """In the daemon."""
+    core_us: float
+    """A match and a plan in the daemon's node: what an `acquire` does before it asks anybody."""
     match_and_plan_us: float
+    """`Client.match`, and the plan on top."""
     mooncake_exist_us: float
     ratio: float
+    """Of `match_and_plan_us`."""
+    core_ratio: float
+    """Of `core_us`."""
 
 
 def measure_lookup(bench: Bench, mooncake: Program, rounds: int) -> Lookup:
@@ -48,16 +52,17 @@ def measure_lookup(bench: Bench, mooncake: Program, rounds: int) -> Lookup:
             exist = median(mooncake.ask("exist", count=BLOCKS) for _ in range(_TIMES)) * 1e6
             match = median(timed(lambda: client.match(keys)) for _ in range(_TIMES)) * 1e6
             core = known.ask("core_us", times=_TIMES)
-            found.append((match, core["match"], core["plan"], exist))
-    match_us, core_us, plan_us, exist_us = (median(column) for column in zip(*found, strict=True))
+            found.append((match, core["match"], core["both"], exist))
+    match_us, core_match_us, core_us, exist_us = (median(column) for column in zip(*found, strict=True))
     return Lookup(
         blocks=BLOCKS,
         peers=PEERS,
         holders=holders,
         match_us=match_us,
-        core_match_us=core_us,
-        plan_us=plan_us,
-        match_and_plan_us=match_us + plan_us,
+        core_match_us=core_match_us,
+        core_us=core_us,
+        match_and_plan_us=match_us + core_us - core_match_us,
         mooncake_exist_us=exist_us,
-        ratio=median(exist / (match + plan) for match, _, plan, exist in found),
+        ratio=median(exist / (match + both - core) for match, core, both, exist in found),
+        core_ratio=median(exist / both for _, _, both, exist in found),
     )
