@@ -25,6 +25,7 @@ from p2pkv.index.summary import SummaryWriter
 from p2pkv.index.trust import Trust
 from p2pkv.index.versions import read_versions, short_id, versions_message
 from p2pkv.transport.wire import (
+    VERSIONS_PER_MESSAGE_MAX,
     MemberRecord,
     SummaryDelta,
     SummaryPage,
@@ -94,6 +95,8 @@ class Summaries:
         self._members: dict[str, tuple[int, str]] = {}  # usable ones: boot, address
         self._short_ids: dict[int, str] = {}
         self._versions_told = 0
+        self._versions: tuple[tuple[int, int], SummaryVersions] | None = None
+        """What was last told of the versions held, and what of: see `_held_versions`."""
         self._resized = 0
         self._subset = Subset(node_id, config.peers_max, zone=zone, host_id=host_id)
         self._decline_s = DECLINE_PERIODS * config.period_s
@@ -167,10 +170,16 @@ class Summaries:
         """Return the message that tells the member at `address` which versions are held here; none for a stranger."""
         if not any(known == address for _, known in self._members.values()):
             return ()
-        held = {self._node_id: (self._writer.epoch, self._writer.seq), **self._follower.versions()}
-        message = versions_message(held, self._versions_told)
-        self._versions_told += len(held) // 2 + 1
-        return (SendStream(address, message),)
+        return (SendStream(address, self._held_versions()),)
+
+    def _held_versions(self) -> SummaryVersions:
+        """Return the versions held here as they are told; the same object again while they are the same."""
+        state = (self._follower.changes, self._writer.seq)
+        if self._versions is None or self._versions[0] != state or len(self._members) >= VERSIONS_PER_MESSAGE_MAX:
+            held = {self._node_id: (self._writer.epoch, self._writer.seq), **self._follower.versions()}
+            self._versions = state, versions_message(held, self._versions_told)
+            self._versions_told += len(held) // 2 + 1
+        return self._versions[1]
 
     def holders(self, key: bytes) -> tuple[str, ...]:
         """Return the peers that seem to hold `key`, of those that announce it: not every depth of a chain is."""
@@ -218,7 +227,8 @@ class Summaries:
             case SummaryRequest(bits_log2_max=bits_log2_max):
                 self._publisher.on_request(sender, bits_log2_max, now)
             case SummaryVersions():
-                self._follower.hear_of(read_versions(message, self._short_ids.get), now)
+                if message != self._held_versions():  # at rest both sides hold the same of everybody
+                    self._follower.hear_of(read_versions(message, self._short_ids.get), now)
             case SummaryPage():
                 self._follower.on_page(sender, message, now)
             case SummaryDelta():

@@ -47,12 +47,15 @@ class Follower:
         self._sources: dict[str, _Source] = {}
         self._held_bytes = 0  # of all of them; a sum over a thousand peers for every page would cost more than the page
         self._asks = Deadlines()  # of those whose filter is missing or behind
+        self.changes = 0
+        """Grows with whatever may change what `versions` returns."""
         self.counts = ReadCounts()
         self.requests_sent = 0
         self.over_budget = 0
 
     def welcome(self, peer: str, address: str, now: float) -> None:
         """Expect the filter of a member that is new."""
+        self.changes += 1
         summary = PeerSummary(peer, self._matcher, self.counts, bits_log2_max=self._bits_log2_max)
         summary.limit(self._limit_log2)
         self._sources[peer] = _Source(address, summary)
@@ -64,6 +67,7 @@ class Follower:
 
     def forget(self, peer: str, now: float) -> None:
         """Drop what a member said; harmless for one that is not there."""
+        self.changes += 1
         self._matcher.forget(peer)
         source = self._sources.pop(peer, None)
         self._asks.drop(peer)
@@ -73,6 +77,7 @@ class Follower:
 
     def on_page(self, peer: str, page: SummaryPage, now: float) -> None:
         """Take a piece of a snapshot; where there is no memory for it, filters are folded until there is."""
+        self.changes += 1
         source = self._sources[peer]
         needed = source.summary.needs_memory(page, self._limit_log2)
         if needed and self._held_bytes + needed > self._filter_bytes_max and not self._tighten(source, page, now):
@@ -85,6 +90,7 @@ class Follower:
 
     def on_delta(self, peer: str, delta: SummaryDelta, now: float) -> None:
         """Take a change."""
+        self.changes += 1
         source = self._sources[peer]
         before = source.summary.held_bytes
         must_ask = source.summary.on_delta(delta)

@@ -7,6 +7,7 @@ bytes per second in a mesh of a hundred.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -16,19 +17,25 @@ from p2pkv.transport.wire import VERSIONS_PER_MESSAGE_MAX, SummaryVersions
 
 _ENTRY: Final = np.dtype([("peer", "<u4"), ("epoch", "<u4"), ("seq", "<u4")])
 _LOW: Final = 0xFFFFFFFF
+_IDS_MAX: Final = 16_384
+"""Ids whose short ones are kept, twice what a table lists."""
 
 
+@lru_cache(maxsize=_IDS_MAX)
 def short_id(peer: str) -> int:
     """Return 32 bits that stand for a member's id. Two that coincide cost a request to one that is not behind."""
     return int.from_bytes(blake2b(peer.encode(), digest_size=4).digest(), "little")
 
 
 def versions_message(versions: Mapping[str, tuple[int, int]], start: int = 0) -> SummaryVersions:
-    """Return the message that tells (epoch, seq) of each peer, from the `start`-th on if there are too many."""
-    listed = list(versions.items())
-    turn = start % max(1, len(listed))
-    chosen = (listed[turn:] + listed[:turn])[:VERSIONS_PER_MESSAGE_MAX]
-    rows = [(short_id(peer), epoch & _LOW, seq & _LOW) for peer, (epoch, seq) in chosen]
+    """Return the message that tells (epoch, seq) of each peer, from the `start`-th on if there are too many.
+
+    Rows are sorted by short id: whoever holds the same versions of the same filters sends the same bytes.
+    """
+    rows = sorted((short_id(peer), epoch & _LOW, seq & _LOW) for peer, (epoch, seq) in versions.items())
+    if len(rows) > VERSIONS_PER_MESSAGE_MAX:
+        turn = start % len(rows)
+        rows = (rows[turn:] + rows[:turn])[:VERSIONS_PER_MESSAGE_MAX]
     return SummaryVersions(np.array(rows, _ENTRY).tobytes())
 
 

@@ -28,6 +28,36 @@ class Arrivals:
         self._beliefs = beliefs
         self._lists = lists
 
+    def on_plain(self, packet: Packet, now: float, effects: list[Effect]) -> bool:
+        """Take a packet if it is like most of a mesh at rest: from a well member, a ping for us or an answer, no news.
+
+        Then nothing changes but the probe under way, and when and how busy the sender was heard. Says whether it was
+        taken; `on_packet` takes what was not.
+        """
+        member, body = packet.sender, packet.body
+        known = self._table.get(member)
+        if known is None or known.state or packet.cluster != self._cluster:
+            return False
+        for record in packet.updates:  # introductions, mostly, of those that are known
+            if record.state or record != self._table.get(record.id):
+                return False
+        if isinstance(body, Ping):
+            if body.target != self._own.record.id:
+                return False
+            answer = Ack(seq=body.seq, target=body.target)
+            effects.append(self._outbox.datagram(member, packet.sender_address, answer))
+        elif isinstance(body, Ack):
+            if not self._prober.on_ack(body.seq, body.target):
+                return False
+            self._health.on_answered()
+            if body.target != member:
+                self._contacts.heard(body.target, now)
+        else:
+            return False
+        self._contacts.heard(member, now)
+        self._loads.heard(member, packet.load, now)
+        return True
+
     def on_packet(self, packet: Packet, now: float, effects: list[Effect]) -> None:
         """Take a datagram, or what came over the stream in the shape of one."""
         own = self._own.record
@@ -49,6 +79,7 @@ class Arrivals:
         sender = self._table.get(packet.sender)
         if sender is not None and is_usable(sender):
             self._loads.heard(packet.sender, packet.load, now)
+            self._answer_suspicions(packet, effects)
         answered = self._answer(packet, now, effects)
         is_dead = self._parts.is_dead(packet.sender)
         if was_dead and not is_dead:
@@ -67,6 +98,13 @@ class Arrivals:
     def _note_contact(self, member: str, now: float) -> None:
         if self._table.get(member) is not None:
             self._contacts.heard(member, now)
+
+    def _answer_suspicions(self, packet: Packet, effects: list[Effect]) -> None:
+        """Tell the sender of verdicts that it has missed."""
+        found = [self._beliefs.verdict_on(record) for record in packet.updates]
+        verdicts = tuple(record for record in found if record is not None)
+        if verdicts:
+            effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip(), first=verdicts))
 
     def _answer_stale_news(self, sender: str, said: MemberRecord) -> None:
         """Have the next packets to `sender` say who we are, if it has not heard of our refutation.
@@ -107,7 +145,7 @@ class Arrivals:
                 else:
                     self._pass_on(seq, target, now, effects)
             case Nack(seq=seq, target=target):
-                self._prober.on_nack(seq, target, packet.sender)
+                self._prober.on_nack(seq, target, packet.sender, now)
             case Gossip():
                 pass
         return False

@@ -18,10 +18,15 @@ def pick(items: Sequence[T], random: Random) -> T:
 
 
 def sample(items: Sequence[T], count: int, random: Random) -> list[T]:
-    """Return up to `count` different ones of `items` in random order: the head of a Fisher-Yates shuffle."""
-    pool = list(items)
-    count = min(count, len(pool))
-    for i in range(count):
-        j = i + int(random.random() * (len(pool) - i))
-        pool[i], pool[j] = pool[j], pool[i]
-    return pool[:count]
+    """Return up to `count` different ones of `items` in random order: the head of a Fisher-Yates shuffle.
+
+    O(count): of a thousand members three are asked for many times a second, so what is swapped is kept apart.
+    """
+    size = len(items)
+    swapped: dict[int, T] = {}
+    drawn: list[T] = []
+    for i in range(min(count, size)):
+        j = i + int(random.random() * (size - i))
+        drawn.append(swapped[j] if j in swapped else items[j])
+        swapped[j] = swapped[i] if i in swapped else items[i]
+    return drawn

@@ -44,7 +44,7 @@ class Lists:
         self._partner = ""
         if partner is not None and is_usable(partner):
             self.compare_with(partner.address, effects)
-        elif self._table.usable():
+        elif not self._table.is_alone():
             self.compare_with(pick(self._table.usable(), self._random).address, effects)
 
     def compare_with(self, address: str, effects: list[Effect]) -> None:

@@ -5,11 +5,10 @@ most. Told as an update of the record it would be fresher, and cost each node of
 changed once a minute; see the decision on member metadata.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """What one member said of itself."""
 
     percent: int

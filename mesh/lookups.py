@@ -17,11 +17,11 @@ class Lookups:
 
     def next_deadline(self) -> float:
         """When `on_time` has something to look up."""
-        return self._sources.next_deadline(alone=not self._table.usable())
+        return self._sources.next_deadline(alone=self._table.is_alone())
 
     def on_time(self, now: float, effects: list[Effect]) -> None:
         """Have the sources looked up that are due."""
-        alone = not self._table.usable()
+        alone = self._table.is_alone()
         if now >= self._sources.next_deadline(alone=alone):
             effects += [Resolve(source) for source in self._sources.due(now, alone=alone)]
 

@@ -147,7 +147,6 @@ class Membership:
             return ()
         effects: list[Effect] = []
         self._schedule.on_time(now, effects)
-        self._seek_if_alone(now)
         return tuple(effects)
 
     def on_message(self, sender: str, message: MembershipMessage, now: float) -> tuple[Effect, ...]:
@@ -158,6 +157,9 @@ class Membership:
         if self._own.left:
             return ()
         effects: list[Effect] = []
+        if isinstance(message, Packet) and self._arrivals.on_plain(message, now, effects):
+            return tuple(effects)
+        self._schedule.touch()
         match message:
             case Packet():
                 self._arrivals.on_packet(message, now, effects)
@@ -169,7 +171,7 @@ class Membership:
                 self._lists.on_difference(message, now, effects)
             case Ping():
                 self._arrivals.on_knock(sender, message, now, effects)
-        self._seek_if_alone(now)
+        self._schedule.seek_if_alone(now)
         return tuple(effects)
 
     def on_resolved(
@@ -178,18 +180,22 @@ class Membership:
         """Take the addresses that a source gave; `complaint` says what else it said that was no use."""
         if self._own.left:
             return ()
+        self._schedule.touch()
         return self._lookups.on_resolved(source, addresses, now, complaint=complaint)
 
     def on_resolve_failed(self, source: str, reason: str, now: float) -> tuple[Effect, ...]:
         """Take that a source could not be looked up. What it gave before stays."""
         if self._own.left:
             return ()
+        self._schedule.touch()
         return self._lookups.on_failed(source, reason, now)
 
-    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
         """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
+        self._schedule.touch()
         self._joiner.on_link_lost(address)
         self._parts.duplicates.on_link_lost(address)
+        self._schedule.on_link_lost(address, now)
         return ()
 
     def update_self(
@@ -213,6 +219,7 @@ class Membership:
         """
         if self._own.left:
             return ()
+        self._schedule.touch()
         return self._description.update(now, offered=offered, weights=weights, load=load)
 
     def leave(self, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
@@ -225,10 +232,6 @@ class Membership:
         self._own.leave()
         copies = retransmit_limit(self._config.retransmit_mult, self._table.mesh_size())
         return tuple(self._outbox.goodbye(max(self._config.gossip_fanout, copies), self._random))
-
-    def _seek_if_alone(self, now: float) -> None:
-        if self._schedule.started and not self._table.usable():
-            self._joiner.seek(now)
 
     def __repr__(self) -> str:
         own = self._own.record

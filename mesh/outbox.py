@@ -21,6 +21,7 @@ INTRODUCTIONS: Final = 3
 """Packets to a new member that carry our own record. With 5 % loss, one in 8,000 members needs gossip to hear of us."""
 CLUSTER_BYTES_MAX: Final = 256
 """With it, the sender's fields and the largest body leave room in every packet; see the sum in ALGORITHM.md."""
+_ALIVE: Final = int(MemberState.ALIVE)
 _ARRAY_HEADER_BYTES: Final = 2
 """What the array of updates may take more with many updates than with none."""
 
@@ -49,6 +50,7 @@ class Outbox:
         self._queue = queue
         self._told = {MemberState.SUSPECT, MemberState.DEAD} if warn_suspects else {MemberState.DEAD}
         self._introductions: dict[str, int] = {}
+        self._measured: tuple[MemberRecord, int] | None = None
 
     def introduce(self, member: str) -> None:
         """Let our own record ride on the next packets to `member`, which may not know us."""
@@ -60,7 +62,7 @@ class Outbox:
 
     def has_news(self) -> bool:
         """Whether an update waits and there is somebody to tell."""
-        return bool(self._queue) and bool(self._table.usable())
+        return bool(self._queue) and not self._table.is_alone()
 
     def gossip(self, fanout: int, random: Random) -> list[SendDatagram]:
         """Return packets with waiting updates to up to `fanout` random members."""
@@ -94,11 +96,15 @@ class Outbox:
         self, member: str, address: str, body: DatagramBody, *, first: tuple[MemberRecord, ...] = ()
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
+        known = self._table.get(member)
+        is_well = known is not None and known.state == _ALIVE and known.address == address
         packet = self._packet(body)
+        if is_well and not first and not self._queue and member not in self._introductions:
+            return SendDatagram(address, packet)  # most packets of a mesh at rest
         must_know = (*first, *self._must_know(member, address))
-        if not must_know and not self._queue:  # most packets of a mesh at rest
-            return SendDatagram(address, packet)
         room = PACKET_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
+        if must_know == (self._own.record,) and not self._queue and self._own_bytes() <= room:
+            return SendDatagram(address, self._packet(body, must_know))
         updates: list[MemberRecord] = []
         for record in must_know:
             size = record_bytes(record)
@@ -114,6 +120,12 @@ class Outbox:
         packet = msgspec.structs.replace(packet, updates=tuple(updates))
         assert len(encode(packet)) <= PACKET_BYTES_MAX
         return SendDatagram(address, packet)
+
+    def _own_bytes(self) -> int:
+        """Return the size of our own record, which is measured once."""
+        if self._measured is None or self._measured[0] is not self._own.record:
+            self._measured = self._own.record, record_bytes(self._own.record)
+        return self._measured[1]
 
     def _packet(self, body: DatagramBody, updates: tuple[MemberRecord, ...] = ()) -> Packet:
         own = self._own.record

@@ -33,13 +33,10 @@ class OwnRecord:
     def __init__(self, record: MemberRecord) -> None:
         assert record.state == MemberState.ALIVE
         self.record = record
+        self.left = False
+        """Whether this node has said goodbye; asked with every message, so no comparison of states."""
         self.load = 0
         """Percent; said with every packet, and no part of the record."""
-
-    @property
-    def left(self) -> bool:
-        """Whether this node has said goodbye."""
-        return self.record.state == MemberState.LEFT
 
     def hear(self, said: MemberRecord) -> Answer:
         """Take what somebody says of us, and raise the incarnation above it if it is not what we are."""
@@ -68,6 +65,7 @@ class OwnRecord:
         self.record = msgspec.structs.replace(
             self.record, incarnation=self._next_incarnation(), state=int(MemberState.LEFT)
         )
+        self.left = True
 
     def _next_incarnation(self) -> int:
         return min(self.record.incarnation + 1, INCARNATION_MAX)

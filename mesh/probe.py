@@ -8,24 +8,23 @@ The prober knows ids only. What a probe looks like on the wire, and what a verdi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeAlias
+
+import msgspec
 
 from p2pkv.mesh.chance import sample
 from p2pkv.mesh.health import LocalHealth
 
 
-@dataclass(frozen=True, slots=True)
-class Direct:
+class Direct(msgspec.Struct, frozen=True):
     """Ping `target`."""
 
     seq: int
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Indirect:
+class Indirect(msgspec.Struct, frozen=True):
     """Ask `helpers` to ping `target`: it has not answered in time. There may be nobody to ask."""
 
     seq: int
@@ -33,8 +32,7 @@ class Indirect:
     helpers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Silent:
+class Silent(msgspec.Struct, frozen=True):
     """Neither `target` nor any helper for it answered within the period."""
 
     target: str
@@ -47,14 +45,15 @@ class Silent:
 Step: TypeAlias = Direct | Indirect | Silent
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
+class _Probe(msgspec.Struct, frozen=True):
     seq: int
     target: str
     until: float
     helpers: frozenset[str] | None = None
     """Who was asked; None while the direct probe is waited for."""
     nacks: frozenset[str] = frozenset()
+    knock_failed: bool = False
+    """Whether the ping over the stream could not be delivered."""
 
 
 class Prober:
@@ -78,6 +77,7 @@ class Prober:
         self._sequence = sequence
         self._random = random
         self._order: list[str] = []
+        self._members: set[str] = set()  # the same, for looking up
         self._position = 0
         self._probe: _Probe | None = None
         self._next_probe_at = 0.0
@@ -88,8 +88,9 @@ class Prober:
 
     def insert(self, member: str) -> None:
         """Add `member` at a random place of the round, unless it is there."""
-        if member in self._order:
+        if member in self._members:
             return
+        self._members.add(member)
         place = int(self._random.random() * (len(self._order) + 1))
         self._order.insert(place, member)
         if place < self._position:
@@ -97,14 +98,20 @@ class Prober:
 
     def remove(self, member: str) -> None:
         """Stop probing `member`, if it is probed at all; a probe under way is given up without a verdict."""
-        if member not in self._order:
+        if member not in self._members:
             return
+        self._members.remove(member)
         place = self._order.index(member)
         del self._order[place]
         if place < self._position:
             self._position -= 1
         if self._probe is not None and self._probe.target == member:
             self._probe = None
+
+    @property
+    def target(self) -> str | None:
+        """Who is probed now."""
+        return None if self._probe is None else self._probe.target
 
     def next_deadline(self) -> float:
         """When to call `on_time` next; recompute after every call."""
@@ -117,12 +124,26 @@ class Prober:
         self._probe = None
         return True
 
-    def on_nack(self, seq: int, target: str, helper: str) -> None:
+    def on_nack(self, seq: int, target: str, helper: str, now: float) -> None:
         """Take that `helper` is there and got no answer either."""
         probe = self._probe
         if probe is None or (probe.seq, probe.target) != (seq, target) or helper not in (probe.helpers or ()):
             return
-        self._probe = replace(probe, nacks=probe.nacks | {helper})
+        self._learn(msgspec.structs.replace(probe, nacks=probe.nacks | {helper}), now)
+
+    def on_knock_failed(self, target: str, now: float) -> None:
+        """Take that a ping over the stream to `target` could not be delivered."""
+        probe = self._probe
+        if probe is not None and probe.target == target and probe.helpers is not None:
+            self._learn(msgspec.structs.replace(probe, knock_failed=True), now)
+
+    def _learn(self, probe: _Probe, now: float) -> None:
+        """Go on with what is known of the probe now, and not for longer if nothing more can come of it.
+
+        Then every way to the target was tried and has reported: the ping, each helper, and the stream.
+        """
+        over = probe.knock_failed and probe.helpers and probe.nacks == probe.helpers
+        self._probe = msgspec.structs.replace(probe, until=min(probe.until, now)) if over else probe
 
     def on_time(self, now: float) -> tuple[Step, ...]:
         """Let time pass. Calling early, late or twice is harmless."""

@@ -46,13 +46,23 @@ class Schedule:
         self._description = description
         self.started = False
         self._gossip_at = 0.0
+        self._rest_due: float | None = None
+        """When anything but a probe is due, or a little before; None after what may have brought it forward."""
+
+    def touch(self) -> None:
+        """Take that something other than a probe may be due sooner than it was."""
+        self._rest_due = None
 
     def next_deadline(self) -> float:
         """When to call `on_time` next; it may be past."""
         if not self.started:
             return 0.0
+        if self._rest_due is None:
+            self._rest_due = self._find_rest_due()
+        return min(self._prober.next_deadline(), self._rest_due)
+
+    def _find_rest_due(self) -> float:
         return min(
-            self._prober.next_deadline(),
             self._observations.next_deadline(),
             self._suspects.next_deadline(),
             self._relays.next_deadline(),
@@ -69,11 +79,20 @@ class Schedule:
         if not self.started:
             self._start(now)
         self._forgive_stall(now)
-        effects += self._description.on_time(now)
         for step in self._prober.on_time(now):
             if isinstance(step, Silent):
                 self._health.on_silence(asked=step.asked, nacks=step.nacks)
+                self._rest_due = None
             self._probe(step, now, effects, nack=self._config.local_health)
+        if self._reunion.is_turn(now, members=self._table.mesh_size()):
+            self._seek_the_lost(now, effects)
+        if self._rest_due is None or now >= self._rest_due:
+            self._rest_due = None
+            self._do_rest(now, effects)
+
+    def _do_rest(self, now: float, effects: list[Effect]) -> None:
+        """Do what is seldom due: all but probing."""
+        effects += self._description.on_time(now)
         for step in self._observations.on_time(now):
             self._probe(step, now, effects, nack=False)  # how well we hear is judged by the probes that are our own
         for relay in self._relays.due(now):
@@ -82,17 +101,30 @@ class Schedule:
             effects.append(self._outbox.datagram(relay.requester, relay.requester_address, nack))
         for member in self._suspects.due(now):
             self._beliefs.judge(member, now, effects)
+        for member in self._suspects.overdue(now):
+            self._beliefs.ask_around(member)
         if now >= self._gossip_at and self._outbox.has_news():
             self._gossip_at = now + self._config.gossip_period_s
             effects += self._outbox.gossip(self._config.gossip_fanout, self._random)
         self._lists.on_time(now, effects)
-        if self._reunion.is_turn(now, members=self._table.mesh_size()):
-            self._seek_the_lost(now, effects)
         self._lookups.on_time(now, effects)
         if now >= self._joiner.next_deadline():
             for address in self._joiner.on_time(now, reached=self._parts.usable_addresses()):
                 self._lists.ask_seed(address, effects)
         self._table.reap(now)
+        self.seek_if_alone(now)
+
+    def seek_if_alone(self, now: float) -> None:
+        """Ask for a mesh again if there is nobody left."""
+        if self.started and self._table.is_alone():
+            self._joiner.seek(now)
+
+    def on_link_lost(self, address: str, now: float) -> None:
+        """Take that a stream could not be delivered: if a probe went over it, it need not be waited for."""
+        target = self._prober.target
+        record = None if target is None else self._table.get(target)
+        if record is not None and record.address == address:
+            self._prober.on_knock_failed(record.id, now)
 
     def _start(self, now: float) -> None:
         """Spread what is periodic, so that nodes started together do not act in step."""

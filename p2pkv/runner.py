@@ -14,7 +14,7 @@ import trio
 from p2pkv.acquires import Acquired
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError, SealRefused
-from p2pkv.fetch import StartTransfer
+from p2pkv.fetch import StartTransfer, StopTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
@@ -65,6 +65,8 @@ class Runner:
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
+        self.on_stop: Callable[[int], None] = _ignore
+        """Called to break off a transfer."""
         self.on_resolve: Callable[[str], None] = _ignore
         """Called to look up a source of seeds."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
@@ -85,13 +87,18 @@ class Runner:
 
         A verb that raises has changed nothing and its error reaches the caller.
         """
-        result, effects = verb(self._node, trio.current_time())
+        try:
+            result, effects = verb(self._node, trio.current_time())
+        finally:
+            self._node.touch()
         self._perform(effects)
         return result
 
     def tell(self, verb: Callable[[Node, float], Sequence[Effect]]) -> None:
         """Run a `verb` that has no result."""
-        self._perform(verb(self._node, trio.current_time()))
+        effects = verb(self._node, trio.current_time())
+        self._node.touch()
+        self._perform(effects)
 
     def ask(self, verb: Callable[[Node], T]) -> T:
         """Run a `verb` that changes nothing."""
@@ -167,6 +174,8 @@ class Runner:
                     self.on_resolve(source)
                 case StartTransfer():
                     self.on_transfer(effect)
+                case StopTransfer(transfer=transfer):
+                    self.on_stop(transfer)
                 case Acquired():
                     self.on_acquired(effect)
                 case MapArena(peer=peer):

@@ -26,6 +26,9 @@ class Network:
         self._zone_delay_us = (faults.zone_delay or faults.delay).sampler(random)
         self._zone_of = {node: place for place, zone in enumerate(faults.zones) for node in zone.nodes}
         self._reorder_us = to_us(faults.reorder_s)
+        self._is_calm = not (
+            faults.loss or faults.reordering or faults.duplication or faults.partitions or faults.egress or faults.zones
+        )
         cuts: tuple[Partition | Egress, ...] = (*faults.partitions, *faults.egress)
         self._moments_us = [to_us(at_s) for cut in cuts for at_s in (cut.start_s, cut.end_s)]
         self._same_from_us = self._same_until_us = 0
@@ -42,6 +45,8 @@ class Network:
 
     def datagram(self, a: int, b: int, now_us: int) -> tuple[int, ...]:
         """Return when a datagram sent now from `a` arrives at `b`: once, or never, or more often."""
+        if self._is_calm:
+            return (now_us + self._delay_us(),)
         at_us = self._travel(a, b, now_us)
         if at_us is None:
             return ()

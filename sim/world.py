@@ -23,7 +23,7 @@ from p2pkv.acquires import Acquired
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
-from p2pkv.fetch import StartTransfer
+from p2pkv.fetch import StartTransfer, StopTransfer
 from p2pkv.node import Effect, Node
 from p2pkv.sim.churn import Absence, absences
 from p2pkv.sim.clock import Clock, draw_clock, to_us
@@ -40,6 +40,7 @@ SOCKET_DATAGRAMS_MAX: Final = 256
 """Datagrams that wait in the socket of a node that does not read; further ones are lost. Linux keeps 208 KiB by default,
 and counts 768 bytes for one of ours."""
 _NEVER: Final = -1
+_TRACED_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class _Place:
     boot: int = 0
     started_us: int = 0
     wakes_us: int = _NEVER
+    deadline_s: float = -inf
+    """What `wakes_us` was set for."""
     held: int = 0
     """Datagrams that wait in its socket."""
     kept: tuple[BlockInfo, ...] = field(default=())
@@ -107,6 +110,8 @@ class World:
         self.network: Final = Network(faults, Random(f"{seed}/network"))
         self.on_transfer: Callable[[int, StartTransfer], None] | None = None
         """Called to move blocks to a node; without it every transfer is lost."""
+        self.on_stop: Callable[[int, int], None] | None = None
+        """Called to break off a transfer to a node."""
         self.on_acquired: Callable[[int, Acquired], None] | None = None
         """Called when an engine's acquire is over."""
         self.places_of_blocks: dict[BlockKey, tuple[int, BlockKey | None]] = {}
@@ -125,6 +130,8 @@ class World:
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
         self._trace = blake2b(digest_size=16)
+        self._untraced = bytearray()
+        """What the trace is still to take: one large piece costs less than many small ones."""
         self._stalls = Stalls(faults)
         self._own_verdict = False
         self.absences: tuple[Absence, ...] = ()
@@ -139,11 +146,17 @@ class World:
     @property
     def trace_hash(self) -> str:
         """Digest of all that happened so far: each input of each node, its time and its bytes."""
+        self._trace.update(self._untraced)
+        self._untraced.clear()
         return self._trace.hexdigest()
 
     def start(self, number: int, at_s: float, *, memory: bool = False) -> None:
         """Have a node's process begin; with `memory` it has the blocks of its earlier life."""
         self.later(to_us(at_s), partial(self._start, number, memory))
+
+    def crash(self, number: int, at_s: float) -> None:
+        """Have a node's process end without a word."""
+        self.later(to_us(at_s), partial(self._stop, number))
 
     def is_running(self, number: int) -> bool:
         """Whether the process is there now."""
@@ -204,6 +217,7 @@ class World:
         assert place.node is not None
         self._note(what, number)
         result, effects = verb(place.node, place.clock.now_s(self.now_us))
+        place.node.touch()
         self._perform(number, effects)
         self._arm(number, place)
         return result
@@ -380,6 +394,9 @@ class World:
                 case StartTransfer():
                     if self.on_transfer is not None:
                         self.on_transfer(number, effect)
+                case StopTransfer(transfer=transfer):
+                    if self.on_stop is not None:
+                        self.on_stop(number, transfer)
                 case Acquired():
                     if self.on_acquired is not None:
                         self.on_acquired(number, effect)
@@ -403,6 +420,9 @@ class World:
         """See to it that the node wakes at its deadline, rounded up; one that has passed means as soon as possible."""
         assert place.node is not None
         deadline = place.node.next_deadline()
+        if deadline == place.deadline_s and place.wakes_us > self.now_us:  # as after most messages
+            return
+        place.deadline_s = deadline
         if deadline == inf:
             place.wakes_us = _NEVER
             return
@@ -413,7 +433,10 @@ class World:
 
     def _note(self, what: bytes, number: int, data: bytes = b"") -> None:
         self.events += 1
-        self._trace.update(b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data))
+        self._untraced += b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data)
+        if len(self._untraced) > _TRACED_BYTES:
+            self._trace.update(self._untraced)
+            self._untraced.clear()
 
 
 @contextmanager

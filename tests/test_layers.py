@@ -18,7 +18,7 @@ LINKED = ("mesh", "transport", "index", "sim")
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"blocks"}),
+    frozenset({"blocks", "running_digest"}),
     frozenset({"config"}),
     frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
@@ -26,6 +26,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"),
+            *(
+                "breaker",
+                "quantile",
+                "nearness",
+                "costs",
+                "plans",
+                "fetches",
+                "questions",
+                "moving",
+                "hedges",
+                "shedding",
+            ),
             "neighbours",
         }
     ),
@@ -72,6 +84,7 @@ STRANGERS = [
 CORES = {
     *(
         "blocks",
+        "running_digest",
         "effects",
         "slots",
         "ledger",
@@ -80,6 +93,7 @@ CORES = {
         "load",
         "planner",
         "fetch",
+        *("breaker", "quantile", "nearness", "costs", "plans", "fetches", "questions", "moving", "hedges", "shedding"),
         "grants",
         "acquires",
         "neighbours",
@@ -99,9 +113,9 @@ ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "to
 SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
-    *("bench.lent", "bench.transfer"),
+    *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
-    *("transport.sealed_handshake", "transport.sealed_stream"),
+    *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

@@ -8,6 +8,7 @@ A connection carries one pull at a time and is kept for the next one; whatever g
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Final, TypeAlias, TypeVar
 
@@ -20,6 +21,7 @@ from p2pkv.running_digest import RunningDigest
 from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
+from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import Reports, run_blocking
@@ -85,14 +87,21 @@ class TcpTransport:
 
     name: Final = "tcp"
 
-    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float, ring: Rings | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        hello: Callable[[], Hello],
+        connect_timeout_s: float,
+        ring: Rings | None = None,
+        keys: BulkKeys | None = None,
+    ) -> None:
         """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address.
 
-        With a `ring` every stream is sealed.
+        With a `ring` every stream is sealed under it; with `keys`, under what those say.
         """
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
-        self._ring = ring
+        self._keys = keys or SharedKeys(ring)
         self._idle: dict[str, list[tuple[str, Channel]]] = {}
         """Address -> kept connections with the id of the node there; the address used last is last."""
 
@@ -111,7 +120,7 @@ class TcpTransport:
             else:
                 self._keep(peer, address, kept)
                 return
-        stream, node = await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring)
+        stream, node = await self._keys.greeted(peer, address, partial(self._connect, address))
         if node != peer:
             await trio.aclose_forcefully(stream)
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
@@ -124,6 +133,9 @@ class TcpTransport:
             for _, stream in streams:
                 await trio.aclose_forcefully(stream)
         self._idle.clear()
+
+    async def _connect(self, address: str, ring: Rings | None) -> tuple[Channel, str]:
+        return await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=ring)
 
     def _take(self, peer: str, address: str) -> Channel | None:
         """Return a kept connection; one to another node that had the address before, or under an old key, is closed."""

@@ -182,10 +182,10 @@ def test_the_ping_over_the_stream_keeps_the_living_alive_where_datagrams_do_not(
         return sum(change.state == DEAD and change.own for change in changes)
 
     without, with_them = (
-        sum(own_verdicts(seed, with_streams=with_streams) for seed in (1, 2)) for with_streams in (False, True)
+        sum(own_verdicts(seed, with_streams=with_streams) for seed in (1, 2, 3, 4)) for with_streams in (False, True)
     )
     # Streams lose as much and send again; at this loss that sometimes takes longer than a probe waits.
-    assert without > 3 * with_them, (without, with_them)
+    assert without > 2 * with_them, (without, with_them)
 
 
 def test_a_third_of_all_datagrams_lost_kills_nobody() -> None:
