@@ -73,12 +73,15 @@ class Arrivals:
         was_dead, incarnation = self._parts.is_dead(packet.sender), own.incarnation
         self._note_contact(packet.sender, now)
         for record in packet.updates:
+            if not record.state and record == self._table.get(record.id):  # said again, as nearly everything is
+                continue
             self._beliefs.hear(record, now, effects)
             if record.id == own.id:
                 self._answer_stale_news(packet.sender, record)
         sender = self._table.get(packet.sender)
         if sender is not None and is_usable(sender):
             self._loads.heard(packet.sender, packet.load, now)
+            self._answer_suspicions(packet, effects)
         answered = self._answer(packet, now, effects)
         is_dead = self._parts.is_dead(packet.sender)
         if was_dead and not is_dead:
@@ -97,6 +100,13 @@ class Arrivals:
     def _note_contact(self, member: str, now: float) -> None:
         if self._table.get(member) is not None:
             self._contacts.heard(member, now)
+
+    def _answer_suspicions(self, packet: Packet, effects: list[Effect]) -> None:
+        """Tell the sender of verdicts that it has missed."""
+        found = [self._beliefs.verdict_on(record) for record in packet.updates]
+        verdicts = tuple(record for record in found if record is not None)
+        if verdicts:
+            effects.append(self._outbox.datagram(packet.sender, packet.sender_address, Gossip(), first=verdicts))
 
     def _answer_stale_news(self, sender: str, said: MemberRecord) -> None:
         """Have the next packets to `sender` say who we are, if it has not heard of our refutation.
@@ -137,7 +147,7 @@ class Arrivals:
                 else:
                     self._pass_on(seq, target, now, effects)
             case Nack(seq=seq, target=target):
-                self._prober.on_nack(seq, target, packet.sender)
+                self._prober.on_nack(seq, target, packet.sender, now)
             case Gossip():
                 pass
         return False

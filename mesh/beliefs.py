@@ -11,6 +11,7 @@ from p2pkv.mesh.members import RECORD_BYTES_MAX, Change, MemberState, is_usable,
 from p2pkv.mesh.metadata import addresses
 from p2pkv.mesh.own import Answer
 from p2pkv.mesh.parts import Effect, Parts
+from p2pkv.mesh.proofs import Proofs
 from p2pkv.mesh.suspicion import confirmations_wanted, timeout_min_s
 from p2pkv.mesh.verdict import Verdicts
 from p2pkv.transport.wire import MemberRecord, PushPull
@@ -30,6 +31,7 @@ class Beliefs:
         self._suspects = parts.suspects
         self._observations = parts.observations
         self._verdicts = Verdicts(parts)
+        self._proofs = Proofs()
         self._joiner = parts.joiner
         self._duplicates = parts.duplicates
         self._loads = parts.loads
@@ -58,7 +60,7 @@ class Beliefs:
         change = self._table.take(record, now)
         if change is not None:
             self._settle(change, accusers, now, effects, listed=listed)
-        elif record.state == MemberState.SUSPECT:
+        elif record.state == MemberState.SUSPECT and not accusers:
             self._stand_by_verdict(record)
 
     def _confirm(self, suspect: MemberRecord, accusers: frozenset[str]) -> None:
@@ -68,16 +70,45 @@ class Beliefs:
             self._queue.put(with_accusers(suspect, known | accusers, first=accusers - known))
 
     def _stand_by_verdict(self, suspected: MemberRecord) -> None:
-        """Tell again, under our own name, that a member is dead whom somebody only suspects.
+        """Tell again, under our own name, that a member is dead whom somebody only suspects, and cannot say by whom.
 
         It was cut off or stood still when the verdict was told, and alone it would take long to come to one: nobody
         else probes the dead. A few of those who hear of its suspicion are accusers enough.
         """
-        known = self._table.get(suspected.id)
-        if not self._verdicts.enabled or known is None or known.state != MemberState.DEAD or known.id in self._queue:
-            return
-        if (known.boot, known.incarnation) == (suspected.boot, suspected.incarnation):
+        known = self._dead_in_this_life(suspected)
+        if known is not None and self._verdicts.enabled and known.id not in self._queue:
             self._queue.put(with_accusers(known, frozenset({self._own.record.id})))
+
+    def verdict_on(self, suspected: MemberRecord) -> MemberRecord | None:
+        """Return the verdict with its proof for whoever still suspects, and says by whom, a member that is dead to us.
+
+        It missed the verdict, which gossip tells only so often. A suspicion that names nobody comes from a list, perhaps
+        from beyond a partition that has just healed, and its member may be about to refute.
+        """
+        if suspected.state != MemberState.SUSPECT or not suspected.suspected_by or not self._verdicts.enabled:
+            return None
+        known = self._dead_in_this_life(suspected)
+        own = frozenset({self._own.record.id})
+        return None if known is None else with_accusers(known, self._proofs.of(known.id) | own, first=own)
+
+    def ask_around(self, member: str) -> None:
+        """Tell again that `member` is suspected, and look at it ourselves: by now others should have come to a verdict.
+
+        Whoever has is asked by this to tell us, `verdict_on`; and if it lives, it hears of it once more.
+        """
+        record, suspicion = self._table.get(member), self._suspects.get(member)
+        assert record is not None, "a suspect is listed"
+        assert suspicion is not None, "who is overdue is suspected"
+        if self._own.record.id not in suspicion.accusers:
+            self._observations.begin(member)
+        self._queue.put(with_accusers(record, suspicion.accusers))
+
+    def _dead_in_this_life(self, suspected: MemberRecord) -> MemberRecord | None:
+        """Return our record of a member that is dead to us in the very boot and incarnation that `suspected` speaks of."""
+        known = self._table.get(suspected.id)
+        if known is None or known.state != MemberState.DEAD:
+            return None
+        return known if (known.boot, known.incarnation) == (suspected.boot, suspected.incarnation) else None
 
     def _hear_of_self(self, record: MemberRecord, now: float, effects: list[Effect]) -> None:
         match self._own.hear(record):
@@ -109,6 +140,9 @@ class Beliefs:
         else:
             if record.state == MemberState.DEAD:
                 accusers |= self._accusers_of(record.id)
+                self._proofs.keep(record.id, accusers)
+            else:
+                self._proofs.forget(record.id)
             self._suspects.clear(record.id)
             self._observations.cancel(record.id)
         # Of a stranger's funeral nobody needs to hear. And a stranger in a list is news to us alone: whoever let it in has
@@ -138,14 +172,14 @@ class Beliefs:
         if own not in by and self._verdicts.observes(member):
             self._observations.begin(member)
         min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
-        accusers_max = config.accusers if config.observers else 0
+        accusers_max, asks = (config.accusers, True) if config.observers else (0, False)
         if not config.dynamic_suspicion:
             self._suspects.suspect(member, by=by, now=now, min_s=min_s, accusers_max=accusers_max)
             return
         wanted = confirmations_wanted(mult=config.suspicion_mult, members=members)
         max_s = config.suspicion_max_mult * min_s
         self._suspects.suspect(
-            member, by=by, now=now, min_s=min_s, max_s=max_s, wanted=wanted, accusers_max=accusers_max
+            member, by=by, now=now, min_s=min_s, max_s=max_s, wanted=wanted, accusers_max=accusers_max, asks=asks
         )
 
     def meet_duplicate(self, boot: int, address: str, state: int, now: float, effects: list[Effect]) -> None:

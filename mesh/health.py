@@ -14,9 +14,10 @@ HEALTH_MAX: Final = 8
 class LocalHealth:
     """A score from 0, well, to `health_max - 1`. Switched off, it stays 0."""
 
-    def __init__(self, *, enabled: bool, health_max: int = HEALTH_MAX) -> None:
+    def __init__(self, *, enabled: bool, health_max: int = HEALTH_MAX, one_nack_is_enough: bool = False) -> None:
         assert health_max >= 1
         self._top = health_max - 1 if enabled else 0
+        self._one_nack_is_enough = one_nack_is_enough
         self.score = 0
 
     @property
@@ -34,6 +35,8 @@ class LocalHealth:
         Helpers that report their own failure prove that we are heard and hear: then the silence is the target's.
         """
         assert 0 <= nacks <= asked
+        if nacks and self._one_nack_is_enough:
+            return
         self._add(asked - nacks if asked else 1)
 
     def on_refutation(self) -> None:

@@ -190,11 +190,12 @@ class Membership:
         self._schedule.touch()
         return self._lookups.on_failed(source, reason, now)
 
-    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:  # noqa: ARG002 - every verb takes the time
+    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
         """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
         self._schedule.touch()
         self._joiner.on_link_lost(address)
         self._parts.duplicates.on_link_lost(address)
+        self._schedule.on_link_lost(address, now)
         return ()
 
     def update_self(

@@ -78,7 +78,9 @@ def assemble(*, me: MemberRecord, cluster: str, config: MeshConfig, join: tuple[
     sequence = itertools.count(1)  # one for all, so that an answer belongs to one probe or relay
     own, table = OwnRecord(me), MemberTable(reap_s=config.reap_s)
     queue = GossipQueue(mult=config.retransmit_mult)
-    health = LocalHealth(enabled=config.local_health, health_max=config.health_max)
+    health = LocalHealth(
+        enabled=config.local_health, health_max=config.health_max, one_nack_is_enough=config.observers > 0
+    )
     parts = Parts(
         config=config,
         cluster=cluster,

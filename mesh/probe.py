@@ -52,6 +52,8 @@ class _Probe(msgspec.Struct, frozen=True):
     helpers: frozenset[str] | None = None
     """Who was asked; None while the direct probe is waited for."""
     nacks: frozenset[str] = frozenset()
+    knock_failed: bool = False
+    """Whether the ping over the stream could not be delivered."""
 
 
 class Prober:
@@ -106,6 +108,11 @@ class Prober:
         if self._probe is not None and self._probe.target == member:
             self._probe = None
 
+    @property
+    def target(self) -> str | None:
+        """Who is probed now."""
+        return None if self._probe is None else self._probe.target
+
     def next_deadline(self) -> float:
         """When to call `on_time` next; recompute after every call."""
         return self._next_probe_at if self._probe is None else self._probe.until
@@ -117,12 +124,26 @@ class Prober:
         self._probe = None
         return True
 
-    def on_nack(self, seq: int, target: str, helper: str) -> None:
+    def on_nack(self, seq: int, target: str, helper: str, now: float) -> None:
         """Take that `helper` is there and got no answer either."""
         probe = self._probe
         if probe is None or (probe.seq, probe.target) != (seq, target) or helper not in (probe.helpers or ()):
             return
-        self._probe = msgspec.structs.replace(probe, nacks=probe.nacks | {helper})
+        self._learn(msgspec.structs.replace(probe, nacks=probe.nacks | {helper}), now)
+
+    def on_knock_failed(self, target: str, now: float) -> None:
+        """Take that a ping over the stream to `target` could not be delivered."""
+        probe = self._probe
+        if probe is not None and probe.target == target and probe.helpers is not None:
+            self._learn(msgspec.structs.replace(probe, knock_failed=True), now)
+
+    def _learn(self, probe: _Probe, now: float) -> None:
+        """Go on with what is known of the probe now, and not for longer if nothing more can come of it.
+
+        Then every way to the target was tried and has reported: the ping, each helper, and the stream.
+        """
+        over = probe.knock_failed and probe.helpers and probe.nacks == probe.helpers
+        self._probe = msgspec.structs.replace(probe, until=min(probe.until, now)) if over else probe
 
     def on_time(self, now: float) -> tuple[Step, ...]:
         """Let time pass. Calling early, late or twice is harmless."""

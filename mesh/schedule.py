@@ -101,6 +101,8 @@ class Schedule:
             effects.append(self._outbox.datagram(relay.requester, relay.requester_address, nack))
         for member in self._suspects.due(now):
             self._beliefs.judge(member, now, effects)
+        for member in self._suspects.overdue(now):
+            self._beliefs.ask_around(member)
         if now >= self._gossip_at and self._outbox.has_news():
             self._gossip_at = now + self._config.gossip_period_s
             effects += self._outbox.gossip(self._config.gossip_fanout, self._random)
@@ -116,6 +118,13 @@ class Schedule:
         """Ask for a mesh again if there is nobody left."""
         if self.started and self._table.is_alone():
             self._joiner.seek(now)
+
+    def on_link_lost(self, address: str, now: float) -> None:
+        """Take that a stream could not be delivered: if a probe went over it, it need not be waited for."""
+        target = self._prober.target
+        record = None if target is None else self._table.get(target)
+        if record is not None and record.address == address:
+            self._prober.on_knock_failed(record.id, now)
 
     def _start(self, now: float) -> None:
         """Spread what is periodic, so that nodes started together do not act in step."""

@@ -13,6 +13,9 @@ from p2pkv.mesh.contacts import NEVER
 TIMEOUT_MAX_MULT: Final = 6.0
 """An unconfirmed suspicion lasts this many times the shortest; memberlist's `SuspicionMaxTimeoutMult`."""
 
+ASK_SHARE: Final = 0.5
+"""Others are asked about an overdue suspect again after this share of the shortest suspicion."""
+
 
 def log_scale(members: int) -> float:
     """Return `max(1, log10 n)`: rumours need that much longer to reach everybody."""
@@ -66,6 +69,8 @@ class Suspicion:
     """When it is looked at again, if it was found wanting when its time was over."""
     prolongations: int = 0
     """How often that was."""
+    asks_at: float = math.inf
+    """When others are asked whether they know better, if it still stands then."""
     until: float = field(init=False)
     """When it is over, as confirmed as it is now; that may be past already. Asked at every message, hence kept."""
 
@@ -91,14 +96,17 @@ class Suspects:
         max_s: float | None = None,
         wanted: int = 0,
         accusers_max: int = 0,
+        asks: bool = False,
     ) -> None:
         """Start a suspicion, or start it anew because the member was suspected in a later incarnation.
 
         `by` are the members that got no answer, none where that is not known: a list tells who is suspected, not by whom.
+        With `asks` it is `overdue` when the shortest suspicion would be over, and then every `ASK_SHARE` of that.
         """
         accusers_max = max(accusers_max, wanted + 1 if wanted else 0)
         longest_s = min_s if max_s is None else max_s
-        self._suspicions[member] = Suspicion(now, min_s, longest_s, wanted, by, accusers_max)
+        asks_at = now + min_s if asks else math.inf
+        self._suspicions[member] = Suspicion(now, min_s, longest_s, wanted, by, accusers_max, asks_at=asks_at)
 
     def get(self, member: str) -> Suspicion | None:
         """Return the suspicion of `member`, if there is one."""
@@ -128,18 +136,31 @@ class Suspects:
     def postpone(self, seconds: float) -> None:
         """Add time to all suspicions, for time in which this node could neither tell nor hear."""
         for member, suspicion in self._suspicions.items():
-            since, prolonged_until = suspicion.since + seconds, suspicion.prolonged_until + seconds
-            self._suspicions[member] = replace(suspicion, since=since, prolonged_until=prolonged_until)
+            self._suspicions[member] = replace(
+                suspicion,
+                since=suspicion.since + seconds,
+                prolonged_until=suspicion.prolonged_until + seconds,
+                asks_at=suspicion.asks_at + seconds,
+            )
 
     def next_deadline(self) -> float:
-        """When the next suspicion is over. O(suspects), which are few."""
+        """When the next suspicion is over, or overdue. O(suspects), which are few."""
         if not self._suspicions:  # asked after every message, and mostly so
             return float("inf")
-        return min(suspicion.until for suspicion in self._suspicions.values())
+        return min(min(suspicion.until, suspicion.asks_at) for suspicion in self._suspicions.values())
 
     def due(self, now: float) -> tuple[str, ...]:
         """Return the members whose time is over, without clearing them."""
         return tuple(member for member, suspicion in self._suspicions.items() if suspicion.until <= now)
+
+    def overdue(self, now: float) -> tuple[str, ...]:
+        """Return the members to ask others about, each once until it is time to ask again."""
+        found: list[str] = []
+        for member, suspicion in self._suspicions.items():
+            if suspicion.asks_at <= now:
+                self._suspicions[member] = replace(suspicion, asks_at=now + ASK_SHARE * suspicion.min_s)
+                found.append(member)
+        return tuple(found)
 
     def __len__(self) -> int:
         return len(self._suspicions)

@@ -67,7 +67,9 @@ class Verdicts:
         assert suspicion is not None, "a suspect that is due is suspected"
         if not self.enabled:
             return True
-        if not self._heard_lately(member, now) and self._proven(member, self.counted(suspicion.accusers)):
+        accusers = self.counted(suspicion.accusers)
+        proven, silent_at = self._proven(member, accusers), self._contacts.last(member) + self._min_s()
+        if proven and silent_at <= now:
             return True
         if self._own.record.id in suspicion.accusers and self._silent_for_long(member, suspicion, now):
             self._counts["verdicts_alone"] += 1
@@ -75,7 +77,8 @@ class Verdicts:
         self._counts["verdicts_prolonged"] += 1
         if suspicion.accusers == {self._own.record.id}:
             self._health.on_unconfirmed()
-        self._suspects.prolong(member, now + suspicion.min_s, accusers=self.counted(suspicion.accusers))
+        # Where only a word of the suspect stands against it, that word is worth no more than its time.
+        self._suspects.prolong(member, silent_at if proven else now + suspicion.min_s, accusers=accusers)
         self._look_again(member, suspicion)
         return False
 
@@ -107,9 +110,11 @@ class Verdicts:
 
     def _heard_lately(self, member: str, now: float) -> bool:
         """Whether we heard from it more recently than the shortest suspicion takes: no true verdict comes so soon."""
+        return self._contacts.last(member) + self._min_s() > now
+
+    def _min_s(self) -> float:
         config, members = self._config, self._table.mesh_size()
-        min_s = timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
-        return self._contacts.last(member) > now - min_s
+        return timeout_min_s(mult=config.suspicion_mult, members=members, period_s=config.probe_period_s)
 
     def _silent_for_long(self, member: str, suspicion: Suspicion, now: float) -> bool:
         long_s = LONE_VERDICT_MULT * suspicion.max_s

@@ -81,8 +81,10 @@ class VersionMismatch(PeerError):
 
 
 class SealRefused(PeerError):
-    """What a peer sent is not sealed with a key of this node's ring, is a recording, or was altered. It was dropped.
+    """A peer has not proved that it belongs here, or does not believe that this node does. What it sent was dropped.
 
+    It is not sealed with a key of this node's ring or of a session, is a recording, was altered, or a certificate is not
+    what it should be.
     `reason` is one of `SEAL_REASONS`, for counting.
     """
 
@@ -111,6 +113,36 @@ SEAL_REASONS: Final = {
     "duplicate": ("from a second process with its sender's id and boot", "two nodes share one identity: see the log"),
     "sender": ("not from the node that sealed it", ""),
     "malformed": ("too short or too long to be sealed", ""),
+    "unknown_session": ("under a session key that this node did not grant, or has ended", ""),
+    "expired_session": ("under a session key whose time is over", ""),
+    "no_tls": (
+        "not TLS, and this node has a certificate",
+        "if the other node belongs here, give it a certificate (security.certificates)",
+    ),
+    "tls": (
+        "TLS, and this node has no certificate",
+        "give this node a certificate of the mesh (security.certificates)",
+    ),
+    "downgrade": ("no TLS 1.3", "a node of this mesh speaks nothing older: see who calls"),
+    "foreign_certificate": (
+        "its certificate is not of an authority that this node knows",
+        "compare the authorities that `p2pkv cert show` names on both nodes",
+    ),
+    "expired_certificate": (
+        "its certificate has expired",
+        "`p2pkv cert rotate` its folder, and look at both clocks",
+    ),
+    "early_certificate": ("its certificate is not valid yet", "look at both clocks"),
+    "certificate": ("its certificate is not fit for this", "make it with `p2pkv cert issue`"),
+    "identity": (
+        "its certificate is another node's or cluster's",
+        "`p2pkv cert show` on that node says whose it is",
+    ),
+    "clock": ("its clock differs too much", "set the clocks by NTP; the limit is security.clock_skew_s_max"),
+    "own_certificate": (
+        "it does not accept this node's certificate",
+        "`p2pkv cert show` says what it is; the log of the other node says what is wrong with it",
+    ),
 }
 """Reason -> (what is wrong, what a person can do about it)."""
 

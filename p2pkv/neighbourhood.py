@@ -90,8 +90,8 @@ class Neighbourhood:
             try:
                 await serve_arena(stream, peer=hello.node, offer=offer, fd=tier.fd, open_places=self._places)
             finally:
-                holder = f"peer:{hello.node}"
-                self._runner.ask(lambda node: node.ledger.release_holder(holder))
+                peer = hello.node
+                self._runner.ask(lambda node: node.release_peer(peer))
         except P2pkvError as exc:
             if isinstance(exc, MalformedMessage):
                 self._metrics.malformed.labels("stream").inc()

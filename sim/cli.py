@@ -1,12 +1,14 @@
 """`p2pkv sim`: run a scenario in the simulator and report; a run that went wrong says how to see it again."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from p2pkv.cli.output import FAILED, output_option, print_csv, print_json, print_table, rows_output_option
+from p2pkv.cli.output import FAILED, print_csv, print_json, print_table, rows_output_option
+from p2pkv.errors import P2pkvError
 from p2pkv.sim.cli_detection import crashes, freeze, jobs_option, loss, threshold
 from p2pkv.sim.faults_cli import churn, partition
 from p2pkv.sim.mesh_cli import anchors, heal, rest, storm
@@ -21,7 +23,26 @@ SUMMARIES_COLUMNS: Final = (
 """What fits a terminal; the other outputs have all columns."""
 
 
-@click.group(short_help="Run many simulated nodes on a virtual clock.")
+class _Replayed(click.Group):
+    """Has a run that breaks say how to have it again: its options and its seed are all there is to it."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.meta["p2pkv.sim.arguments"] = list(args)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (P2pkvError, OSError, click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:  # a broken invariant of ours: the traceback says which, the seed says how to get there again
+            click.echo(f"replay with: p2pkv sim {shlex.join(ctx.meta['p2pkv.sim.arguments'])}", err=True)
+            raise
+
+
+@click.group(cls=_Replayed, short_help="Run many simulated nodes on a virtual clock.")
 def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
 
@@ -48,7 +69,7 @@ for _command in (anchors, churn, crashes, freeze, heal, loss, pace, partition, r
     help="Simulated seconds; one node is killed after a third of them.",
 )
 @plot_option
-@output_option
+@rows_output_option
 def members(nodes: int, seed: int, loss: float, duration: float, plot: Path | None, output: str) -> None:
     """Have nodes meet through the first, kill one, and measure how long the others take to see either.
 
@@ -62,13 +83,11 @@ def members(nodes: int, seed: int, loss: float, duration: float, plot: Path | No
 
     options = MembersOptions(nodes=nodes, seed=seed, loss=loss, duration_s=duration)
     timeline = Timeline() if plot is not None else None
-    try:
-        result = run_members(options, also=timeline)
-    except Exception:  # a broken invariant of ours: the traceback says which, the seed says how to get there again
-        click.echo(f"replay with: {options.command()}", err=True)
-        raise
+    result = run_members(options, also=timeline)
     if output == "json":
         print_json({"scenario": "members", "options": asdict(options), **asdict(result)})
+    elif output == "csv":
+        print_csv(list(asdict(result)), [[*{**asdict(result), "problems": "; ".join(result.problems)}.values()]])
     else:
         rows = [(name, "never" if value is None else value) for name, value in asdict(result).items()]
         print_table(

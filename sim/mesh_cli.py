@@ -146,6 +146,7 @@ def anchors(seed: int, runs: int, output: str) -> None:
 
     from p2pkv.sim.anchors import run_anchors
 
+    command = f"p2pkv sim anchors --seed {seed} --runs {runs}"
     rows = [asdict(anchor) for anchor in run_anchors(seed=seed, runs=runs)]
     if output == "json":
         print_json({"scenario": "anchors", "options": {"seed": seed, "runs": runs}, "anchors": rows})
@@ -153,7 +154,7 @@ def anchors(seed: int, runs: int, output: str) -> None:
         print_csv(list(rows[0]), [list(row.values()) for row in rows])
     else:
         print_table(f"anchors: {runs} runs of each", list(rows[0]), [list(row.values()) for row in rows])
-    _judge([f"{row['figure']}, {row['nodes']} nodes: {row['median']}" for row in rows if not row["held"]], "")
+    _judge([f"{row['figure']}, {row['nodes']} nodes: {row['median']}" for row in rows if not row["held"]], command)
 
 
 def _report(scenario: str, options: Mapping[str, object], result: Mapping[str, object], output: str) -> None:
@@ -174,6 +175,5 @@ def _judge(problems: Sequence[str], command: str) -> None:
         return
     for problem in problems:
         click.echo(f"problem: {problem}", err=True)
-    if command:
-        click.echo(f"replay with: {command}", err=True)
+    click.echo(f"replay with: {command}", err=True)
     sys.exit(FAILED)

@@ -18,7 +18,7 @@ LINKED = ("mesh", "transport", "index", "sim")
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"blocks"}),
+    frozenset({"blocks", "running_digest"}),
     frozenset({"layouts", "part_bytes"}),
     frozenset({"config"}),
     frozenset({"transport.keyring"}),
@@ -27,6 +27,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"),
+            *(
+                "breaker",
+                "quantile",
+                "nearness",
+                "costs",
+                "plans",
+                "fetches",
+                "questions",
+                "moving",
+                "hedges",
+                "shedding",
+            ),
             "neighbours",
         }
     ),
@@ -88,6 +100,7 @@ STRANGERS = [
 CORES = {
     *(
         "blocks",
+        "running_digest",
         "effects",
         "slots",
         "ledger",
@@ -96,6 +109,7 @@ CORES = {
         "load",
         "planner",
         "fetch",
+        *("breaker", "quantile", "nearness", "costs", "plans", "fetches", "questions", "moving", "hedges", "shedding"),
         "grants",
         "acquires",
         "layouts",
@@ -123,9 +137,9 @@ SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
-    *("bench.lent", "bench.transfer"),
+    *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
-    *("transport.sealed_handshake", "transport.sealed_stream"),
+    *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

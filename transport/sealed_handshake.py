@@ -36,6 +36,8 @@ from p2pkv.transport.wire import Hello, HelloAck, decode_untrusted, encode
 Rings = Callable[[], KeyRing]
 """Asked when a key is needed, because keys change while streams live."""
 
+NO_SESSION: Final = "no such session here"
+"""Refusal of a session that the one called does not know, or not any more: the caller asks for another."""
 _OPENING_HEAD_BYTES: Final = 1 + NAMED_BYTES + RANDOM_BYTES
 _ANSWER_HEAD_BYTES: Final = 1 + RANDOM_BYTES
 _PROOF: Final = b"\x01"
@@ -63,6 +65,8 @@ class Opening:
         """
         if not is_sealed(payload):
             said = decode_untrusted(payload, peer=peer)
+            if isinstance(said, HelloAck) and said.refusal == NO_SESSION:
+                raise SealRefused("unknown_session", peer=peer)
             if isinstance(said, HelloAck) and said.refusal:
                 raise VersionMismatch(f"refused by the peer ({said.refusal})", peer=peer)
             raise SealRefused("plaintext", peer=peer)
@@ -167,11 +171,16 @@ async def welcome_sealed(
     if refused is not None:
         raise refused
     sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=hello.node)
-    await _take_proof(stream, opener, peer=f"{hello.node} at {peer}")
+    await take_proof(stream, opener, peer=f"{hello.node} at {peer}")
     return hello, SealedStream(stream, sealer=sealer, opener=opener, key=key, ring=ring, peer=hello.node)
 
 
-async def _take_proof(stream: trio.abc.Stream, opener: RecordOpener, *, peer: str) -> None:
+async def take_proof(stream: trio.abc.Stream, opener: RecordOpener, *, peer: str) -> None:
+    """Read the caller's first record, which shows that it has the key.
+
+    Raises:
+        PeerGone, SealRefused: it does not come, or does not open.
+    """
     record = memoryview(bytearray(RECORD_OVERHEAD_BYTES + len(_PROOF)))
     if await fill(stream, record) < len(record):
         raise PeerGone("stream ended where a proof of the key was due", peer=peer)

@@ -351,12 +351,21 @@ class LeaseGrant(Message, tag=11, frozen=True):
     """To a requester that has the arena mapped: where each block lies, from the first slot. Else empty."""
     generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
     """The generation of each block's slot under which it is that block."""
+    busy_ms: Small = 0
+    """Not 0: nothing is granted, because too much is leased already to be sent in time; ask again after so long."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):
     """Done with a lease, fetched or not. Without it the lease ends at its deadline."""
 
     lease: Count
+
+
+class LeaseRenew(Message, tag=31, frozen=True):
+    """I am still at it: hold the lease for `remaining_ms` from now on, or as long as you would at first. Not answered."""
+
+    lease: Count
+    remaining_ms: Small
 
 
 # -- parts and pushes ------------------------------------------------------------------------------------------------
@@ -455,6 +464,45 @@ class HelloAck(Message, tag=14, frozen=True):
     refusal: Name = ""
 
 
+class TlsHello(Message, tag=40, frozen=True):
+    """First message inside TLS, in place of `Hello`: who calls, and what time it is there.
+
+    The node must be the one of the caller's certificate.
+    """
+
+    cluster: Name
+    node: NodeId
+    address: Address
+    clock_ms: Count
+    """Wall clock, since 1970: certificates are judged by it, so clocks that differ much are noticed here."""
+    protocol_min: Small = PROTOCOL_MIN
+    protocol_max: Small = PROTOCOL_MAX
+
+
+class TlsAck(Message, tag=41, frozen=True):
+    """Answer to `TlsHello`, or the reason of its refusal. From the caller, at any time: why it hangs up."""
+
+    node: NodeId
+    protocol: Small
+    clock_ms: Count
+    refusal: Name = ""
+
+
+class SessionAsk(Message, tag=42, frozen=True):
+    """Give me a key for connections that carry blocks, which do not run inside TLS. Answered by `SessionGrant`."""
+
+
+class SessionGrant(Message, tag=43, frozen=True):
+    """Answer to `SessionAsk` on the same stream: a key for the asking node alone, named by its fingerprint."""
+
+    key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    lifetime_ms: Small
+    """How long it is good from now on; never a wall-clock time."""
+
+    def __repr__(self) -> str:
+        return f"SessionGrant(key=..., lifetime_ms={self.lifetime_ms})"
+
+
 class Pull(Message, tag=15, frozen=True):
     """On a bulk stream: send these blocks of the lease, each as a bulk header and its body, in order."""
 
@@ -548,8 +596,13 @@ AnyMessage: TypeAlias = (
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease
+    | LeaseRenew
     | Hello
     | HelloAck
+    | TlsHello
+    | TlsAck
+    | SessionAsk
+    | SessionGrant
     | Pull
     | PullParts
     | PushOffer

@@ -27,6 +27,14 @@ def test_each_nack_that_is_missing_counts() -> None:
     assert health.score == 2
 
 
+def test_where_one_nack_is_enough_only_silence_all_around_counts() -> None:
+    health = LocalHealth(enabled=True, one_nack_is_enough=True)
+    health.on_silence(asked=3, nacks=1)
+    assert health.score == 0, "it was heard and hears: datagrams are lost, and that is no fault of its own"
+    health.on_silence(asked=3, nacks=0)
+    assert health.score == 3
+
+
 def test_silence_without_a_helper_to_ask_counts_once() -> None:
     health = unwell(0)
     health.on_silence(asked=0, nacks=0)

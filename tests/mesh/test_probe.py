@@ -168,14 +168,42 @@ def test_early_and_repeated_calls_do_nothing() -> None:
 def test_a_nack_counts_once_and_only_of_a_helper_that_was_asked_for_this_probe() -> None:
     prober = make_prober("bcd")
     probe, at = begin(prober)
-    prober.on_nack(probe.seq, probe.target, "c")
+    prober.on_nack(probe.seq, probe.target, "c", at)
     (asked,) = prober.on_time(at + 0.25)
     assert isinstance(asked, Indirect)
-    prober.on_nack(probe.seq, probe.target, asked.helpers[0])
-    prober.on_nack(probe.seq, probe.target, asked.helpers[0])
-    prober.on_nack(probe.seq, probe.target, "mallory")
-    prober.on_nack(probe.seq + 1, probe.target, asked.helpers[1])
+    prober.on_nack(probe.seq, probe.target, asked.helpers[0], at + 0.6)
+    prober.on_nack(probe.seq, probe.target, asked.helpers[0], at + 0.6)
+    prober.on_nack(probe.seq, probe.target, "mallory", at + 0.6)
+    prober.on_nack(probe.seq + 1, probe.target, asked.helpers[1], at + 0.6)
     assert prober.on_time(at + 1.0)[0] == Silent(probe.target, asked=2, nacks=1)
+
+
+@pytest.mark.parametrize("stream_first", [True, False])
+def test_a_probe_is_over_as_soon_as_all_helpers_and_the_stream_have_reported_failure(stream_first: bool) -> None:
+    prober = make_prober("bcd")
+    probe, at = begin(prober)
+    prober.on_knock_failed(probe.target, at + 0.1)  # that was an earlier message: nothing went over the stream yet
+    (asked,) = prober.on_time(at + 0.25)
+    assert isinstance(asked, Indirect)
+    if stream_first:
+        prober.on_knock_failed(probe.target, at + 0.3)
+    for helper in asked.helpers:
+        assert prober.next_deadline() == at + 1.0
+        prober.on_nack(probe.seq, probe.target, helper, at + 0.5)
+    if not stream_first:
+        assert prober.next_deadline() == at + 1.0
+        prober.on_knock_failed(probe.target, at + 0.5)
+    assert prober.next_deadline() == at + 0.5
+    assert prober.on_time(at + 0.5) == (Silent(probe.target, asked=2, nacks=2),)
+    assert prober.next_deadline() == at + 1.0, "the next probe is no sooner for it"
+
+
+def test_a_stream_that_fails_is_not_enough_where_there_is_no_helper() -> None:
+    prober = make_prober("b")
+    probe, at = begin(prober)
+    prober.on_time(at + 0.25)
+    prober.on_knock_failed(probe.target, at + 0.3)
+    assert prober.next_deadline() == at + 1.0
 
 
 def test_a_node_that_is_unwell_waits_longer_in_each_phase_and_between_probes() -> None:

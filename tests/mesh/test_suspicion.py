@@ -95,3 +95,15 @@ def test_a_late_confirmation_may_end_a_suspicion_at_once() -> None:
 
 def test_who_is_not_suspected_cannot_be_confirmed() -> None:
     assert not Suspects().confirm("a", frozenset("b"))
+
+
+def test_a_suspicion_that_outlasts_the_shortest_is_overdue_again_and_again_until_it_is_cleared() -> None:
+    suspects = Suspects()
+    suspects.suspect("a", by=frozenset("x"), now=0.0, min_s=2.0, max_s=30.0, wanted=3, asks=True)
+    suspects.suspect("b", by=frozenset("x"), now=0.0, min_s=2.0, max_s=30.0, wanted=3)
+    assert suspects.next_deadline() == 2.0
+    assert [suspects.overdue(at) for at in (1.9, 2.0, 2.9, 3.0)] == [(), ("a",), (), ("a",)]
+    suspects.postpone(1.5)
+    assert [suspects.overdue(at) for at in (5.4, 5.5)] == [(), ("a",)]
+    suspects.clear("a")
+    assert suspects.overdue(9.0) == ()

@@ -2,11 +2,12 @@
 
 from random import Random
 
+import msgspec
 import pytest
 
 from p2pkv.config import MeshConfig
 from p2pkv.effects import SendDatagram
-from p2pkv.mesh.membership import Membership
+from p2pkv.mesh.membership import Effect, Membership
 from p2pkv.mesh.verdict import LONE_VERDICT_MULT, accusers_needed
 from p2pkv.transport.wire import Ack, MemberRecord, Ping, PingRequest
 from tests.mesh.test_lifeguard import OTHERS, node, run, suspicion
@@ -174,13 +175,28 @@ def test_accusers_that_died_since_make_room_for_others() -> None:
     assert core.statistics().confirmations == 4
 
 
-def test_who_suspects_a_member_that_is_dead_to_us_hears_so_under_our_name_and_counts_it() -> None:
+def test_who_suspects_by_hearsay_a_member_that_is_dead_to_us_hears_so_with_the_proof_and_believes_it() -> None:
     core, straggler = node(), node()
     run(core, 0.0, 30.0)
     core.on_message("c", packet(verdict("b", "c", "d", "e", "f"), sender="c"), 30.0)
     run(core, 30.0, 60.0, deaf_to="b")  # the verdict has been told as often as gossip tells anything
     assert core.statistics().updates_waiting == 0
-    core.on_message("g", packet(suspicion("b", "g"), sender="g"), 60.0)
+    (answer,) = core.on_message("g", packet(suspicion("b", "g"), sender="g"), 60.0)
+    assert isinstance(answer, SendDatagram)
+    assert answer.address == "g:1"
+    told = answer.packet.updates
+    assert [(one.id, one.state) for one in told] == [("b", DEAD)]
+    straggler.on_message("me", packet(record("me2"), sender="me2"), 60.0)
+    effects = straggler.on_message("me2", msgspec.structs.replace(answer.packet, sender="me2"), 60.0)
+    assert ("b", ALIVE, DEAD) in changes(effects)
+
+
+def test_a_suspicion_that_names_nobody_is_answered_under_our_own_name_only() -> None:
+    core, straggler = node(), node()
+    run(core, 0.0, 30.0)
+    core.on_message("c", packet(verdict("b", "c", "d", "e", "f"), sender="c"), 30.0)
+    run(core, 30.0, 60.0, deaf_to="b")
+    assert core.on_message("g", packet(record("b", state=SUSPECT), sender="g"), 60.0) == ()
     told = [
         update for effect in core.on_time(60.5) if isinstance(effect, SendDatagram) for update in effect.packet.updates
     ]
@@ -188,3 +204,40 @@ def test_who_suspects_a_member_that_is_dead_to_us_hears_so_under_our_name_and_co
     for teller in "cdef":
         effects = straggler.on_message(teller, packet(verdict("b", teller), sender=teller), 60.0)
     assert ("b", SUSPECT, DEAD) in changes(effects)
+
+
+@pytest.mark.parametrize("said", [{"incarnation": 1}, {"boot": 2}])
+def test_a_suspicion_of_a_later_life_is_not_answered_with_the_verdict_on_an_earlier_one(said: dict[str, int]) -> None:
+    core = node()
+    core.on_message("c", packet(verdict("b", "c", "d", "e", "f"), sender="c"), 60.0)
+    later = msgspec.structs.replace(suspicion("b", "g"), **said)
+    effects = core.on_message("g", packet(later, sender="g"), 60.0)
+    assert not [e for e in effects if isinstance(e, SendDatagram) and e.address == "g:1"]
+    assert state(core, "b") == SUSPECT
+
+
+def test_who_is_left_in_doubt_when_others_should_have_judged_tells_its_suspicion_again_and_looks_itself() -> None:
+    core = node(MeshConfig(observers=1, indirect_probes=0))  # it is no observer of "f"
+    core.on_message("c", packet(suspicion("f", "c"), sender="c"), 0.0)
+    before = [one for one in _told(run(core, 0.0, MIN_S - 0.1), "f") if one.suspected_by]
+    again = [one for one in _told(run(core, MIN_S - 0.1, MIN_S + 0.5), "f") if one.suspected_by]
+    between = [one for one in _told(run(core, MIN_S + 0.5, 1.4 * MIN_S), "f") if one.suspected_by]
+    assert before
+    assert suspicion("f", "c") in again
+    assert not between
+
+
+def _told(effects: list[Effect], member: str) -> list[MemberRecord]:
+    packets = [effect.packet for effect in effects if isinstance(effect, SendDatagram)]
+    return [update for packet in packets for update in packet.updates if update.id == member]
+
+
+def test_a_word_of_the_suspect_holds_a_proven_verdict_back_for_no_longer_than_it_is_worth() -> None:
+    core = node()
+    run(core, 0.0, 30.0)
+    for accuser in "cdef":
+        core.on_message(accuser, packet(suspicion("b", accuser), sender=accuser), 30.0)
+    core.on_message("b", packet(sender="b"), 31.0)  # late: it was sent before
+    effects = run(core, 31.0, 31.0 + MIN_S - 0.1, deaf_to="b")
+    assert ("b", SUSPECT, DEAD) not in changes(effects)
+    assert ("b", SUSPECT, DEAD) in changes(run(core, 31.0 + MIN_S - 0.1, 31.0 + MIN_S, deaf_to="b"))

@@ -1,5 +1,6 @@
 """`p2pkv sim`: what it prints, and what it says when a run goes wrong."""
 
+import csv
 import json
 
 import pytest
@@ -29,6 +30,14 @@ def test_a_table_is_for_people() -> None:
     assert "problems" not in done.stdout
 
 
+def test_csv_is_a_head_line_and_a_row_with_what_is_missing_left_empty() -> None:
+    done = CliRunner().invoke(cli, [*SMALL, "-o", "csv"])
+    assert done.exit_code == 0, done.output
+    (row,) = csv.DictReader(done.stdout.splitlines())
+    assert (row["seed"], row["problems"], row["false_deaths"]) == ("9", "", "0")
+    assert float(row["first_detection_s"]) > 0
+
+
 def test_a_bad_run_fails_and_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario, "disagreements", lambda _: ["node-0001 does not believe in node-0002"])
     done = CliRunner().invoke(cli, SMALL)
@@ -44,7 +53,7 @@ def test_a_broken_invariant_says_how_to_get_there_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(scenario, "disagreements", broken)
     done = CliRunner().invoke(cli, SMALL)
     assert isinstance(done.exception, AssertionError)
-    assert "replay with: p2pkv sim members" in done.stderr
+    assert done.stderr.endswith(f"replay with: p2pkv {' '.join(SMALL)}\n")
 
 
 def test_options_out_of_range_are_wrong_usage() -> None:

@@ -25,6 +25,14 @@ def test_one_seed_is_one_crash() -> None:
     assert run_detection(nodes=8, seed=3, loss=0.1) == run_detection(nodes=8, seed=3, loss=0.1)
 
 
+def test_where_half_is_lost_nobody_is_killed_before_all_have_met_and_nobody_is_left_in_doubt() -> None:
+    found = [run_detection(nodes=20, seed=seed, loss=0.5) for seed in range(3)]
+    assert [one.false_deaths for one in found] == [0, 0, 0]
+    spreads = [one.last_s - one.first_s for one in found if one.first_s is not None and one.last_s is not None]
+    assert len(spreads) == 3
+    assert max(spreads) < 8.0
+
+
 def test_the_figures_are_over_all_runs() -> None:
     result = sum_up([Detection(7.0, 7.1, 0), Detection(8.0, 8.4, 2), Detection(9.0, None, 0)])
     assert (result.runs, result.missed, result.false_deaths) == (3, 1, 2)

@@ -8,17 +8,21 @@ import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from typing import get_args
 
+import msgspec
 import numpy as np
 import pytest
 
 from p2pkv import local_wire
 from p2pkv.block_file import pack_header, unpack
 from p2pkv.blocks import BlockInfo, BlockKey, block_digest
+from p2pkv.config import Config, HostConfig
 from p2pkv.errors import MalformedMessage, NotABlockFile, SealRefused, VersionMismatch
 from p2pkv.index.codec import delta_of, flips_of_untrusted, page_of, piece_of_untrusted
 from p2pkv.index.gaps import decode_gaps_untrusted, encode_gaps
 from p2pkv.index.versions import read_versions, short_id, versions_message
+from p2pkv.node import Node
 from p2pkv.transport import wire
 from p2pkv.transport.bulk_header import BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import FrameReader, frame
@@ -26,9 +30,12 @@ from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.records import RecordOpener, RecordSealer
 from p2pkv.transport.seal import DatagramSeal
 from p2pkv.transport.sealed_handshake import Opening, answer, opened_untrusted
+from p2pkv.transport.shm import _places
 
 INPUTS = int(os.environ.get("P2PKV_FUZZ_INPUTS", "5000"))
 GROWTH_BYTES_MAX = 2**20
+NODE_GROWTH_BYTES_MAX = 2**24
+"""Of a node that believes what it is told: members and records up to their bounds."""
 
 RECORD = wire.MemberRecord(
     "a" * 16,
@@ -49,10 +56,12 @@ RECORD = wire.MemberRecord(
     2,
     ("w=1",),
 )
-MESSAGES = [
+MESSAGES: list[wire.AnyMessage] = [
     wire.Packet("default", "a", "127.0.0.1:1", wire.Ping(7, "b"), (RECORD, RECORD)),
     wire.Packet("default", "a", "127.0.0.1:1", wire.PingRequest(7, "b", "127.0.0.1:2")),
     wire.Packet("default", "a", "127.0.0.1:1", wire.Nack(7, "b")),
+    wire.Packet("default", "a", "127.0.0.1:1", wire.Ack(7, "b")),
+    wire.Packet("default", "a", "127.0.0.1:1", wire.Gossip()),
     wire.Ping(7, "b"),
     wire.PushPull((RECORD,), reply=True),
     wire.ListDigest(RECORD, b"h" * 64),
@@ -69,26 +78,51 @@ MESSAGES = [
     wire.LeaseRequest(9, b"k" * 64, 1000),
     wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64),
     wire.LeaseRelease(3),
+    wire.LeaseRenew(3, 500),
     wire.Hello("default", "a", "127.0.0.1:1", 0),
     wire.HelloAck("b", 1, "no"),
+    wire.TlsHello("default", "a", "127.0.0.1:1", 1 << 40),
+    wire.TlsAck("b", 1, 1 << 40, "no"),
+    wire.SessionAsk(),
+    wire.SessionGrant(b"k" * 32, 60_000),
     wire.Pull(3, b"\x03"),
+    wire.Places(3, b"\x03", b"\x02", (4096,), (7,)),
+    wire.ArenaOffer(1, 1 << 20, 4096),
     wire.KeyCommand(5, 1, b"k" * 32),
     wire.KeyReport(5, (b"f" * 8, b"g" * 8), "no"),
 ]
-REQUESTS = [
+REQUESTS: list[local_wire.Request] = [
     local_wire.Attach(1, "engine", 1 << 20),
+    local_wire.MatchRequest(b"k" * 64),
     local_wire.AcquireRequest(b"k" * 96, 1000),
-    local_wire.RingRequest(),
+    local_wire.ReleaseRequest(3),
     local_wire.PublishRequest(b"n" * 32, (local_wire.StagedBlock(b"k" * 32, 0, 4096, 1024, b"d" * 16),)),
+    local_wire.StatusRequest(),
+    local_wire.MembersRequest(),
+    local_wire.LocateRequest(b"k" * 32),
+    local_wire.LeaveRequest(),
+    local_wire.RingRequest(),
+    local_wire.KeysRequest(1, 1000, b"k" * 32, "ab"),
 ]
-REPLIES = [
+REPLIES: list[local_wire.Reply] = [
+    local_wire.Welcome(1, "a", "node a", 1 << 20, 4096),
+    local_wire.MatchReply(1, 2, (local_wire.Holder("a", "node a", 2),)),
     local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
+    local_wire.PublishReply(1, 2, 3, "no room", "raise it"),
+    local_wire.MembersReply((local_wire.MemberView("a", "node a", "h:1", "alive", 0, "z", "h", 1, self=True),)),
+    local_wire.StatusReply(
+        *("a", "node a", "default", "h:1", "1.0", 2.5, "none"), *({"alive": 1}, {"s:1": "reached"}), *({}, {}, {}, {})
+    ),
     local_wire.LocateReply(
         False, 0, "", (), (), "aa", 3, (local_wire.Recorded("a", "node a", 32, 0, "node b"),), ("c",)
     ),
     local_wire.RingReply(
         (local_wire.RingShare("a", "node a", "z", "h", 1, 0.5, 0.5, 1.0, self=True),), 2, 1.25, 8, "ff"
     ),
+    local_wire.KeysReply(
+        True, "", ("aa",), (local_wire.KeyHolder("a", "node a", "h:1", "alive", answered=True, keys=("aa",), note=""),)
+    ),
+    local_wire.Done(),
     local_wire.Failure("TierFull", "no room", "raise it"),
 ]
 BODY = bytes(range(256)) * 4
@@ -141,6 +175,10 @@ def pieces(data: bytes) -> None:
         flips_of_untrusted(message, peer="p")
     elif isinstance(message, wire.SummaryVersions):
         list(read_versions(message, {short_id("a"): "a"}.get))
+
+
+def places(data: bytes) -> None:
+    _places(wire.decode_untrusted(data, peer="p"), 3, peer="p")
 
 
 def coded(*positions: int) -> bytes:
@@ -199,12 +237,23 @@ PARSERS = [
     ),
     pytest.param(gaps, [coded(1, 7, 8, 500, 2**12 - 1), coded(0), coded(*range(40)), coded(4000)], id="gaps"),
     pytest.param(pieces, [wire.encode(m) for m in SUMMARIES], id="summaries"),
+    pytest.param(places, [wire.encode(wire.Places(3, b"\x07", b"\x06", (4096, 8192), (7, 8)))], id="places"),
     pytest.param(sealed_datagram, SEALED, id="sealed datagrams"),
     pytest.param(lambda data: opened_untrusted(data, RING, peer="p"), [OPENING.payload], id="sealed hellos"),
     pytest.param(lambda data: OPENING.answered_untrusted(data, peer="p"), [ANSWER, REFUSAL], id="sealed answers"),
     pytest.param(record, [SEALED_RECORD], id="sealed records"),
     pytest.param(unpack, [pack_header(INFO) + BODY], id="block file"),
 ]
+
+
+def test_every_message_there_is_is_mutated() -> None:
+    for union, seeds in (
+        (wire.AnyMessage, MESSAGES),
+        (local_wire.Request, REQUESTS),
+        (local_wire.Reply, REPLIES),
+        (wire.DatagramBody, [message.body for message in MESSAGES if isinstance(message, wire.Packet)]),
+    ):
+        assert set(get_args(union)) == {type(seed) for seed in seeds}
 
 
 @pytest.mark.timeout(3600)
@@ -231,3 +280,28 @@ def test_mutated_input_gives_the_documented_error_or_a_value(
     assert refused > INPUTS / 10
     assert current < GROWTH_BYTES_MAX
     assert refused + taken == INPUTS
+
+
+@pytest.mark.timeout(3600)
+def test_a_node_that_is_told_mutated_messages_goes_on_and_stays_within_its_bounds() -> None:
+    random, taken, now = Random(1), 0, 0.0
+    me = msgspec.structs.replace(RECORD, id="me", boot=1, incarnation=0, also_at=(), weights=())
+    node = Node(Config(host=HostConfig(capacity_bytes=2**20)), me, Random(1))
+    seeds = [wire.encode(message) for message in MESSAGES]
+    tracemalloc.start()
+    try:
+        node.on_time(now)
+        for _ in range(INPUTS):
+            now += 0.01
+            try:
+                message = wire.decode_untrusted(mutated(seeds, random), peer="p")
+            except MalformedMessage:
+                continue
+            taken += 1
+            node.on_message("a" * 16 if random.random() < 0.5 else "a", message, now)
+            node.on_time(now)
+        current, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken > INPUTS / 50
+    assert current < NODE_GROWTH_BYTES_MAX
