@@ -26,3 +26,15 @@ def test_two_nodes_says_where_the_blocks_came_from() -> None:
         "  10 blocks, 327680 bytes from node 'first' over shm",
         "second node, asked again: 10 blocks over local",
     ]
+
+
+def test_push_by_layer_shows_each_layer_before_the_next_is_made() -> None:
+    command = [sys.executable, str(EXAMPLES / "push_by_layer.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        "decode node: accepted, takes 8 of 8 blocks",
+        *(f"decode node: layer {layer} of 8 blocks, byte for byte the same" for layer in range(4)),
+        "prefill node: stored",
+        "decode node: 8 blocks to offer to others",
+    ]
