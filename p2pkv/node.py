@@ -178,6 +178,7 @@ class Node:
         )
         self.directory: Final = Directory(node_id=me.id, boot=me.boot, config=config.directory)
         self._near: dict[str, Nearness] = {}  # of the usable members
+        self._usables: dict[str, MemberRecord] = {}
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s,
             cooldown_s=config.fetch.cooldown_s,
@@ -396,12 +397,10 @@ class Node:
         """
         local = self.ledger.prefix(keys)
         claims = self.summaries.longest(keys) if now is None else self.summaries.claims(keys, now)
-        holders = [
-            (record, depth) for peer, depth in claims.items() if depth and (record := self._usable(peer)) is not None
-        ]
-        holders.sort(key=lambda pair: (-pair[1], pair[0].id))
-        reachable = max([local, *(depth for _, depth in holders)])
-        return Match(local, reachable, tuple(holders))
+        usable = self._usables
+        found = sorted([(-depth, peer) for peer, depth in claims.items() if depth and peer in usable])
+        reachable = max(local, -found[0][0]) if found else local
+        return Match(local, reachable, tuple([(usable[peer], -depth) for depth, peer in found]))
 
     def acquire(
         self,
@@ -513,10 +512,7 @@ class Node:
         return record
 
     def _usable(self, peer: str) -> MemberRecord | None:
-        record = self.membership.member(peer)
-        if record is None or record.state > MemberState.SUSPECT or peer == self.id:
-            return None
-        return record if speaks_with_us(record) else None
+        return self._usables.get(peer)
 
     def _address_of(self, peer: str) -> str:
         record = self.membership.member(peer)
@@ -556,8 +552,10 @@ class Node:
                     usable = exchanged.state <= MemberState.SUSPECT
                     if usable:
                         self._near[record.id] = nearness(self._me, record)
+                        self._usables[record.id] = record
                     else:
                         self._near.pop(record.id, None)
+                        self._usables.pop(record.id, None)
                     out += self._neighbours.on_member(
                         record.id, host_id=record.host_id, boot=record.boot, usable=usable
                     )
