@@ -453,6 +453,8 @@ class _Session:
                 "shared_blocks": figures.fetch.shared_blocks,
                 "shed_blocks": figures.fetch.shed_blocks,
                 "shed_acquires": figures.shed_acquires,
+                "admitted": figures.admitted_blocks,
+                "passed": figures.passed_blocks,
                 "hedges": figures.fetch.hedges,
                 "hedges_denied": figures.fetch.hedges_denied,
                 "cancelled": figures.fetch.cancelled,

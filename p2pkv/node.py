@@ -12,8 +12,9 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from p2pkv.acquires import Acquired, Acquires, AskDirectory
-from p2pkv.blocks import BlockInfo, BlockKey
+from p2pkv.acquires import Acquired, Acquires, AskDirectory, Reused
+from p2pkv.admission import Admission
+from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
 from p2pkv.costs import SATURATED_PERCENT, Prices
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
@@ -116,6 +117,10 @@ class NodeStatistics:
     shed_leases: int
     """Lease requests refused because too much was leased already."""
     shed_acquires: int
+    admitted_blocks: int
+    """Fetched ones that stayed."""
+    passed_blocks: int
+    """And those that did not."""
     lent_bytes: int
     """Leased to peers now."""
     lent_window_bytes: int
@@ -194,6 +199,7 @@ class Node:
             mapped=self._neighbours.is_mapped,
             saturated=lambda peer, now: self._load_of(peer, now) >= SATURATED_PERCENT,
         )
+        self._admission = Admission(config.host.admit_fetched)
         self._grants = Grants(config=config.fetch, ledger=self.ledger, generations=generations)
         prices = Prices(
             links=self.links,
@@ -249,6 +255,8 @@ class Node:
                 record = self._known(sender)
                 if record is None:
                     return ()
+                if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
+                    self._reuse(split_keys(message.keys), now)
                 return (SendStream(record.address, self._grants.on_request(sender, message, now)),)
             case LeaseGrant():
                 judged = self._fetches.judge(sender, message)
@@ -349,6 +357,7 @@ class Node:
         self._rest_due = None
         if outcome == "ok":
             self._acquires.on_arrived(key)
+            self.ledger.let_pass(key)
         return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
@@ -370,6 +379,8 @@ class Node:
             for key in reservation.evicted:
                 self.summaries.remove(key, now)
                 self.directory.remove(key, now)
+        else:
+            self._reuse([info.key], now)  # published here, too
         return reservation
 
     def commit(
@@ -387,6 +398,17 @@ class Node:
             depth, parent = self._acquires.place_of(key)
         self.summaries.add(key, now, depth, parent or b"")
         self.directory.add(key, now, depth, parent or b"")
+
+    def commit_fetched(self, reservation: Reservation, now: float) -> None:
+        """Make a block that came from a peer findable: for good, or for those alone who wait for it, as is decided here."""
+        key = reservation.info.key
+        for _ in range(self._acquires.waiting_for(key) - 1):
+            self._admission.note_use(key)
+        if self._admission.admits(key, room=not reservation.evicted and self.ledger.has_room()):
+            self.commit(reservation, now)
+        else:
+            self._rest_due = None
+            self.ledger.commit(reservation, passing=self._acquires.place_of(key))
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
@@ -498,6 +520,8 @@ class Node:
             refused_leases=self._grants.refused,
             shed_leases=self._grants.shed,
             shed_acquires=self._acquires.shed,
+            admitted_blocks=self._admission.admitted,
+            passed_blocks=self._admission.passed,
             lent_bytes=self._grants.lent_bytes,
             lent_window_bytes=self._grants.window_bytes,
         )
@@ -513,6 +537,16 @@ class Node:
 
     def _usable(self, peer: str) -> MemberRecord | None:
         return self._usables.get(peer)
+
+    def _reuse(self, keys: Sequence[BlockKey], now: float) -> None:
+        """Keep those of `keys` that are only passing and are wanted again."""
+        for key in keys:
+            place = self.ledger.passing(key)
+            if place is not None and self._admission.admits(key, room=False):
+                self.ledger.admit(key)
+                depth, parent = place
+                self.summaries.add(key, now, depth, parent or b"")
+                self.directory.add(key, now, depth, parent or b"")
 
     def _address_of(self, peer: str) -> str:
         record = self.membership.member(peer)
@@ -567,6 +601,8 @@ class Node:
                         self._grants.on_gone(record.id)
                 case FetchEnded():
                     out += self._route(self._acquires.on_fetch_ended(effect, now), now)
+                case Reused(keys=keys):
+                    self._reuse(keys, now)
                 case AskDirectory():
                     out += self._ask(effect, now)
                 case Heard():

@@ -207,7 +207,8 @@ def _times(peers: Sequence[Terms], depths: Sequence[int]) -> Moments:
 def _earliest(peers: Sequence[Terms], depths: Sequence[int], count: int) -> Moments:
     """Return the `count` earliest moments at which one of these peers gives a block, ascending."""
     if len(peers) == 1:
-        return peers[0].wait_s + peers[0].block_s * np.arange(1, count + 1)
+        alone: Moments = peers[0].wait_s + peers[0].block_s * np.arange(1, count + 1)
+        return alone
     able = list(depths)
     if all(one.block_s for one in peers):
         # By `until_s` they give as many, were they all deep enough; so what comes later needs not be looked at.
@@ -217,7 +218,7 @@ def _earliest(peers: Sequence[Terms], depths: Sequence[int], count: int) -> Mome
         cut = [min(depth, number) for depth, number in zip(depths, soon, strict=True)]
         if all(depth >= number for depth, number in zip(depths, soon, strict=True)):
             able = cut
-    gives = np.concatenate(
+    gives: Moments = np.concatenate(
         [one.wait_s + one.block_s * np.arange(1, number + 1) for one, number in zip(peers, able, strict=True)]
     )
     gives.sort()

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from p2pkv.blocks import BlockKey
 from p2pkv.config import HostConfig, load
 from p2pkv.node import Node
 from p2pkv.planner import Cost
@@ -61,7 +62,7 @@ class MatchResult:
 def run_matches(options: MatchOptions) -> MatchResult:
     """Make the node, tell it of its peers, and measure."""
     random = Random(options.seed)
-    chains = [[random.randbytes(_KEY_BYTES) for _ in range(options.blocks)] for _ in range(8)]
+    chains = [[BlockKey(random.randbytes(_KEY_BYTES)) for _ in range(options.blocks)] for _ in range(8)]
     node = _node(options)
     fill(node.summaries, LookupOptions(peers=options.peers, blocks=options.blocks, keys=options.keys), chains, random)
     cost = Cost(BLOCK_BYTES, PREFILL_BLOCK_S)
