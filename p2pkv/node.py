@@ -457,6 +457,17 @@ class Node:
         """Return what the plan for a chain from its root would be, and what it last was if that is remembered."""
         return self._acquires.explain(keys, now, cost)
 
+    def left_alone(self, keys: Sequence[BlockKey], now: float) -> tuple[tuple[MemberRecord, int, str], ...]:
+        """Return the peers that claim some of a chain and are not asked just now: how much they claim, and why not."""
+        found = []
+        for record, depth in self.match(keys, now).holders:
+            busy_s, state = self.links.busy_s(record.id, now), self.links.state(record.id, now)
+            if busy_s:
+                found.append((record, depth, f"busy, to be asked again in {busy_s * 1000:.0f} ms"))
+            elif not self.links.usable(record.id, now):
+                found.append((record, depth, f"failed lately (breaker {state})"))
+        return tuple(found)
+
     def release_peer(self, peer: str) -> None:
         """End all leases of a peer whose process is gone."""
         self._rest_due = None

@@ -207,7 +207,7 @@ def _times(peers: Sequence[Terms], depths: Sequence[int]) -> Moments:
 def _earliest(peers: Sequence[Terms], depths: Sequence[int], count: int) -> Moments:
     """Return the `count` earliest moments at which one of these peers gives a block, ascending."""
     if len(peers) == 1:
-        alone: Moments = peers[0].wait_s + peers[0].block_s * np.arange(1, count + 1)
+        alone: Moments = np.arange(1, count + 1, dtype=np.float64) * peers[0].block_s + peers[0].wait_s
         return alone
     able = list(depths)
     if all(one.block_s for one in peers):

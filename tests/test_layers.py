@@ -50,7 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             *("local_socket", "identity"),
         }
     ),
-    frozenset({"staging", "runner", "local_views"}),
+    frozenset({"staging", "runner", "local_views", "local_explain"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
