@@ -37,6 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "moving",
                 "hedges",
                 "shedding",
+                "admission",
             ),
             "neighbours",
         }
