@@ -15,15 +15,15 @@ from typing import Final, TypeAlias
 from p2pkv.blocks import BlockKey
 from p2pkv.config import Config
 from p2pkv.errors import PinLimit
-from p2pkv.fetch import FetchEffect, FetchEnded, Fetches, Outcome
+from p2pkv.fetch import FetchEffect, FetchEnded, Outcome
+from p2pkv.fetches import Fetches
 from p2pkv.index.anchors import anchors
 from p2pkv.index.announce import reach
 from p2pkv.index.exchange import Summaries
 from p2pkv.index.inquiry import Claim, lengths
 from p2pkv.ledger import Lease, Ledger
-from p2pkv.links import Links
-from p2pkv.planner import Cost, Plan, plan
-from p2pkv.transport.wire import MemberRecord
+from p2pkv.planner import Cost, Plan
+from p2pkv.plans import Decision, Plans
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ class _Acquire:
     """The block from which on the directory was asked."""
     told: Mapping[str, int] | None = None
     """What the directory said: peers and how much of the whole chain each has. None until it is asked."""
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    """And in which tier."""
     contradicted: bool = False
     """Whether a peer had not what its summary claimed; then only the directory is believed."""
     sources: dict[BlockKey, str] = field(default_factory=dict)
@@ -85,6 +87,7 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
     "slow": "slow: the next block did not come in time",
     "full": "full: no room here for the next block",
     "refused": "refused: the peer's answer made no sense, or too many blocks are on their way",
+    "busy": "busy: the peer of the next block has too much to send already",
 }
 
 
@@ -97,22 +100,24 @@ class Acquires:
         *,
         ledger: Ledger,
         summaries: Summaries,
-        links: Links,
         fetches: Fetches,
-        usable: Callable[[str], MemberRecord | None],
+        plans: Plans,
+        addresses: Callable[[str], str],
     ) -> None:
-        """`usable` returns a peer's record if blocks may be asked of it."""
+        """`addresses` says where to reach a peer."""
         self._config = config
         self._ledger = ledger
         self._summaries = summaries
-        self._links = links
         self._fetches = fetches
-        self._usable = usable
+        self._plans = plans
+        self._address_of = addresses
         self._ids = 0
         self._asking: dict[int, _Acquire] = {}
         """Those that wait for the directory, by their own id."""
         self._fetching: dict[int, _Acquire] = {}
         """Those that wait for a fetch, by its id."""
+        self.shed = 0
+        """Acquires that were answered at once because `fetch.acquires_max` were under way."""
 
     def start(
         self,
@@ -131,12 +136,46 @@ class Acquires:
         """
         self._ids += 1
         chain = tuple(dict.fromkeys(keys[first:]))
-        acquire = _Acquire(self._ids, keys, first, chain, holder, deadline, cost)
+        acquire = _Acquire(self._ids, keys, first, chain, holder, deadline, self._plans.learn(cost))
         until = deadline + self._config.fetch.lease_s
         acquire.guard = self._ledger.lease(chain, holder=_guard(holder), deadline=until).id
-        if self._should_ask(acquire, now):
-            return acquire.id, (self._ask(acquire, now),)
+        if self._ledger.prefix(chain) < len(chain):
+            if len(self._asking) + len(self._fetching) >= self._config.fetch.acquires_max:
+                self.shed += 1
+                acquire.reason = "too many acquires are under way"
+                return acquire.id, (self._finish(acquire, now),)
+            if self._should_ask(acquire, now):
+                return acquire.id, (self._ask(acquire, now),)
         return acquire.id, self._fetch(acquire, now)
+
+    def cancel(self, number: int) -> tuple[AcquireEffect, ...]:
+        """Take that the engine has gone away: end what was begun for it, leases at peers first. No `Acquired` comes."""
+        acquire = self._asking.pop(number, None)
+        if acquire is not None:
+            self._ledger.release(acquire.guard, holder=_guard(acquire.holder))
+            return ()
+        found = [fetch for fetch, acquire in self._fetching.items() if acquire.id == number]
+        effects: list[AcquireEffect] = []
+        for fetch in found:
+            acquire = self._fetching.pop(fetch)
+            self._ledger.release(acquire.guard, holder=_guard(acquire.holder))
+            self._plans.end(acquire.keys[-1], arrived=0, reason="the engine went away")
+            effects += self._fetches.cancel(fetch)
+        return tuple(effects)
+
+    def explain(
+        self, keys: Sequence[BlockKey], now: float, cost: Cost | None = None
+    ) -> tuple[Decision, Decision | None]:
+        """Return what a plan for a chain from its root would be now, and what the last one was, if it is remembered.
+
+        Without `cost` the figures of the engine heard of last are taken.
+        """
+        chain = tuple(dict.fromkeys(keys))
+        local, claims = self._ledger.prefix(chain), self._summaries.claims(chain, now)
+        decision = self._plans.decide(
+            chain, first=0, local=local, claims=claims, cost=cost or self._plans.usual_cost(), now=now
+        )
+        return decision, self._plans.last(chain[-1]) if chain else None
 
     def place_of(self, key: BlockKey) -> tuple[int | None, BlockKey | None]:
         """Return depth and parent of a block that an acquire waits for, None where not known."""
@@ -151,13 +190,18 @@ class Acquires:
 
     def on_heard(self, number: int, claims: Sequence[Claim], now: float) -> tuple[AcquireEffect, ...]:
         """Go on with what the directory said, nothing if there was nobody to ask."""
-        acquire = self._asking.pop(number)
+        acquire = self._asking.pop(number, None)
+        if acquire is None:  # its engine has gone away
+            return ()
         acquire.told = lengths(claims, acquire.base)
+        acquire.tiers = {claim.holder: claim.tier for claim in claims}
         return self._fetch(acquire, now)
 
     def on_fetch_ended(self, ended: FetchEnded, now: float) -> tuple[AcquireEffect, ...]:
         """Finish, or ask the directory where a summary was wrong and there is time left."""
-        acquire = self._fetching.pop(ended.fetch)
+        acquire = self._fetching.pop(ended.fetch, None)
+        if acquire is None:
+            return ()
         acquire.sources.update((key, peer) for key, peer in ended.sources if peer)
         failures = dict(ended.failures)
         arrived = self._ledger.prefix(acquire.keys)
@@ -170,24 +214,20 @@ class Acquires:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _claims(self, acquire: _Acquire, local: int, now: float) -> dict[str, int]:
-        """Return which usable peers claim more than is here, and how many blocks of the chain behind `first`."""
-        merged = dict(self._summaries.longest(acquire.whole)) if not acquire.contradicted else {}
-        for peer, depth in (acquire.told or {}).items():
-            merged[peer] = max(depth, merged.get(peer, 0))
-        merged = self._summaries.without_absent(merged, acquire.whole, now)
-        return {
-            peer: depth - acquire.first
-            for peer, depth in merged.items()
-            if depth - acquire.first > local and self._usable(peer) is not None and self._links.usable(peer, now)
-        }
+    def _claims(self, acquire: _Acquire, now: float) -> Mapping[str, int]:
+        """Return how many blocks of the whole chain each peer claims, as far as that is to be believed."""
+        merged: Mapping[str, int] = self._summaries.longest(acquire.whole) if not acquire.contradicted else {}
+        if acquire.told:
+            merged = dict(merged)
+            for peer, depth in acquire.told.items():
+                merged[peer] = max(depth, merged.get(peer, 0))
+        return self._summaries.without_absent(merged, acquire.whole, now)
 
     def _should_ask(self, acquire: _Acquire, now: float) -> bool:
         """Say whether the directory may know more than the summaries that are here."""
-        local = self._ledger.prefix(acquire.keys)
-        if local == len(acquire.keys) or not self._config.directory.owners or not self._summaries.blind():
+        if not self._config.directory.owners or not self._summaries.blind():
             return False
-        return max(self._claims(acquire, local, now).values(), default=0) < len(acquire.keys)
+        return max(self._claims(acquire, now).values(), default=0) < acquire.first + len(acquire.keys)
 
     def _ask(self, acquire: _Acquire, now: float) -> AskDirectory:
         """Have the directory asked for what is missing of a chain."""
@@ -202,28 +242,32 @@ class Acquires:
         local = self._ledger.prefix(chain)
         if local == len(chain):
             return (self._finish(acquire, now),)
-        claims = self._claims(acquire, local, now)
-        decided = plan(
-            start=local,
-            stop=len(chain),
-            claims=claims,
-            link=self._links.estimate,
+        decision = self._plans.decide(
+            chain,
+            first=acquire.first,
+            local=local,
+            claims=self._claims(acquire, now),
             cost=acquire.cost,
-            trusted=lambda peer: self._summaries.is_trusted(peer, now),
+            now=now,
+            within_s=acquire.deadline - now,
+            tiers=acquire.tiers,
         )
+        decided = decision.plan
         if decided.runs or not acquire.contradicted:  # or else what was wrong before says more
             acquire.reason = decided.reason
+        self._plans.keep(chain[-1], decision)
         if not decided.runs:
             return (self._finish(acquire, now),)
-        addresses = {peer: record.address for peer in claims if (record := self._usable(peer)) is not None}
+        holders = {price.terms.peer: price.terms.depth for price in decision.prices}
         fetch_id, effects = self._fetches.start(
             chain,
             _with_hope(decided, acquire.first, len(chain)),
-            claims=claims,
-            addresses=addresses,
+            claims=holders,
+            addresses={peer: self._address_of(peer) for peer in holders},
             deadline=acquire.deadline,
             now=now,
             here=lambda key: self._ledger.get(key) is not None,
+            block_bytes=decision.cost.block_bytes,
         )
         acquire.places = _places(acquire.whole)
         acquire.planned = decided.stop
@@ -248,6 +292,10 @@ class Acquires:
             lease, reason = Lease(0, acquire.holder, (), deadline), str(exc)
         self._ledger.release(acquire.guard, holder=_guard(acquire.holder))
         sources = tuple(acquire.sources.get(held.info.key, "") for held in lease.blocks)
+        if acquire.keys:
+            self._plans.end(acquire.keys[-1], arrived=len(usable), reason=reason)
+        if usable:
+            self._plans.saw_block(lease.blocks[0].info.length if lease.blocks else 0)
         return Acquired(acquire.id, lease, sources, reason)
 
 

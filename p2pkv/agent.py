@@ -163,7 +163,8 @@ class Agent:
                 self._protection.attach(self.runner, nursery)
                 await nursery.start(self._discovery.run)
                 self.runner.on_resolve = self._discovery.start
-                self.runner.on_transfer = lambda start: nursery.start_soon(transfers.carry_out, start)
+                self.runner.on_transfer = partial(transfers.begin, nursery)
+                self.runner.on_stop = transfers.stop
                 if self._neighbourhood is not None:
                     await nursery.start(self._neighbourhood.run)
                 nursery.start_soon(self.runner.run)

@@ -544,6 +544,27 @@ class FetchConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 120.0
     leases_max: Annotated[int, Meta(ge=1, le=2**20, description="Leases one holder may have at a time.")] = 256
+    lent_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=2**23,
+            le=2**50,
+            description=(
+                "Bytes that peers may have leased at a time, all together. The node itself finds how much of that it can send "
+                "in good time, and tells whoever asks for more to come back later. Raise it where one fetch is larger."
+            ),
+        ),
+    ] = 4 * 2**30
+    acquires_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**20,
+            description=(
+                "Acquires of engines under way at a time; a further one gets at once what is here, so that none waits in vain."
+            ),
+        ),
+    ] = 1024
     in_flight_max: Annotated[
         int,
         Meta(

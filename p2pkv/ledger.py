@@ -54,6 +54,8 @@ class LedgerStatistics:
     leases: int
     evictions: int
     leases_expired: int
+    quarantined: int = 0
+    """Places that may still be written to by a peer whose transfer was broken off."""
 
 
 class Ledger:
@@ -68,6 +70,8 @@ class Ledger:
         self._held: dict[BlockKey, Held] = {}
         self._key_at: dict[int, BlockKey] = {}
         self._reserved: dict[BlockKey, Reservation] = {}
+        self._quarantined: dict[int, Reservation] = {}
+        """By place, what was given up and may still be written to."""
         self._pins: dict[BlockKey, int] = {}
         self._chunk_use: dict[int, int] = {}
         """When anything in a chunk was last used; of a block that went since, too, which only makes it seem warmer."""
@@ -151,6 +155,17 @@ class Ledger:
         self._occupy(reservation.slot, -1)
         self.slots.give_back(reservation.slot)
 
+    def quarantine(self, reservation: Reservation) -> None:
+        """Give a reservation up whose place may still be written to: its key is free at once, its place is not."""
+        assert self._reserved.pop(reservation.info.key) is reservation
+        self._quarantined[reservation.slot.offset] = reservation
+
+    def release_quarantined(self, reservation: Reservation) -> None:
+        """Give a place back that nobody writes to any more."""
+        assert self._quarantined.pop(reservation.slot.offset) is reservation
+        self._occupy(reservation.slot, -1)
+        self.slots.give_back(reservation.slot)
+
     def drop(self, key: BlockKey) -> bool:
         """Drop a committed block unless it is pinned or absent; say whether it was dropped."""
         if key not in self._held or self._pins.get(key):
@@ -210,6 +225,20 @@ class Ledger:
         if lease is not None and held is not None:
             self._pin(held)
             self._leases[lease_id] = replace(lease, blocks=(*lease.blocks, held))
+
+    def postpone(self, lease_id: int, deadline: float) -> None:
+        """Have a lease end later; nothing happens if it has ended."""
+        lease = self._leases.get(lease_id)
+        if lease is not None:
+            self._leases[lease_id] = replace(lease, deadline=deadline)
+
+    def leases_of(self, holder: str) -> tuple[int, ...]:
+        """Return the numbers of the leases that `holder` has."""
+        return tuple(self._leases_of.get(holder, ()))
+
+    def is_leased(self, lease_id: int) -> bool:
+        """Say whether a lease is still held by anybody."""
+        return lease_id in self._leases
 
     def find_lease(self, lease_id: int, *, holder: str) -> Lease | None:
         """Return the lease if it is still held, and by `holder`: one holder cannot use another's."""
@@ -284,4 +313,5 @@ class Ledger:
             leases=len(self._leases),
             evictions=self._evictions,
             leases_expired=self._leases_expired,
+            quarantined=len(self._quarantined),
         )

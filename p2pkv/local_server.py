@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -70,6 +70,8 @@ from p2pkv.tiers.host import HostTier
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader
 from p2pkv.transport.wire import MemberRecord
 
+T = TypeVar("T")
+
 _READ_BYTES: Final = 64 * 1024
 _STAGED_AT_ONCE: Final = 64
 """Blocks copied per trip to a worker thread, so that a large publish lets others in between."""
@@ -123,7 +125,7 @@ class LocalServer:
     ) -> Acquired:
         """Have the node acquire `keys` for `holder`, and wait for the result.
 
-        Cancellation: the lease that comes later is released at once.
+        Cancellation: what was begun ends, and leases at peers with it.
         """
         event, result = trio.Event(), list[Acquired]()
 
@@ -134,9 +136,12 @@ class LocalServer:
 
         number = self._served.runner.call(verb)
         try:
-            await event.wait()
+            if not result:
+                await event.wait()
         finally:
             self._waiting.pop(number, None)
+            if not result:
+                self._served.runner.tell(lambda node, now: node.cancel(number, now))
         return result[0]
 
     async def locate(self, key: BlockKey) -> Located:
@@ -208,11 +213,37 @@ class _Session:
             self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
             self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
 
+    async def _unless_gone(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what `work` returns, and cancel it if the client hangs up.
+
+        A client asks one thing at a time, so the next that can be read is the end. One that sends more is not watched.
+
+        Raises:
+            PeerGone: it has hung up.
+        """
+        results: list[T] = []
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                try:
+                    ended = not await self._connection.recv(1, socket.MSG_PEEK)
+                except OSError:
+                    ended = True
+                if ended:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            results.append(await work())
+            nursery.cancel_scope.cancel()
+        if not results:
+            raise PeerGone("the client hung up before its answer came", peer=self._holder)
+        return results[0]
+
     async def _answered(self, request: Request) -> Reply:
         """Return the reply; an error of ours becomes a `Failure`, and the session goes on."""
         try:
             return await self._answer(request)
-        except MalformedMessage:
+        except (MalformedMessage, PeerGone):
             raise
         except P2pkvError as exc:
             return Failure(type(exc).__name__, str(exc)[:4096], exc.hint[:4096])
@@ -274,7 +305,8 @@ class _Session:
         if request.block_bytes and request.prefill_block_us:
             cost = Cost(request.block_bytes, request.prefill_block_us / 1e6)
         deadline = trio.current_time() + request.timeout_ms / 1000
-        acquired = await self._server.acquire(self._holder, keys, first=request.first, deadline=deadline, cost=cost)
+        acquire = partial(self._server.acquire, self._holder, keys, first=request.first, deadline=deadline, cost=cost)
+        acquired = await self._unless_gone(acquire)
         names = self._served.runner.ask(lambda node: {record.id: record.name for record in node.membership.members()})
         peers = list(dict.fromkeys(acquired.sources))
         blocks = tuple(
@@ -422,6 +454,14 @@ class _Session:
                 "in_flight": figures.fetch.in_flight,
                 "shared_blocks": figures.fetch.shared_blocks,
                 "shed_blocks": figures.fetch.shed_blocks,
+                "shed_acquires": figures.shed_acquires,
+                "hedges": figures.fetch.hedges,
+                "hedges_denied": figures.fetch.hedges_denied,
+                "cancelled": figures.fetch.cancelled,
+                "renewals": figures.fetch.renewals,
+                "lent_bytes": figures.lent_bytes,
+                "lent_window_bytes": figures.lent_window_bytes,
+                "leases_shed": figures.shed_leases,
                 **{f"blocks_{outcome}": number for outcome, number in sorted(figures.fetch.outcomes.items())},
             },
             counters=served.metrics.snapshot(),

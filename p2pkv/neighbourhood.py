@@ -93,8 +93,8 @@ class Neighbourhood:
             try:
                 await serve_arena(stream, peer=hello.node, offer=offer, fd=tier.fd, open_places=self._places)
             finally:
-                holder = f"peer:{hello.node}"
-                self._runner.ask(lambda node: node.ledger.release_holder(holder))
+                peer = hello.node
+                self._runner.ask(lambda node: node.release_peer(peer))
         except SealRefused as exc:
             self._runner.seal_refused("shared memory", exc)
         except P2pkvError as exc:

@@ -15,8 +15,10 @@ import msgspec
 from p2pkv.acquires import Acquired, Acquires, AskDirectory
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
+from p2pkv.costs import SATURATED_PERCENT, Prices
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
-from p2pkv.fetch import FetchEnded, Fetches, FetchStatistics, Outcome, StartTransfer
+from p2pkv.fetch import FetchEnded, Outcome, StartTransfer, StopTransfer
+from p2pkv.fetches import Fetches, FetchStatistics
 from p2pkv.grants import Grants
 from p2pkv.index.anchors import anchor_of
 from p2pkv.index.directory import Directory
@@ -29,9 +31,11 @@ from p2pkv.mesh.membership import Membership
 from p2pkv.mesh.metadata import speaks_with_us
 from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
+from p2pkv.nearness import Nearness, nearness
 from p2pkv.neighbours import MapArena, Neighbours
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.planner import Cost
+from p2pkv.plans import Decision, Plans
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.slots import Slot
 from p2pkv.transport.keyring import KeyRing
@@ -45,6 +49,7 @@ from p2pkv.transport.wire import (
     KeyReport,
     LeaseGrant,
     LeaseRelease,
+    LeaseRenew,
     LeaseRequest,
     ListDifference,
     ListDigest,
@@ -58,6 +63,8 @@ from p2pkv.transport.wire import (
     SummaryVersions,
 )
 
+_LOAD_FRESH_S: Final = 60.0
+"""What a peer said of its load longer ago is not counted on."""
 _BLOCK_BYTES_EXPECTED: Final = 256 * 1024
 """Size of block that the summary is laid out for when nothing else is said; smaller blocks fill it sooner."""
 
@@ -106,6 +113,13 @@ class NodeStatistics:
     fetch: FetchStatistics
     unknown_senders: int
     refused_leases: int
+    shed_leases: int
+    """Lease requests refused because too much was leased already."""
+    shed_acquires: int
+    lent_bytes: int
+    """Leased to peers now."""
+    lent_window_bytes: int
+    """And how much may be."""
 
 
 Effect: TypeAlias = (
@@ -115,6 +129,7 @@ Effect: TypeAlias = (
     | MemberChanged
     | Note
     | StartTransfer
+    | StopTransfer
     | Acquired
     | Located
     | MapArena
@@ -143,6 +158,7 @@ class Node:
         """
         self.config: Final = config
         self.id: Final = me.id
+        self._me = me
         self.ledger: Final = Ledger(
             capacity_bytes=config.host.capacity_bytes,
             chunk_bytes=config.host.chunk_bytes,
@@ -161,22 +177,38 @@ class Node:
             host_id=me.host_id,
         )
         self.directory: Final = Directory(node_id=me.id, boot=me.boot, config=config.directory)
+        self._near: dict[str, Nearness] = {}  # of the usable members
         self.links: Final = Links(
-            assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s, cooldown_s=config.fetch.cooldown_s
+            assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s,
+            cooldown_s=config.fetch.cooldown_s,
+            nearness=self._nearness,
         )
         self.rotation: Final = Rotation(
             own_id=me.id, ring=ring, members=self.membership.members, first_request=me.boot * 1024 % 2**52
         )
         self._neighbours = Neighbours(own_id=me.id, host_id=me.host_id if generations is not None else "")
-        self._fetches = Fetches(config=config.fetch, links=self.links, mapped=self._neighbours.is_mapped)
+        self._fetches = Fetches(
+            config=config.fetch,
+            links=self.links,
+            mapped=self._neighbours.is_mapped,
+            saturated=lambda peer, now: self._load_of(peer, now) >= SATURATED_PERCENT,
+        )
         self._grants = Grants(config=config.fetch, ledger=self.ledger, generations=generations)
+        prices = Prices(
+            links=self.links,
+            record=self._usable,
+            nearness=self._nearness,
+            load=self._load_of,
+            queued=self._fetches.queued_bytes,
+            trusted=self.summaries.is_trusted,
+        )
         self._acquires = Acquires(
             config,
             ledger=self.ledger,
             summaries=self.summaries,
-            links=self.links,
             fetches=self._fetches,
-            usable=self._usable,
+            plans=Plans(prices),
+            addresses=self._address_of,
         )
         self._locate_ids = 0
         self._questions: dict[int, int | tuple[int, bytes, int]] = {}
@@ -222,7 +254,10 @@ class Node:
                 effects = self.summaries.on_answer(sender, judged.confirmed, judged.contradicted, now)
                 return self._route((*effects, *self._fetches.on_grant(sender, message, now)), now)
             case LeaseRelease(lease=lease):
-                self._grants.on_release(sender, lease)
+                self._grants.on_release(sender, lease, now)
+                return ()
+            case LeaseRenew():
+                self._grants.on_renew(sender, message, now)
                 return ()
             case KeyCommand():
                 record = self._known(sender)
@@ -242,6 +277,7 @@ class Node:
 
     def _do_rest(self, now: float) -> tuple[Effect, ...]:
         """Let time pass for all cores but membership."""
+        self._grants.on_time(now)
         self.ledger.expire(now)
         effects = self._route(self.summaries.on_time(now), now)
         effects += self._route(self._neighbours.on_time(now), now)
@@ -389,6 +425,22 @@ class Node:
         number, effects = self._acquires.start(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
         return number, self._route(effects, now)
 
+    def cancel(self, acquire: int, now: float) -> tuple[Effect, ...]:
+        """Take that the engine of an acquire has gone away: what was begun for it ends, and no `Acquired` comes."""
+        self._rest_due = None
+        return self._route(self._acquires.cancel(acquire), now)
+
+    def explain(
+        self, keys: Sequence[BlockKey], now: float, cost: Cost | None = None
+    ) -> tuple[Decision, Decision | None]:
+        """Return what the plan for a chain from its root would be, and what it last was if that is remembered."""
+        return self._acquires.explain(keys, now, cost)
+
+    def release_peer(self, peer: str) -> None:
+        """End all leases of a peer whose process is gone."""
+        self._rest_due = None
+        self._grants.on_gone(peer)
+
     def find_lease(self, lease_id: int, peer: str) -> Lease | None:
         """Return a lease that `peer` holds on blocks of ours, for its pull."""
         return self._grants.find(peer, lease_id)
@@ -445,6 +497,10 @@ class Node:
             fetch=self._fetches.statistics(),
             unknown_senders=self._unknown_senders,
             refused_leases=self._grants.refused,
+            shed_leases=self._grants.shed,
+            shed_acquires=self._acquires.shed,
+            lent_bytes=self._grants.lent_bytes,
+            lent_window_bytes=self._grants.window_bytes,
         )
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -461,6 +517,18 @@ class Node:
         if record is None or record.state > MemberState.SUSPECT or peer == self.id:
             return None
         return record if speaks_with_us(record) else None
+
+    def _address_of(self, peer: str) -> str:
+        record = self.membership.member(peer)
+        return record.address if record is not None else ""
+
+    def _nearness(self, peer: str) -> Nearness:
+        return self._near.get(peer, Nearness.FAR)
+
+    def _load_of(self, peer: str, now: float) -> int:
+        """Return how busy a peer is, percent, 0 if it has not said so lately."""
+        load = self.membership.load_of(peer)
+        return load.percent if load is not None and now - load.heard_at <= _LOAD_FRESH_S else 0
 
     def _route(self, effects: Sequence[object], now: float) -> tuple[Effect, ...]:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
@@ -486,6 +554,10 @@ class Node:
                     out += self._route(self.summaries.on_member(exchanged, now), now)
                     out += self._route(self.directory.on_member(exchanged), now)
                     usable = exchanged.state <= MemberState.SUSPECT
+                    if usable:
+                        self._near[record.id] = nearness(self._me, record)
+                    else:
+                        self._near.pop(record.id, None)
                     out += self._neighbours.on_member(
                         record.id, host_id=record.host_id, boot=record.boot, usable=usable
                     )
@@ -510,6 +582,7 @@ class Node:
                     | Resolve()
                     | Note()
                     | StartTransfer()
+                    | StopTransfer()
                     | Acquired()
                     | Located()
                     | MapArena()

@@ -1,9 +1,32 @@
-"""Which block comes from which peer, or that recomputing is cheaper. Pure: looks at figures, touches nothing."""
+"""Which block comes from which peer, or that recomputing is cheaper. Pure: looks at figures, touches nothing.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+A peer holds a prefix of the chain, up to its depth, so of the missing blocks `[0, N)` it can give the first `d`. It gives
+its j-th block at `wait + j * block_s`. Blocks are computed one after another behind those that were fetched, as attention
+needs all before it. So for every n the plan knows the least time T(n) in which n blocks can be here, and takes the n
+for which T(n) + (N - n) * prefill is least, or none if that is not less than N * prefill: a plan is never worse than
+recomputing by its own figures, and no other way to cut the chain between these peers is better.
 
-from p2pkv.links import LinkEstimate
+How T(n) is found: the blocks behind any k can only come from peers deeper than k, and that is all that stands in the
+way (Hall's theorem for nested sets). So T(n) is the greatest, over all k, of the (n - k)-th earliest of the moments at
+which peers deeper than k give a block. The blocks are then dealt out from the head, shallow peers first.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+PEERS_PER_PLAN_MAX: Final = 4
+"""Peers that one chain is cut between. Each further one brings less, and costs both sides a question."""
+_SCRAPS_MAY_COST: Final = 1.25
+_SCRAPS_MAY_COST_S: Final = 0.002
+"""How many times, or how much, longer a plan may take for asking fewer peers."""
+_ROUNDING: Final = 1e-12
+
+Moments: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +44,12 @@ class Plan:
 
     runs: tuple[Run, ...]
     reason: str
+    fetch_s: float = 0.0
+    """When all of it should be here, from now on."""
+    compute_s: float = 0.0
+    """What the engine then has left to compute; 0 if it does not say what a block costs it."""
+    recompute_s: float = inf
+    """What it would compute without a mesh; infinity if it does not say."""
 
     @property
     def stop(self) -> int:
@@ -37,47 +66,187 @@ class Cost:
     """Seconds the engine needs to compute one block."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What blocks from one peer cost."""
+
+    peer: str
+    depth: int
+    """Blocks of the chain's head that it claims."""
+    wait_s: float
+    """From now until its first block begins to come."""
+    block_s: float
+    """For each block from then on."""
+    link: str = ""
+    """Peers with one name share what their blocks come over, so only one of them is asked. Empty: its own."""
+    rank: tuple[int, ...] = ()
+    """Among peers that would be as fast, the lowest is asked."""
+    trusted: bool = True
+    """Whether its claims have lately been true; one whose were not gives only what no other claims."""
+
+
 def plan(
     *,
     start: int,
     stop: int,
-    claims: Mapping[str, int],
-    link: Callable[[str], LinkEstimate],
-    cost: Cost | None = None,
-    trusted: Callable[[str], bool] = lambda _: True,
+    terms: Sequence[Terms],
+    prefill_block_s: float | None = None,
+    run_blocks_min: int = 1,
+    within_s: float | None = None,
 ) -> Plan:
     """Return how to bring blocks `[start, stop)` of a chain here.
 
     Args:
         start: the first block that is not here already.
         stop: the length of the chain in blocks.
-        claims: peer -> how many blocks of the chain's head it claims to hold.
-        link: what is known of the link to a peer.
-        cost: the engine's figures; without them every fetch is taken to pay.
-        trusted: whether a peer's claims have lately been true; one whose were not gives only what no other claims.
-
-    The fastest peer that claims the next block gives as much as it claims; a deeper one goes on from there. O(peers
-    log peers).
+        terms: of the peers that may be asked.
+        prefill_block_s: what computing a block costs the engine, seconds; None: every fetch is taken to pay.
+        within_s: what cannot be here by then is not asked for.
+        run_blocks_min: a shorter run is left to its neighbour where that can give it, though it takes a little longer.
     """
-    ranked = sorted(
-        claims, key=lambda peer: (not trusted(peer), -link(peer).bandwidth_bytes_s, link(peer).round_trip_s, peer)
-    )
-    runs: list[Run] = []
-    position = start
-    for peer in ranked:
-        depth = min(claims[peer], stop)
-        if depth <= position:
-            continue
-        if cost is not None and not _pays(depth - position, link(peer), cost):
-            continue
-        runs.append(Run(peer, position, depth))
-        position = depth
-    if runs:
-        return Plan(tuple(runs), "planned" if position == stop else "no peer claims more")
-    claimed = any(depth > start for depth in claims.values())
-    return Plan((), "recomputing is cheaper" if claimed else "no peer claims the next block")
+    known = [one for one in terms if one.trusted]
+    doubted = [one for one in terms if not one.trusted]
+    left_s = inf if within_s is None else within_s
+    recompute_s = inf if prefill_block_s is None else (stop - start) * prefill_block_s
+    runs, fetch_s = _cut(start, stop, known, prefill_block_s, run_blocks_min, left_s)
+    position = runs[-1].stop if runs else start
+    if position == max((min(one.depth, stop) for one in known), default=start):
+        # In truth they come at the same time; one after the other is the worst that can be.
+        more, more_s = _cut(position, stop, doubted, prefill_block_s, run_blocks_min, left_s - fetch_s)
+        runs, fetch_s = (*runs, *more), fetch_s + more_s
+    position = runs[-1].stop if runs else start
+    compute_s = 0.0 if prefill_block_s is None else (stop - position) * prefill_block_s
+    claimed = min(stop, max((one.depth for one in terms), default=0))
+    reason = _why(position, start, stop, claimed, late=prefill_block_s is None)
+    return Plan(tuple(runs), reason, fetch_s, compute_s, recompute_s)
 
 
-def _pays(blocks: int, link: LinkEstimate, cost: Cost) -> bool:
-    fetch_s = link.round_trip_s + blocks * cost.block_bytes / link.bandwidth_bytes_s
-    return fetch_s < blocks * cost.prefill_block_s
+def _why(position: int, start: int, stop: int, claimed: int, *, late: bool) -> str:
+    """Return why blocks up to `position` are fetched and no more; `late` if computing was not compared with."""
+    if position == stop:
+        return "planned"
+    if claimed > position:
+        more = "" if position == start else " the rest"
+        return f"too late to fetch{more}" if late else f"recomputing{more} is cheaper"
+    return "no peer claims the next block" if position == start else "no peer claims more"
+
+
+def _cut(
+    start: int,
+    stop: int,
+    terms: Iterable[Terms],
+    prefill_block_s: float | None,
+    run_blocks_min: int,
+    left_s: float,
+) -> tuple[tuple[Run, ...], float]:
+    """Return the best runs from `start` on among peers of one kind, and when they should be here; none if none pays."""
+    peers = _candidates(start, stop, terms, prefill_block_s)
+    if not peers:
+        return (), 0.0
+    times = _times(peers)
+    blocks = len(times) if times[-1] <= left_s else int(np.searchsorted(times, left_s, side="right"))
+    if not blocks:
+        return (), 0.0
+    if prefill_block_s is not None:
+        totals = times[:blocks] + np.arange(stop - start - 1, stop - start - 1 - blocks, -1) * prefill_block_s
+        best = int(totals.argmin())
+        if totals[best] >= (stop - start) * prefill_block_s:
+            return (), 0.0
+        blocks = best + 1
+    dealt = _deal(peers, blocks, float(times[blocks - 1]))
+    whole = _without_scraps(dealt, run_blocks_min)
+    most_s = inf if prefill_block_s is None else blocks * prefill_block_s
+    split_s, whole_s = _makespan(dealt), _makespan(whole)
+    may_take_s = max(_SCRAPS_MAY_COST * split_s, split_s + _SCRAPS_MAY_COST_S)
+    if whole_s <= may_take_s and whole_s < min(most_s, left_s):
+        dealt = whole
+    runs, position = [], start
+    for one, count in dealt:
+        runs.append(Run(one.peer, position, position + count))
+        position += count
+    return tuple(runs), _makespan(dealt)
+
+
+def _candidates(start: int, stop: int, terms: Iterable[Terms], prefill_block_s: float | None) -> list[Terms]:
+    """Return the peers to cut the chain between, depths counted from `start`: the best alone, the deepest, the fastest."""
+    near = [
+        replace(one, depth=min(one.depth, stop) - start) for one in terms if min(one.depth, stop) > start
+    ]  # frozen dataclasses are slow to copy, but there are few
+    slowest_s = max((one.block_s for one in near), default=0.0)
+    worth_s = 2 * slowest_s if prefill_block_s is None else prefill_block_s
+    near.sort(key=lambda one: (one.wait_s + one.depth * (one.block_s - worth_s), one.rank, one.peer))
+    taken: dict[str, Terms] = {}
+    deepest = min(near, key=lambda one: (-one.depth, one.wait_s + one.block_s, one.rank, one.peer), default=None)
+    fast = sorted(near, key=lambda one: (one.wait_s + one.block_s, one.block_s, one.rank, one.peer))
+    for one in (*near[:1], *([deepest] if deepest is not None else []), *fast):
+        if len(taken) == PEERS_PER_PLAN_MAX:
+            break
+        taken.setdefault(one.link or one.peer, one)
+    return sorted(taken.values(), key=lambda one: (one.depth, one.rank, one.peer))
+
+
+def _times(peers: Sequence[Terms]) -> Moments:
+    """Return `[n]`, the least time in which the first n + 1 blocks can be here. `peers` ascend in depth."""
+    moments = [one.wait_s + one.block_s * np.arange(1, one.depth + 1) for one in peers]
+    blocks = peers[-1].depth
+    times: Moments = np.zeros(blocks)
+    behind = first = 0
+    while first < len(peers):  # peers[first:] are those deeper than `behind`
+        gives = np.concatenate(moments[first:])
+        gives.sort()
+        np.maximum(times[behind:], gives[: blocks - behind], out=times[behind:])
+        behind = peers[first].depth
+        while first < len(peers) and peers[first].depth == behind:
+            first += 1
+    return times
+
+
+def _deal(peers: Sequence[Terms], blocks: int, within_s: float) -> list[tuple[Terms, int]]:
+    """Return how many of `blocks` each peer gives so that all are here in time; as few peers as that takes."""
+    chosen = list(peers)
+    dealt = _dealt(chosen, blocks, within_s)
+    assert dealt is not None
+    for one in sorted(peers, key=_preference, reverse=True):
+        fewer = [other for other in chosen if other is not one]
+        without = _dealt(fewer, blocks, within_s)
+        if without is not None:
+            chosen, dealt = fewer, without
+    return dealt
+
+
+def _dealt(peers: Sequence[Terms], blocks: int, within_s: float) -> list[tuple[Terms, int]] | None:
+    """Deal blocks out from the head, the shallow peers first; None if they do not suffice."""
+    dealt, position = [], 0
+    for one in peers:
+        room_s = within_s * (1 + _ROUNDING) - one.wait_s
+        if room_s < 0:
+            continue
+        most = min(one.depth, blocks) - position
+        count = most if one.block_s * most <= room_s else int(room_s / one.block_s)
+        if count > 0:
+            dealt.append((one, count))
+            position += count
+    return dealt if position == blocks else None
+
+
+def _without_scraps(dealt: Sequence[tuple[Terms, int]], least: int) -> list[tuple[Terms, int]]:
+    """Join runs shorter than `least` with a neighbour, as far as one of both has all those blocks."""
+    kept = list(dealt)
+    while len(kept) > 1:
+        place = min(range(len(kept)), key=lambda i: kept[i][1])
+        if kept[place][1] >= least:
+            break
+        first = max(0, min(place, len(kept) - 2))
+        (one, count), (other, more) = kept[first : first + 2]
+        stop = sum(given for _, given in kept[: first + 2])
+        heir = min((peer for peer in (one, other) if peer.depth >= stop), key=_preference)
+        kept[first : first + 2] = [(heir, count + more)]
+    return kept
+
+
+def _preference(one: Terms) -> tuple[tuple[int, ...], float, str]:
+    return one.rank, one.wait_s + one.block_s, one.peer
+
+
+def _makespan(dealt: Sequence[tuple[Terms, int]]) -> float:
+    return max(one.wait_s + count * one.block_s for one, count in dealt)

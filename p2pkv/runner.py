@@ -14,7 +14,7 @@ import trio
 from p2pkv.acquires import Acquired
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError, SealRefused, VersionMismatch
-from p2pkv.fetch import StartTransfer
+from p2pkv.fetch import StartTransfer, StopTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.metrics import Metrics
@@ -65,6 +65,8 @@ class Runner:
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
+        self.on_stop: Callable[[int], None] = _ignore
+        """Called to break off a transfer."""
         self.on_resolve: Callable[[str], None] = _ignore
         """Called to look up a source of seeds."""
         self.on_acquired: Callable[[Acquired], None] = _ignore
@@ -174,6 +176,8 @@ class Runner:
                     self.on_resolve(source)
                 case StartTransfer():
                     self.on_transfer(effect)
+                case StopTransfer(transfer=transfer):
+                    self.on_stop(transfer)
                 case Acquired():
                     self.on_acquired(effect)
                 case MapArena(peer=peer):

@@ -1,4 +1,11 @@
-"""The shell of one transfer: a place for each block, its bytes into it, a report of each. Decides nothing."""
+"""The shell of one transfer: a place for each block, its bytes into it, a report of each. Decides nothing.
+
+A transport that has the owner write into our memory may be cancelled while the owner still writes. It then has a *fence*:
+until that is passed the places are in quarantine, and nothing else is put there.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 import trio
 
@@ -13,19 +20,51 @@ from p2pkv.runner import Runner
 from p2pkv.tiers.base import Tier
 from p2pkv.transport.base import BulkTransport, Wanted
 
+Fence: TypeAlias = Callable[[str, int], Awaitable[None] | None]
+"""(peer, lease) -> what to wait for until nobody writes into the places of that lease any more; None if nobody does."""
+
+
+def no_fence(_peer: str, _lease: int) -> None:
+    """Stand for the fence of transports that write by themselves: when `pull` has returned, nobody writes."""
+
 
 class Transfers:
     """Carries out `StartTransfer` for one node."""
 
-    def __init__(self, *, runner: Runner, tier: Tier, transport: BulkTransport, metrics: Metrics, log: Log) -> None:
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        tier: Tier,
+        transport: BulkTransport,
+        metrics: Metrics,
+        log: Log,
+        fence: Fence = no_fence,
+    ) -> None:
         self._runner = runner
         self._tier = tier
         self._transport = transport
         self._metrics = metrics
         self._log = log
+        self._fence = fence
+        self._open: dict[int, trio.CancelScope] = {}
+
+    def begin(self, nursery: trio.Nursery, start: StartTransfer) -> None:
+        """Carry out a transfer in `nursery`; from now on it can be stopped."""
+        self._open[start.transfer] = trio.CancelScope(deadline=start.deadline)
+        nursery.start_soon(self.carry_out, start)
+
+    def stop(self, transfer: int) -> None:
+        """Break off a transfer soon; harmless if it is over."""
+        scope = self._open.get(transfer)
+        if scope is not None:
+            scope.cancel()
 
     async def carry_out(self, start: StartTransfer) -> None:
-        """Move the blocks of `start`. Never raises for anything a peer does; cancellation is safe."""
+        """Move the blocks of `start`, and wait until nobody writes any more. Never raises for anything a peer does.
+
+        Cancellation is safe. In a node that stops, places whose fence is not passed stay in quarantine to the end.
+        """
         places: dict[int, Reservation] = {}
         wanted: list[Wanted] = []
         by_position = dict(zip((position for position, _ in start.blocks), start.places, strict=False))
@@ -37,10 +76,11 @@ class Transfers:
                 place = by_position.get(position)
                 wanted.append(Wanted(position, info.length, info.segment_bytes, info.digest, into, place))
         outcome: Outcome = "gone"
+        limit = self._open.setdefault(start.transfer, trio.CancelScope(deadline=start.deadline))
         began = trio.current_time()
         path = self._transport.path(start.peer)
         try:
-            with trio.move_on_at(start.deadline) as limit:
+            with limit:
                 if wanted:
                     await self._transport.pull(
                         peer=start.peer,
@@ -59,13 +99,16 @@ class Transfers:
                 self._metrics.malformed.labels("bulk").inc()
             self._log.warning("transfer failed", peer=start.peer, reason=str(exc), blocks_missing=len(places))
         finally:
-            # Nobody writes into these places any more: pull has returned and closed its stream.
-            for reservation in places.values():
-                self._tier.seal(reservation.slot)
-                self._abort(reservation)
-                self._metrics.fetch_blocks.labels(outcome).inc()
+            del self._open[start.transfer]
+            passed = self._fence(start.peer, start.lease) if places else None
+            self._give_up(tuple(places.values()), hot=passed is not None)
+            self._metrics.fetch_blocks.labels(outcome).inc(len(places))
             self._metrics.fetch_seconds.labels(path).observe(trio.current_time() - began)
             self._runner.tell(lambda node, now: node.on_transfer_ended(start.transfer, outcome, now))
+        if passed is not None:
+            self._log.warning("places in quarantine until the peer has stopped writing", peer=start.peer)
+            await passed
+            self._release(tuple(places.values()))
 
     def _reserve(self, start: StartTransfer, info: BlockInfo) -> Reservation | None:
         """Return a place, or None after reporting that the block needs none or gets none."""
@@ -101,6 +144,30 @@ class Transfers:
             node.commit(reservation, now)
             return node.on_block(start.transfer, info.key, "ok", now)
 
+        self._runner.tell(verb)
+
+    def _give_up(self, places: Sequence[Reservation], *, hot: bool) -> None:
+        """Give places back that hold nothing, or keep those in quarantine that may still be written to."""
+
+        def verb(node: Node, _: float) -> tuple[Effect, ...]:
+            for reservation in places:
+                node.ledger.quarantine(reservation) if hot else node.ledger.abort(reservation)
+            return ()
+
+        for reservation in () if hot else places:
+            self._tier.seal(reservation.slot)
+        self._runner.tell(verb)
+
+    def _release(self, places: Sequence[Reservation]) -> None:
+        """Take places out of quarantine."""
+
+        def verb(node: Node, _: float) -> tuple[Effect, ...]:
+            for reservation in places:
+                node.ledger.release_quarantined(reservation)
+            return ()
+
+        for reservation in places:
+            self._tier.seal(reservation.slot)
         self._runner.tell(verb)
 
     def _abort(self, reservation: Reservation) -> None:

@@ -46,7 +46,9 @@ class Transfers:
         self.moved_bytes = 0
         self.on_commit: Callable[[int, BlockKey], None] = lambda number, key: None  # noqa: ARG005 - nobody counts
         """Called with each block that has come."""
+        self._by_transfer: dict[tuple[int, int, int], tuple[int, _Moving]] = {}
         world.on_transfer = self._begin
+        world.on_stop = self._stop
 
     def open(self) -> int:
         """Return how many transfers are under way, those of nodes that are gone included until they would notice."""
@@ -58,12 +60,15 @@ class Transfers:
         moving = _Moving(to, owner, start, (world.boot(to), world.boot(owner)))
         self._number += 1
         self._open.add(self._number)
+        self._by_transfer[to, moving.boots[0], start.transfer] = (self._number, moving)
         # Not at once: the node is still in the verb that asked for the transfer.
         world.later(world.now_us + 1, partial(self._reserve, self._number, moving))
 
     def _reserve(self, number: int, moving: _Moving) -> None:
         """Find a place for each block, and connect."""
         world = self._world
+        if number not in self._open:
+            return
         if not self._is_there(moving.to, moving.boots[0]):
             self._open.discard(number)
             return
@@ -75,6 +80,11 @@ class Transfers:
         world.later(max(late_us, world.now_us), partial(self._end, number, moving, "slow"))
         opened_us = world.network.round_trip_us(moving.to, moving.owner)
         self._next(number, moving, world.now_us + 2 * opened_us)
+
+    def _stop(self, to: int, transfer: int) -> None:
+        found = self._by_transfer.get((to, self._world.boot(to), transfer))
+        if found is not None:
+            self._world.later(self._world.now_us + 1, partial(self._end, *found, "slow"))
 
     def _place(
         self, start: StartTransfer, info: BlockInfo, node: Node, now: float
@@ -136,6 +146,7 @@ class Transfers:
         if number not in self._open:
             return
         self._open.discard(number)
+        self._by_transfer.pop((moving.to, moving.boots[0], moving.start.transfer), None)
         if not self._is_there(moving.to, moving.boots[0]):
             return
 

@@ -23,7 +23,7 @@ from p2pkv.acquires import Acquired
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import Config
 from p2pkv.effects import MemberChanged, SendDatagram, SendStream
-from p2pkv.fetch import StartTransfer
+from p2pkv.fetch import StartTransfer, StopTransfer
 from p2pkv.node import Effect, Node
 from p2pkv.sim.churn import Absence, absences
 from p2pkv.sim.clock import Clock, draw_clock, to_us
@@ -110,6 +110,8 @@ class World:
         self.network: Final = Network(faults, Random(f"{seed}/network"))
         self.on_transfer: Callable[[int, StartTransfer], None] | None = None
         """Called to move blocks to a node; without it every transfer is lost."""
+        self.on_stop: Callable[[int, int], None] | None = None
+        """Called to break off a transfer to a node."""
         self.on_acquired: Callable[[int, Acquired], None] | None = None
         """Called when an engine's acquire is over."""
         self.places_of_blocks: dict[BlockKey, tuple[int, BlockKey | None]] = {}
@@ -392,6 +394,9 @@ class World:
                 case StartTransfer():
                     if self.on_transfer is not None:
                         self.on_transfer(number, effect)
+                case StopTransfer(transfer=transfer):
+                    if self.on_stop is not None:
+                        self.on_stop(number, transfer)
                 case Acquired():
                     if self.on_acquired is not None:
                         self.on_acquired(number, effect)

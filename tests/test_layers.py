@@ -26,6 +26,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("mesh", "index", "links", "load", "planner", "fetch", "eviction", "slots", "generations", "ledger"),
+            *(
+                "breaker",
+                "quantile",
+                "nearness",
+                "costs",
+                "plans",
+                "fetches",
+                "questions",
+                "moving",
+                "hedges",
+                "shedding",
+            ),
             "neighbours",
         }
     ),
@@ -92,6 +104,7 @@ CORES = {
         "load",
         "planner",
         "fetch",
+        *("breaker", "quantile", "nearness", "costs", "plans", "fetches", "questions", "moving", "hedges", "shedding"),
         "grants",
         "acquires",
         "neighbours",
@@ -111,7 +124,7 @@ ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "to
 SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
-    *("bench.lent", "bench.transfer"),
+    *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.admission"),

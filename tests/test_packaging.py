@@ -50,7 +50,7 @@ def tree_files() -> set[str]:
     """Return what the wheel must hold: modules, the type marker, and the demo's text, links followed by hand."""
     found = set()
     for folder, prefix in [(ROOT / "p2pkv", "p2pkv"), *((ROOT / name, f"p2pkv/{name}") for name in LINKED)]:
-        for pattern in ("**/*.py", "**/*.typed", "demo/*.txt"):
+        for pattern in ("**/*.py", "**/*.typed", "bench/*.c", "demo/*.txt"):
             for path in folder.glob(pattern):
                 relative = path.relative_to(folder)
                 if folder.name != "p2pkv" or relative.parts[0] not in LINKED:

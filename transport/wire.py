@@ -345,12 +345,21 @@ class LeaseGrant(Message, tag=11, frozen=True):
     """To a requester that has the arena mapped: where each block lies, from the first slot. Else empty."""
     generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)] = ()
     """The generation of each block's slot under which it is that block."""
+    busy_ms: Small = 0
+    """Not 0: nothing is granted, because too much is leased already to be sent in time; ask again after so long."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):
     """Done with a lease, fetched or not. Without it the lease ends at its deadline."""
 
     lease: Count
+
+
+class LeaseRenew(Message, tag=31, frozen=True):
+    """I am still at it: hold the lease for `remaining_ms` from now on, or as long as you would at first. Not answered."""
+
+    lease: Count
+    remaining_ms: Small
 
 
 # -- streams --------------------------------------------------------------------------------------------------------
@@ -490,6 +499,7 @@ AnyMessage: TypeAlias = (
     | LeaseRequest
     | LeaseGrant
     | LeaseRelease
+    | LeaseRenew
     | Hello
     | HelloAck
     | TlsHello

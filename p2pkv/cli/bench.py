@@ -191,3 +191,93 @@ def transfer(rounds: int, pulls: int, memory_mib: int, output: str) -> None:
             for case in cases
         ],
     )
+
+
+@bench.command()
+@click.option(
+    "--python", required=True, metavar="PYTHON", help="A Python with the others; `make bench-peers` makes one."
+)
+@click.option("--rounds", type=click.IntRange(3, 1000), default=9, show_default=True, help="Interleaved rounds.")
+@click.option("--takes", type=click.IntRange(1, 1000), default=4, show_default=True, help="Takes per system and round.")
+@click.option(
+    "--memory-mib", type=click.IntRange(64, 65536), default=256, show_default=True, help="Blocks that each owner holds."
+)
+@click.option(
+    "--rest", "rest_s", type=click.FloatRange(1, 3600), default=30, show_default=True, help="Seconds at rest."
+)
+@click.option(
+    "--part", "parts", multiple=True, metavar="PART", help="Only moves, one, lookup, limits or rest; repeatable."
+)
+@click.option("--system", "systems", multiple=True, metavar="SYSTEM", help="Only this system; repeatable.")
+@output_option
+def peers(
+    python: str,
+    rounds: int,
+    takes: int,
+    memory_mib: int,
+    rest_s: float,
+    parts: tuple[str, ...],
+    systems: tuple[str, ...],
+    output: str,
+) -> None:
+    """Measure this program beside the systems that people would pick, on this machine, in interleaved rounds.
+
+    Blocks moved from the memory of another process, one block by its key, where a long prompt can be had, whether the
+    limits made by hand are any good, and what an idle daemon costs.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.peers import PARTS, SYSTEMS, PeersOptions, run_peers
+
+    for name, known in [(part, PARTS) for part in parts] + [(system, tuple(SYSTEMS)) for system in systems]:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+    options = PeersOptions(
+        python=python,
+        rounds=rounds,
+        takes=takes,
+        memory_bytes=memory_mib * 2**20,
+        rest_s=rest_s,
+        parts=parts or PARTS,
+        systems=systems or tuple(SYSTEMS),
+    )
+    result = asdict(run_peers(options, progress=lambda line: click.echo(line, err=True)))
+    if output == "json":
+        print_json({"benchmark": "peers", "options": asdict(options), **result})
+        return
+    _show_peers(result)
+
+
+def _show_peers(result: dict[str, Any]) -> None:
+    print_table(
+        "blocks moved between two processes",
+        ("system", "transport", "blocks", "GB/s", "p25, p75", "times Mooncake", "p50 ms", "p99 ms"),
+        [
+            (
+                move["system"],
+                move["transport"],
+                f"{move['blocks']} x {move['block_bytes'] // 1024} KiB",
+                f"{move['gbps']:.2f}",
+                f"{move['gbps_p25']:.2f}, {move['gbps_p75']:.2f}",
+                f"{move['ratio']:.2f}",
+                f"{move['p50_ms']:.2f}",
+                f"{move['p99_ms']:.2f}",
+            )
+            for move in result["moves"]
+        ],
+    )
+    for part in ("one", "limits"):
+        for row in result[part]:
+            _rows(part, row)
+    for part in ("lookup", "rest"):
+        if result[part]:
+            _rows(part, result[part])
+    for system, reason in result["failed"].items():
+        click.echo(f"{system} was not measured: {reason}", err=True)
+
+
+def _rows(title: str, row: dict[str, Any]) -> None:
+    flat = {k: v for k, v in row.items() if not isinstance(v, dict)}
+    flat |= {f"{k}: {name}": v for k, values in row.items() if isinstance(values, dict) for name, v in values.items()}
+    shown = [(name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in flat.items()]
+    print_table(title, ("measure", "value"), shown)

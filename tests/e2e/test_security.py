@@ -25,6 +25,10 @@ def copies(path: Path, *names: str) -> list[Path]:
     return [Path(shutil.copy(path, path.with_name(f"{path.name}-{name}"))) for name in names]
 
 
+PATIENT = ("--set", "mesh.probe_period_s=0.6", "--set", "mesh.probe_timeout_s=0.5")
+"""For tests in which nobody may ever be doubted, on a machine that may be doing something else."""
+
+
 def refused(client, channel: str, reason: str) -> float:
     return client.status().counters.get(f"p2pkv_seal_refused_total{{channel={channel},reason={reason}}}", 0)
 
@@ -195,7 +199,7 @@ def test_keys_are_rotated_while_everything_runs(tmp_path, chain):
     try:
         for name, file in zip("abc", files, strict=True):
             join = ("--join", daemons[0].address) if daemons else ()
-            daemons.append(Daemon(tmp_path, name, "--keyring", str(file), *join))
+            daemons.append(Daemon(tmp_path, name, "--keyring", str(file), *PATIENT, *join))
         a, b, c = daemons
         with a.client() as at_a, c.client() as at_c:
             wait_until(lambda: alive(at_a) == alive(at_c) == {"a", "b", "c"}, "they meet")

@@ -13,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.config import FetchConfig
 from p2pkv.effects import Note, SendStream
-from p2pkv.fetch import FetchEffect, FetchEnded, Fetches, Outcome, StartTransfer
+from p2pkv.fetch import FetchEffect, FetchEnded, Outcome, StartTransfer, StopTransfer
+from p2pkv.fetches import Fetches
 from p2pkv.generations import Place
 from p2pkv.links import Links
-from p2pkv.planner import Plan, Run, plan
-from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRequest, bitmap
+from p2pkv.planner import Plan, Run, Terms, plan
+from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRenew, LeaseRequest, bitmap
 
 LENGTH, SEGMENT = 2 * 2**20, 2**20
 CONFIG = FetchConfig(answer_timeout_s=2.0, lease_s=30.0, cooldown_s=1.0)
@@ -59,6 +60,8 @@ class Bench:
         self.transfers: list[StartTransfer] = []
         self.ended: list[FetchEnded] = []
         self.notes: list[Note] = []
+        self.stopped: list[int] = []
+        self.renewed: list[tuple[str, LeaseRenew]] = []
 
     def take(self, effects: Sequence[FetchEffect]) -> None:
         for effect in effects:
@@ -67,8 +70,12 @@ class Bench:
                     self.asked.append((address.removesuffix(":1"), request))
                 case SendStream(address=address, message=LeaseRelease(lease=lease)):
                     self.released.append((address.removesuffix(":1"), lease))
+                case SendStream(address=address, message=LeaseRenew() as renew):
+                    self.renewed.append((address.removesuffix(":1"), renew))
                 case StartTransfer():
                     self.transfers.append(effect)
+                case StopTransfer(transfer=transfer):
+                    self.stopped.append(transfer)
                 case FetchEnded():
                     self.ended.append(effect)
                 case Note():
@@ -206,12 +213,12 @@ def test_only_what_was_planned_is_fetched(bench: Bench) -> None:
 
 
 def test_links_learn_from_answers_and_transfers(moving: Bench) -> None:
-    assert moving.links.estimate("b").round_trip_s == pytest.approx(0.001 + 0.3 * (0.1 - 0.001))
+    assert moving.links.estimate("b", 0.0).round_trip_s == pytest.approx(0.001 + 0.3 * (0.1 - 0.001))
     for position in range(4):
         moving.block(position)
     moving.end(now=8.1)
     measured = 4 * LENGTH / 8.0
-    assert moving.links.estimate("b").bandwidth_bytes_s == pytest.approx(1e9 + 0.3 * (measured - 1e9))
+    assert moving.links.estimate("b", 0.0).bandwidth_bytes_s == pytest.approx(1e9 + 0.3 * (measured - 1e9))
 
 
 # -- single flight ---------------------------------------------------------------------------------------------------
@@ -332,14 +339,14 @@ def test_good_blocks_of_a_transfer_do_not_make_up_for_a_bad_one(moving: Bench) -
         moving.block(position, outcome)
     moving.end(now=0.9)
     assert not moving.links.usable("b", 0.9)
-    assert moving.links.estimate("b").bandwidth_bytes_s == 1e9
+    assert moving.links.estimate("b", 0.0).bandwidth_bytes_s == 1e9
 
 
 @pytest.mark.parametrize("outcome", ["gone", "refused"])
 def test_a_transfer_that_broke_off_measures_nothing(moving: Bench, outcome: Outcome) -> None:
     moving.block(0)
     moving.end(outcome, now=9.0)
-    assert moving.links.estimate("b").bandwidth_bytes_s == 1e9
+    assert moving.links.estimate("b", 0.0).bandwidth_bytes_s == 1e9
 
 
 def test_a_transfer_that_moved_nothing_forgives_nothing(moving: Bench) -> None:
@@ -651,7 +658,8 @@ class Machine(RuleBasedStateMachine):
     )
     def start(self, branch: int, length: int, claims: dict[str, int], lasts: float) -> None:
         chain = keys(0, 1, 2, *(100 * branch + i for i in range(3, 8)))[:length]
-        decided = plan(start=0, stop=length, claims=claims, link=self.bench.links.estimate)
+        terms = [Terms(peer, depth, 0.001, 0.001) for peer, depth in claims.items()]
+        decided = plan(start=0, stop=length, terms=terms)
         number, effects = self.bench.core.start(
             chain,
             decided,
@@ -724,6 +732,36 @@ class Machine(RuleBasedStateMachine):
         self.bench.take(self.bench.core.on_transfer_ended(number, outcome if left else "ok", self.now))
         self.settle()
 
+    @precondition(lambda self: self.running)
+    @rule(choice=st.integers(0, 99))
+    def cancel(self, choice: int) -> None:
+        number = sorted(self.running)[choice % len(self.running)]
+        del self.running[number]
+        self.bench.take(self.bench.core.cancel(number))
+        self.settle()
+
+    @precondition(lambda self: self.unanswered)
+    @rule(choice=st.integers(0, 99), busy_ms=st.integers(1, 3000))
+    def shed(self, choice: int, busy_ms: int) -> None:
+        peer, request = self.unanswered.pop(choice % len(self.unanswered))
+        refusal = msgspec.structs.replace(granting(request, []), reason="busy", busy_ms=busy_ms)
+        self.bench.grant(refusal, peer, self.now)
+        self.settle()
+
+    @precondition(lambda self: self.bench.stopped)
+    @rule()
+    def stop(self) -> None:
+        number = self.bench.stopped.pop()
+        if number in self.open:
+            _, left = self.open.pop(number)
+            self.bench.take(self.bench.core.on_transfer_ended(number, "slow" if left else "ok", self.now))
+            self.settle()
+
+    @invariant()
+    def no_two_transfers_bring_one_block(self) -> None:
+        moving = [key for _, left in self.open.values() for key in left]
+        assert len(moving) == len(set(moving))
+
     @rule(peer=st.sampled_from(PEERS), forget=st.booleans())
     def lose(self, peer: str, *, forget: bool) -> None:
         core = self.bench.core
@@ -756,7 +794,7 @@ class Machine(RuleBasedStateMachine):
         assert self.running == {}
         assert core.statistics().in_flight == 0
         assert core.next_deadline() == INF
-        assert (core._requests, core._transfers) == ({}, {})
+        assert (len(core._questions), len(core._moving), core._queued) == (0, 0, {})
         assert self.pinned == [], "a lease was not given back"
 
 

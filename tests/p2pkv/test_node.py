@@ -14,7 +14,7 @@ from p2pkv.blocks import BlockInfo, BlockKey, block_digest
 from p2pkv.config import Config, HostConfig, NodeConfig, load
 from p2pkv.effects import MemberChanged, Note, SendDatagram, SendStream
 from p2pkv.errors import PinLimit, TierFull
-from p2pkv.fetch import Outcome, StartTransfer
+from p2pkv.fetch import Outcome, StartTransfer, StopTransfer
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.ring_view import GATHER_S
 from p2pkv.node import Effect, Located, Node
@@ -70,6 +70,7 @@ class Mesh:
         self.acquired: dict[tuple[str, int], Acquired] = {}
         self.located: dict[int, Located] = {}
         self.transfers: list[tuple[str, StartTransfer]] = []
+        self.stopped: list[tuple[str, int]] = []
         self.changes: list[tuple[str, str, int]] = []
         """(who noticed, about whom, which state)."""
         self.notes: list[tuple[str, Note]] = []
@@ -97,6 +98,8 @@ class Mesh:
                     self._queue.append((name, address.removesuffix(":1"), encode(message)))
                 case StartTransfer():
                     self.transfers.append((name, effect))
+                case StopTransfer(transfer=transfer):
+                    self.stopped.append((name, transfer))
                 case Acquired():
                     self.acquired[name, effect.acquire] = effect
                 case Located():
@@ -134,6 +137,12 @@ class Mesh:
                 if name not in self.cut:
                     self.do(name, lambda node: node.on_time(self.now))
             self.settle()
+
+    def measure(self, name: str, peer: str, moved_bytes: int, seconds: float) -> None:
+        """Have a node believe that a transfer from a peer took so long."""
+        links = self.nodes[name].links
+        links.on_started(peer, self.now - seconds)
+        links.on_ended(peer, moved_bytes, self.now, well=True)
 
     def carry_out(self, name: str, start: StartTransfer) -> None:
         """Do what the shell of a transfer does: a place, the bytes, a report, for each block the lease still has."""
@@ -259,7 +268,8 @@ def test_a_chain_is_put_together_from_several_holders() -> None:
     mesh = met("abc")
     mesh.hold("a", *CHAIN[:2])
     mesh.hold("b", *CHAIN)
-    mesh.nodes["c"].links.on_transfer("b", 2**20, 10.0)  # a is faster
+    for _ in range(20):
+        mesh.measure("c", "b", 2**20, 10.0)  # a is faster
     mesh.run(2.0)
     assert [(one.id, depth) for one, depth in mesh.nodes["c"].match(CHAIN).holders] == [("b", 6), ("a", 2)]
     acquired = mesh.acquire("c", CHAIN)
@@ -419,7 +429,8 @@ def test_a_fetch_does_not_wait_for_a_start_of_a_peer_that_is_over() -> None:
     mesh.hold("a", *CHAIN)
     mesh.hold("b", *CHAIN)
     mesh.run(2.0)
-    mesh.nodes["c"].links.on_transfer("b", 2**20, 0.0001)  # b is faster
+    mesh.measure("c", "a", 2**20, 1.0)
+    mesh.measure("c", "b", 2**20, 0.0001)  # b is faster
     number = mesh.start("c", CHAIN)
     mesh._queue.clear()  # the question is lost
     tell(mesh, "c", boot=2, incarnation=0)
@@ -708,7 +719,7 @@ def test_a_summary_that_is_mostly_contradicted_is_asked_for_anew_and_believed_la
     mesh.hold("a", *chain)
     mesh.hold("b", *chain)
     mesh.run(2.0)
-    mesh.nodes["c"].links.on_transfer("b", 2**20, 10.0)  # a is faster
+    mesh.measure("c", "b", 2**20, 10.0)  # a is faster
     forget_silently(mesh, "a", chain)
     before = mesh.nodes["c"].summaries.statistics()
     assert set(mesh.acquire("c", chain).sources) == {"b"}

@@ -1,0 +1,136 @@
+"""p2pkv as an engine sees it: `python -m p2pkv.bench.peers_p2pkv OWNER TAKER METRICS BLOCK_BYTES PER_LEASE BLOCKS`.
+
+OWNER and TAKER are the sockets of two daemons, METRICS is where the second one's figures are.
+
+A lease is a chain that the owner's daemon holds. Taking it is `acquire` at the other daemon and a view of every block,
+which compares it with its digest: what an engine does before it computes with a block. The taker's daemon has memory
+for half of the chains, so that none is there any more when its turn comes again.
+"""
+
+import sys
+import urllib.request
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+
+from p2pkv.bench.peers_lines import Bytes, answer_lines, claim_stdout, fill, is_block, timed
+from p2pkv.blocks import BlockKey, CanonicalLayout, Namespace
+from p2pkv.client import Client
+from p2pkv.errors import P2pkvError
+from p2pkv.index.hashing import chain_keys
+
+BLOCK_TOKENS: Final = 16
+_HEAD_DIM: Final = 128
+_HEAD_BYTES: Final = 2 * BLOCK_TOKENS * _HEAD_DIM * 2
+"""Keys and values of one head in one layer, bfloat16."""
+_HEADS: Final = 8
+
+
+class Chains:
+    """All chains of one shape."""
+
+    def __init__(self, block_bytes: int, per_lease: int, blocks: int) -> None:
+        layers = block_bytes // (_HEADS * _HEAD_BYTES)
+        layout = CanonicalLayout(
+            layers=layers, kv_heads=_HEADS, block_tokens=BLOCK_TOKENS, head_dim=_HEAD_DIM, dtype="bf16"
+        )
+        self.namespace: Final = Namespace(weights_id=f"bench of {per_lease}", layout=layout)
+        self.per_lease: Final = per_lease
+        self.keys: Final = [self._keys(number) for number in range(blocks // per_lease)]
+
+    def _keys(self, number: int) -> list[BlockKey]:
+        tokens = BLOCK_TOKENS * self.per_lease
+        return chain_keys(self.namespace, [number * tokens + i for i in range(tokens)])
+
+    def publish(self, client: Client) -> None:
+        """Have the daemon of `client` hold all of them."""
+        for number, keys in enumerate(self.keys):
+
+            def body(i: int, destination: Bytes, first: int = number * self.per_lease) -> None:
+                fill(first + i, destination)
+
+            done = client.publish(self.namespace, keys, body, first_depth=0)
+            if done.refused:
+                raise P2pkvError(f"the owner's daemon refused blocks: {done.reason}", hint=done.hint)
+
+
+class _Taker:
+    def __init__(self, client: Client, chains: Chains, metrics: str) -> None:
+        self.client, self.chains, self.metrics = client, chains, metrics
+
+    def seen(self) -> bool:
+        return all(self.client.match(keys).reachable_blocks == len(keys) for keys in self.chains.keys)
+
+    def take(self, lease: int) -> float:
+        number = lease % len(self.chains.keys)
+        keys = self.chains.keys[number]
+        began = perf_counter()
+        with self.client.acquire(keys) as held:
+            views = [held.view(i) for i in range(len(held.blocks))]
+            seconds = perf_counter() - began
+            if len(views) != len(keys):
+                raise P2pkvError(f"{len(views)} of {len(keys)} blocks came: {held.reason}")
+            if any(not source.peer for source in held.sources):
+                raise P2pkvError("some blocks were here already: the taker's daemon has too much memory")
+            last = np.frombuffer(views[-1], dtype=np.uint8)
+            if not is_block(number * self.chains.per_lease + len(keys) - 1, last):
+                raise P2pkvError("wrong bytes")
+        return seconds
+
+    def parts(self, lease: int) -> dict[str, float]:
+        """Return where the time of a lease goes, in seconds, as far as it can be seen from outside."""
+        before = self._fetching_s()
+        keys = self.chains.keys[lease % len(self.chains.keys)]
+        began = perf_counter()
+        with self.client.acquire(keys) as held:
+            acquired = perf_counter()
+            for i in range(len(held.blocks)):
+                held.view(i)
+            viewed = perf_counter()
+            again = timed(lambda: self.client.acquire(keys).release())
+        released = timed(lambda: self.client.match(keys[:1]))
+        return {
+            "acquire": acquired - began,
+            "view": viewed - acquired,
+            "transfer": self._fetching_s() - before,
+            "acquire what is here, and release": again,
+            "round trip on the local socket": released,
+        }
+
+    def transports(self) -> dict[str, float]:
+        counters = self.client.status().counters
+        return {name: value for name, value in counters.items() if "transfer_bytes" in name}
+
+    def protection(self) -> str:
+        return self.client.status().protection
+
+    def _fetching_s(self) -> float:
+        """Return how long the daemon has spent in transfers."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("p2pkv_fetch_seconds_sum"))
+
+
+def main(owner: str, taker: str, metrics: str, *sizes: str) -> None:
+    """Publish, then serve lines as the taker."""
+    answers = claim_stdout()
+    chains = Chains(*map(int, sizes))
+    with Client.connect(owner, name="bench owner") as client:
+        chains.publish(client)
+    client = Client.connect(taker, staging_bytes=0, name="bench taker")
+    worker = _Taker(client, chains, metrics)
+    answer_lines(
+        answers,
+        {
+            "ready": worker.seen,
+            "take": worker.take,
+            "parts": worker.parts,
+            "transports": worker.transports,
+            "protection": worker.protection,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
