@@ -619,7 +619,7 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = ""
-    clock_skew_s_max: Annotated[
+    clock_skew_max_s: Annotated[
         float,
         Meta(
             ge=1,

@@ -54,7 +54,7 @@ class Guard:
                 now=certificate.now,
                 cluster=self._cluster,
                 node_id=node_id,
-                skew_s_max=config.security.clock_skew_s_max,
+                skew_max_s=config.security.clock_skew_max_s,
             )
             if certificate is not None
             else None

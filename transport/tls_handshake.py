@@ -39,7 +39,7 @@ class Certified:
     now: CredentialsNow
     cluster: str
     node_id: str
-    skew_s_max: float
+    skew_max_s: float
     clock: Callable[[], float] = time.time
     """The wall clock, seconds since 1970."""
 
@@ -151,8 +151,8 @@ class Certified:
         if certificate.node != node:
             return SealRefused("identity", peer=peer, detail=f"of node {certificate.node}, it says {node[:32]}")
         skew_s = clock_ms / 1000 - self.clock()
-        if abs(skew_s) > self.skew_s_max:
-            detail = f"by {skew_s:+.0f} s, limit {self.skew_s_max:g}"
+        if abs(skew_s) > self.skew_max_s:
+            detail = f"by {skew_s:+.0f} s, limit {self.skew_max_s:g}"
             return SealRefused("clock", peer=f"{node} at {peer}", detail=detail)
         return None
 

@@ -68,7 +68,7 @@ class Node:
             now=lambda: self.credentials,
             cluster=cluster,
             node_id=node or credentials.own.node,
-            skew_s_max=60.0,
+            skew_max_s=60.0,
             clock=lambda: time.time() + clock_s,
         )
         self.hello = Hello(cluster, self.certified.node_id, "127.0.0.1:1", 0)
