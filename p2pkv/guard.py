@@ -17,9 +17,9 @@ from p2pkv.logs import Log
 from p2pkv.metrics import Metrics
 from p2pkv.own_certificate import OwnCertificate
 from p2pkv.protection import Protection
-from p2pkv.transport.admission import Admission, is_tls, read_begin
 from p2pkv.transport.bulk_keys import BulkKeys, SessionKeys, SharedKeys
 from p2pkv.transport.credentials import Credentials
+from p2pkv.transport.doorkeeper import Doorkeeper, is_tls, read_begin
 from p2pkv.transport.handshake import welcome
 from p2pkv.transport.sealed_handshake import welcome_sealed
 from p2pkv.transport.sealed_stream import Channel
@@ -60,8 +60,8 @@ class Guard:
             else None
         )
         """For control streams; None without a certificate."""
-        self._admission: Final = (
-            Admission(self.certified, ring=protection.rings) if self.certified is not None else None
+        self._doorkeeper: Final = (
+            Doorkeeper(self.certified, ring=protection.rings) if self.certified is not None else None
         )
         self.keys: Final[BulkKeys] = (
             SessionKeys(ask=self._ask_session, clock=time.monotonic)
@@ -85,16 +85,16 @@ class Guard:
 
     async def run(self, *, log: Log, metrics: Metrics) -> None:
         """Follow changes of the certificate until cancelled."""
-        if self._certificate is None or self._admission is None:
+        if self._certificate is None or self._doorkeeper is None:
             return
-        admission, counted = self._admission, 0
+        doorkeeper, counted = self._doorkeeper, 0
 
         def changed(before: Credentials, after: Credentials) -> None:
-            admission.certificates_changed(before, after)
+            doorkeeper.certificates_changed(before, after)
 
         def count() -> None:
             nonlocal counted
-            ended = admission.sessions.ended_early
+            ended = doorkeeper.sessions.ended_early
             metrics.sessions_ended_early.inc(ended - counted)
             counted = ended
 
@@ -107,8 +107,8 @@ class Guard:
             SealRefused, VersionMismatch: it does not belong here; it was told why, as far as it can be.
             MalformedMessage, PeerGone: it said something else, or nothing.
         """
-        if self._admission is not None:
-            return await self._admission.welcome(stream, peer=peer)
+        if self._doorkeeper is not None:
+            return await self._doorkeeper.welcome(stream, peer=peer)
         begun = await read_begin(stream, peer=peer)
         if is_tls(begun):
             raise SealRefused("tls", peer=peer)
@@ -126,8 +126,8 @@ class Guard:
         Raises:
             PeerError: as `welcome`.
         """
-        if self._admission is not None:
-            hello, _ = await self._admission.welcome_blocks(stream, peer=peer)
+        if self._doorkeeper is not None:
+            hello, _ = await self._doorkeeper.welcome_blocks(stream, peer=peer)
             return hello
         rings = self._protection.rings
         if rings is None:
@@ -144,8 +144,8 @@ class Guard:
             PeerError: as `p2pkv.transport.streams.serve_control`.
         """
         if isinstance(channel, TlsStream):
-            assert self._admission is not None
-            await self._admission.serve(channel, peer=peer, deliver=deliver)
+            assert self._doorkeeper is not None
+            await self._doorkeeper.serve(channel, peer=peer, deliver=deliver)
         else:
             await serve_control(channel, peer=peer, deliver=deliver)
 

@@ -18,7 +18,7 @@ LINKED = ("mesh", "transport", "index", "sim")
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"blocks"}),
+    frozenset({"blocks", "running_digest"}),
     frozenset({"config"}),
     frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
@@ -37,6 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "moving",
                 "hedges",
                 "shedding",
+                "admission",
             ),
             "neighbours",
         }
@@ -61,7 +62,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             *("local_socket", "identity"),
         }
     ),
-    frozenset({"staging", "runner", "local_views"}),
+    frozenset({"staging", "runner", "local_views", "local_explain"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard"}),
     frozenset({"connectors", "agent"}),
@@ -96,6 +97,7 @@ STRANGERS = [
 CORES = {
     *(
         "blocks",
+        "running_digest",
         "effects",
         "slots",
         "ledger",
@@ -104,7 +106,19 @@ CORES = {
         "load",
         "planner",
         "fetch",
-        *("breaker", "quantile", "nearness", "costs", "plans", "fetches", "questions", "moving", "hedges", "shedding"),
+        *(
+            "breaker",
+            "quantile",
+            "nearness",
+            "costs",
+            "plans",
+            "fetches",
+            "questions",
+            "moving",
+            "hedges",
+            "shedding",
+            "admission",
+        ),
         "grants",
         "acquires",
         "neighbours",
@@ -127,7 +141,7 @@ SHELLS = {
     *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
-    *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.admission"),
+    *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

@@ -12,8 +12,8 @@ import trio
 from p2pkv.authority import Authority
 from p2pkv.certificate_files import read_credentials, write_node_folder
 from p2pkv.errors import MalformedMessage, PeerError, PeerGone, SealRefused, VersionMismatch
-from p2pkv.transport.admission import Admission
 from p2pkv.transport.credentials import Credentials
+from p2pkv.transport.doorkeeper import Doorkeeper
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import greet
 from p2pkv.transport.keyring import KeyRing, fingerprint
@@ -72,7 +72,7 @@ class Node:
             clock=lambda: time.time() + clock_s,
         )
         self.hello = Hello(cluster, self.certified.node_id, "127.0.0.1:1", 0)
-        self.admission = Admission(self.certified, ring=lambda: RING)
+        self.doorkeeper = Doorkeeper(self.certified, ring=lambda: RING)
         self.received: list[AnyMessage] = []
         self.greeted = 0
         self.blocks: list[SealedStream] = []
@@ -93,10 +93,12 @@ class Node:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
-            hello, channel = await self.admission.welcome(stream, peer="caller")
+            hello, channel = await self.doorkeeper.welcome(stream, peer="caller")
             self.greeted += 1
             if isinstance(channel, TlsStream):
-                await self.admission.serve(channel, peer=hello.node, deliver=lambda _, said: self.received.append(said))
+                await self.doorkeeper.serve(
+                    channel, peer=hello.node, deliver=lambda _, said: self.received.append(said)
+                )
             else:
                 self.blocks.append(channel)
         except PeerError as exc:
@@ -439,12 +441,12 @@ def test_when_an_authority_is_removed_what_hangs_on_it_ends_and_the_rest_goes_on
         of_new = credentials_of(new, C, tmp_path)
         b = await Node(credentials_of(new, B, tmp_path)).listen(nursery)
         stream_a, stream_c = await Node(of_old).call(b), await Node(of_new).call(b)
-        b.admission.sessions.grant(A, lifetime_s=60.0, now=0.0)
+        b.doorkeeper.sessions.grant(A, lifetime_s=60.0, now=0.0)
         before, b.credentials = b.credentials, credentials_of(new.remove(), B, tmp_path)
-        b.admission.certificates_changed(before, b.credentials)
+        b.doorkeeper.certificates_changed(before, b.credentials)
         with pytest.raises(trio.BrokenResourceError):
             await stream_a.receive_some()
-        assert len(b.admission.sessions) == 0
+        assert len(b.doorkeeper.sessions) == 0
         await stream_c.send_all(frame(encode(LeaseRelease(1))))
         await until(lambda: bool(b.received))
         with pytest.raises(SealRefused, match="does not accept this node's certificate"):

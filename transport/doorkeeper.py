@@ -45,7 +45,7 @@ async def read_begin(stream: trio.abc.Stream, *, peer: str) -> bytes:
     return begun
 
 
-class Admission:
+class Doorkeeper:
     """The called side of a node with a certificate."""
 
     def __init__(
