@@ -591,7 +591,7 @@ class Node:
                 case _:
                     raise AssertionError(f"no route for {effect!r}")
         for address in compared:
-            out += self.summaries.versions_for(address)
+            out += self.summaries.versions_for(address, now)
         return tuple(out)
 
     def _has_ended(self, record: MemberRecord) -> bool:

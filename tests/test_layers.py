@@ -18,7 +18,7 @@ LINKED = ("mesh", "transport", "index", "sim")
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"blocks"}),
+    frozenset({"blocks", "running_digest"}),
     frozenset({"config"}),
     frozenset({"transport.keyring"}),
     frozenset({"transport.wire"}),
@@ -84,6 +84,7 @@ STRANGERS = [
 CORES = {
     *(
         "blocks",
+        "running_digest",
         "effects",
         "slots",
         "ledger",

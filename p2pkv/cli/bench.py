@@ -106,6 +106,43 @@ def deltas(keys: int, pairs: int, deltas: int, seed: int, output: str) -> None:
 
 
 @bench.command()
+@click.option(
+    "--blocks",
+    type=click.IntRange(2, 16_777_216),
+    default=1_000_000,
+    show_default=True,
+    help="Blocks the writer holds.",
+)
+@click.option(
+    "--chain",
+    "chain_blocks",
+    type=click.IntRange(1, 1_000_000),
+    default=256,
+    show_default=True,
+    help="Blocks of a chain.",
+)
+@click.option(
+    "--rate", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Blocks added and evicted a second."
+)
+@click.option("--seconds", type=click.IntRange(1, 100_000), default=60, show_default=True, help="How long.")
+@click.option(
+    "--nodes", type=click.IntRange(2, 100_000), default=100, show_default=True, help="Of the mesh to compute for."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides the keys.")
+@output_option
+def pair(**arguments: Any) -> None:
+    """Count what one node's summary costs a reader while the writer's chains come and go, at a million blocks."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.pairs import PairOptions, run_pair
+
+    output = arguments.pop("output")
+    options = PairOptions(**arguments)
+    title = f"{options.blocks} blocks in chains of {options.chain_blocks}"
+    _report("pair", title, asdict(options), asdict(run_pair(options)), output)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Members of the ring.")
 @click.option(
     "--changes", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Joins and leaves, in turn."
