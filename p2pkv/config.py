@@ -508,6 +508,17 @@ class HostConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = 0
+    admit_fetched: Annotated[
+        Literal["auto", "always", "second-use"],
+        Meta(
+            description=(
+                "Whether a block that came from a peer stays when the engine is done with it. `always` it does, and the least "
+                "recently used ones go for it. `second-use`: when it is wanted for the second time. `auto`: while there is "
+                "room, and then at its second use. Where memory is tight, copies of what neighbours hold cost more hits than "
+                "they bring."
+            )
+        ),
+    ] = "auto"
 
 
 class FetchConfig(Section, frozen=True, kw_only=True):

@@ -143,7 +143,7 @@ class Transfers:
         self._metrics.transfer_bytes.labels("received", self._transport.path(start.peer)).inc(info.length)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
-            node.commit(reservation, now)
+            node.commit_fetched(reservation, now)
             return node.on_block(start.transfer, info.key, "ok", now)
 
         self._runner.tell(verb)
