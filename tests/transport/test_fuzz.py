@@ -78,6 +78,7 @@ MESSAGES: list[wire.AnyMessage] = [
     wire.LeaseRequest(9, b"k" * 64, 1000),
     wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64),
     wire.LeaseRelease(3),
+    wire.LeaseRenew(3, 500),
     wire.Hello("default", "a", "127.0.0.1:1", 0),
     wire.HelloAck("b", 1, "no"),
     wire.TlsHello("default", "a", "127.0.0.1:1", 1 << 40),
