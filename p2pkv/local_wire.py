@@ -126,6 +126,15 @@ class RingRequest(LocalMessage, tag=15, frozen=True):
     """Who owns how much of the ring? Answered by `RingReply`."""
 
 
+class ExplainRequest(LocalMessage, tag=50, frozen=True):
+    """What would the plan for this chain be, and what was the last one? Answered by `ExplainReply`; nobody is asked."""
+
+    keys: Keys
+    block_bytes: Small = 0
+    prefill_block_us: Small = 0
+    """As in `AcquireRequest`. 0: what an engine of this node said last."""
+
+
 class KeysRequest(LocalMessage, tag=40, frozen=True):
     """Lead a round over the keyrings of all members. Answered by `KeysReply` when it is over."""
 
@@ -167,7 +176,7 @@ class StagedShard(msgspec.Struct, frozen=True, array_like=True, gc=False):
     offset: Count
 
 
-class ShardRequest(LocalMessage, tag=50, frozen=True):
+class ShardRequest(LocalMessage, tag=70, frozen=True):
     """Take these parts of blocks; a block is stored when all its parts are in. Answered by `ShardReply`."""
 
     namespace: Key
@@ -180,7 +189,7 @@ class ShardRequest(LocalMessage, tag=50, frozen=True):
     parent: Annotated[bytes, Meta(max_length=KEY_BYTES)] = b""
 
 
-class DeliverRequest(LocalMessage, tag=51, frozen=True):
+class DeliverRequest(LocalMessage, tag=71, frozen=True):
     """Bring a part of the longest prefix of a chain, layer by layer if asked. Answered by `DeliverReply`, at its begin."""
 
     namespace: Key
@@ -191,7 +200,7 @@ class DeliverRequest(LocalMessage, tag=51, frozen=True):
     by_layer: bool = True
 
 
-class WaitRequest(LocalMessage, tag=52, frozen=True):
+class WaitRequest(LocalMessage, tag=72, frozen=True):
     """Wait until a layer of a delivery is here, or a push has come to `layer` layers. Answered by `WaitReply`."""
 
     number: Count
@@ -201,20 +210,20 @@ class WaitRequest(LocalMessage, tag=52, frozen=True):
     timeout_ms: Small
 
 
-class EndRequest(LocalMessage, tag=53, frozen=True):
+class EndRequest(LocalMessage, tag=73, frozen=True):
     """Done with a delivery, or with a push, which is cancelled unless it is over. Answered by `Done`."""
 
     number: Count
     push: bool
 
 
-class ExpectRequest(LocalMessage, tag=54, frozen=True):
+class ExpectRequest(LocalMessage, tag=74, frozen=True):
     """Pushes of this namespace are welcome as long as this connection lives. Answered by `Done`."""
 
     namespace: Key
 
 
-class PushRequest(LocalMessage, tag=55, frozen=True):
+class PushRequest(LocalMessage, tag=75, frozen=True):
     """Push these blocks to a peer. Answered by `PushReply` at once; `WaitRequest` says how it goes."""
 
     peer: Name
@@ -299,7 +308,7 @@ class PublishReply(LocalMessage, tag=23, frozen=True):
     hint: Text = ""
 
 
-class ShardReply(LocalMessage, tag=60, frozen=True):
+class ShardReply(LocalMessage, tag=80, frozen=True):
     """Answer to `ShardRequest`: of how many blocks the part was taken, which were here already, or refused it."""
 
     taken: Count
@@ -327,7 +336,7 @@ class DeliveredBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Name of the peer that it comes from; empty if it was here, or is pushed, or written by ranks."""
 
 
-class DeliverReply(LocalMessage, tag=61, frozen=True):
+class DeliverReply(LocalMessage, tag=81, frozen=True):
     """Answer to `DeliverRequest`: the blocks whose layers come now."""
 
     delivery: Count
@@ -335,7 +344,7 @@ class DeliverReply(LocalMessage, tag=61, frozen=True):
     reason: Text
 
 
-class WaitReply(LocalMessage, tag=62, frozen=True):
+class WaitReply(LocalMessage, tag=82, frozen=True):
     """Answer to `WaitRequest`."""
 
     state: Name
@@ -347,7 +356,7 @@ class WaitReply(LocalMessage, tag=62, frozen=True):
     """Of a push: layers that are there and verified."""
 
 
-class PushReply(LocalMessage, tag=63, frozen=True):
+class PushReply(LocalMessage, tag=83, frozen=True):
     """Answer to `PushRequest`."""
 
     push: Count
@@ -421,6 +430,7 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     version: str
     uptime_s: float
     protection: str
+    """Of gossip; and of all else, unless `protected_by` says otherwise."""
     members: dict[str, int]
     """State -> count, this node included."""
     seeds: dict[str, str]
@@ -437,6 +447,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     sources: tuple[SourceView, ...] = ()
     parts: dict[str, int] = {}
     """Blocks that come in parts, deliveries and pushes: totals since start, and what is under way."""
+    protected_by: dict[str, str] = {}
+    """What goes between nodes -> what protects it."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -498,6 +510,83 @@ class RingReply(LocalMessage, tag=35, frozen=True):
     """Equal on all nodes that agree on every owner."""
 
 
+class TermsView(msgspec.Struct, frozen=True, gc=False):
+    """What blocks from one peer cost, and why; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    blocks: int
+    """Of the chain's head that it claims."""
+    wait_ms: float
+    """Until its first block begins to come."""
+    block_ms: float
+    """For each block from then on."""
+    bandwidth_bytes_s: float
+    round_trip_ms: float
+    queued_bytes: int
+    """On their way from it already."""
+    load: int
+    """Percent, as it last said."""
+    near: str
+    tier: str
+    transport: str
+    trusted: bool
+
+
+class RunView(msgspec.Struct, frozen=True, gc=False):
+    """Blocks `[start, stop)` of a chain from one peer."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class PlanView(msgspec.Struct, frozen=True, gc=False):
+    """A plan; a map on the wire, for it becomes JSON as it is."""
+
+    decision: str
+    """`here`, `fetch`, `partial`, `recompute` or `miss`."""
+    reason: str
+    blocks: int
+    local: int
+    planned: int
+    """Blocks of the chain's head that would be here."""
+    block_bytes: int
+    prefill_block_ms: float
+    """0 if not known; then every fetch is taken to pay."""
+    fetch_ms: float
+    compute_ms: float
+    """Left to compute behind what is fetched."""
+    recompute_ms: float | None
+    """All that is not here; None if not known."""
+    runs: tuple[RunView, ...]
+    peers: tuple[TermsView, ...]
+    """The best first."""
+    age_s: float = 0.0
+    """Since the plan was made."""
+    arrived: int | None = None
+    """Blocks of the head that were here in the end."""
+    ended: str = ""
+    """Why no more."""
+
+
+class AwayView(msgspec.Struct, frozen=True, gc=False):
+    """A peer that claims blocks and is not asked."""
+
+    name: str
+    blocks: int
+    why: str
+
+
+class ExplainReply(LocalMessage, tag=51, frozen=True):
+    """Answer to `ExplainRequest`."""
+
+    now: PlanView
+    left_alone: tuple[AwayView, ...]
+    last: PlanView | None
+    """That of the last acquire of a chain with the same last block, if it is remembered."""
+
+
 class KeyHolder(msgspec.Struct, frozen=True, gc=False):
     """What one member said of its keyring; a map on the wire, for it becomes JSON as it is."""
 
@@ -547,6 +636,7 @@ Request: TypeAlias = (
     | LocateRequest
     | LeaveRequest
     | RingRequest
+    | ExplainRequest
     | KeysRequest
     | ShardRequest
     | DeliverRequest
@@ -564,6 +654,7 @@ Reply: TypeAlias = (
     | StatusReply
     | LocateReply
     | RingReply
+    | ExplainReply
     | KeysReply
     | ShardReply
     | DeliverReply

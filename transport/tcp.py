@@ -31,6 +31,7 @@ from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
 from p2pkv.transport.wire import Hello, Pull, PullParts, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
+T = TypeVar("T")
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
@@ -68,12 +69,30 @@ async def connect_over(
         PeerGone, PeerTooSlow: nobody answers there.
         VersionMismatch, SealRefused, MalformedMessage: somebody does, but not for us.
     """
+    return await reach(
+        open_stream, address, lambda stream: greet_as(stream, hello, peer=address, ring=ring), timeout_s=timeout_s
+    )
+
+
+async def reach(
+    open_stream: Callable[[str, int], Awaitable[S]],
+    address: str,
+    greet: Callable[[S], Awaitable[T]],
+    *,
+    timeout_s: float,
+) -> T:
+    """Open a stream to `address` and return what `greet` makes of it; if that fails, the stream is closed.
+
+    Raises:
+        PeerGone, PeerTooSlow: nobody answers there.
+        PeerError: whatever `greet` raises.
+    """
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             stream = await open_stream(host, port)
             try:
-                return await greet_as(stream, hello, peer=address, ring=ring)
+                return await greet(stream)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
@@ -121,12 +140,21 @@ class TcpTransport:
             else:
                 self._keep(peer, address, kept)
                 return
+        stream = await self.open_stream(peer, address)
+        await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=False)
+        self._keep(peer, address, stream)
+
+    async def open_stream(self, peer: str, address: str) -> Channel:
+        """Open a greeted bulk stream to `peer` that nobody else uses.
+
+        Raises:
+            PeerError: it is not to be had, or another node answers there.
+        """
         stream, node = await self._keys.greeted(peer, address, partial(self._connect, address))
         if node != peer:
             await trio.aclose_forcefully(stream)
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
-        await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=False)
-        self._keep(peer, address, stream)
+        return stream
 
     async def aclose(self) -> None:
         """Close the kept connections."""
