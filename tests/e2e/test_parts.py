@@ -254,6 +254,16 @@ def test_ranks_that_disagree_and_ranks_that_stop_leave_nothing(pair):
     assert chain.publish(client).stored == 2
 
 
+def test_blocks_of_another_layout_are_an_error_and_the_engine_goes_on(pair):
+    _, client, _ = pair
+    chain = Chain(70, blocks=2, layout=WIDE)
+    chain.publish(client)
+    other = Namespace(weights_id="other", layout=WIDE)
+    with pytest.raises(LayoutMismatch, match="is of another namespace or layout"):
+        client.deliver(other, chain.keys, rank=0, tp=2)
+    read_as(client, chain, 2)
+
+
 def test_an_opaque_layout_is_refused_before_anything_is_sent(pair):
     layout = OpaqueLayout(
         engine="vllm",
