@@ -7,6 +7,7 @@ ALGORITHM.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Final
 
 from p2pkv.config import SummaryConfig
@@ -36,6 +37,9 @@ from p2pkv.transport.wire import (
 ABSENT_PERIODS: Final = 5
 """How long a peer's word that it lacks a block is remembered, in periods. Its next delta says so as well, after one or
 two; longer than a few would hide a block that it gets again."""
+VERSIONS_PERIODS: Final = 5
+"""How far apart, in periods, members are told which versions are held here. Whoever joins a large mesh compares lists
+every second at first, and twelve bytes a member each time would be most of what it sends; gaps can wait."""
 DECLINE_PERIODS: Final = 10
 """How often a member is told again that its summary is not wanted, if it goes on sending."""
 _USABLE: Final = (0, 1)
@@ -95,6 +99,8 @@ class Summaries:
         self._members: dict[str, tuple[int, str]] = {}  # usable ones: boot, address
         self._short_ids: dict[int, str] = {}
         self._versions_told = 0
+        self._versions_at = -inf
+        self._versions_rest_s = VERSIONS_PERIODS * config.period_s
         self._versions: tuple[tuple[int, int], SummaryVersions] | None = None
         """What was last told of the versions held, and what of: see `_held_versions`."""
         self._resized = 0
@@ -103,6 +109,9 @@ class Summaries:
         self._declined: dict[str, float] = {}
         """When each member was last told that its summary is not wanted."""
         self._from_strangers = 0
+        self._asked: tuple[int, int, bytes] = (-1, 0, b"")
+        self._answer: Mapping[str, int] = {}
+        """The last question, as a key names all before it too, and its answer."""
 
     def __repr__(self) -> str:
         return f"<Summaries of {self._node_id}: {self._writer!r}, {len(self._members)} peers>"
@@ -135,7 +144,10 @@ class Summaries:
         `keys` begin at the root of their chain. Lengths below the greatest few are rounded down to an announced depth;
         see lookup.py.
         """
-        return lengths(self._matcher, keys)
+        asked = (self._matcher.changes, len(keys), keys[-1] if keys else b"")
+        if asked != self._asked:  # an engine asks what there is, and then for it
+            self._asked, self._answer = asked, lengths(self._matcher, keys)
+        return dict(self._answer)
 
     def claims(self, keys: Sequence[bytes], now: float) -> dict[str, int]:
         """Return `longest`, without what peers have said lately that they do not have."""
@@ -166,10 +178,14 @@ class Summaries:
             self._follower.doubt(peer, now)
         return self.on_time(now)
 
-    def versions_for(self, address: str) -> tuple[SendStream, ...]:
-        """Return the message that tells the member at `address` which versions are held here; none for a stranger."""
-        if not any(known == address for _, known in self._members.values()):
+    def versions_for(self, address: str, now: float) -> tuple[SendStream, ...]:
+        """Return the message that tells the member at `address` which versions are held here.
+
+        None for a stranger, and none while somebody has just been told.
+        """
+        if now < self._versions_at or not any(known == address for _, known in self._members.values()):
             return ()
+        self._versions_at = now + self._versions_rest_s
         return (SendStream(address, self._held_versions()),)
 
     def _held_versions(self) -> SummaryVersions:
@@ -205,7 +221,7 @@ class Summaries:
             if record.id in self._subset:
                 self._follower.move(record.id, record.address)
             self._publisher.welcome(record.id, record.address, now)
-        return (*declines, *self.on_time(now))
+        return (*declines, *self._due(now))
 
     def on_message(
         self,
@@ -233,7 +249,7 @@ class Summaries:
                 self._follower.on_page(sender, message, now)
             case SummaryDelta():
                 self._follower.on_delta(sender, message, now)
-        return self.on_time(now)
+        return self._due(now)
 
     def on_link_lost(self, address: str, now: float) -> tuple[SendStream, ...]:
         """Take that messages to `address` may be lost: whoever is there gets a snapshot after a pause."""
@@ -247,6 +263,9 @@ class Summaries:
     def on_time(self, now: float) -> tuple[SendStream, ...]:
         """Let time pass. Calling early, late or twice is harmless."""
         return (*self._publisher.on_time(now), *self._follower.on_time(now))
+
+    def _due(self, now: float) -> tuple[SendStream, ...]:
+        return self.on_time(now) if now >= self.next_deadline() else ()
 
     def _refit(self) -> bool:
         """Give our filter the size that its keys need; say whether it is another one now."""

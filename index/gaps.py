@@ -64,7 +64,8 @@ def decode_gaps_untrusted(count: int, gap_bits: int, data: bytes, *, below: int,
     ends = np.unpackbits(raw[low_bytes:], bitorder="little").nonzero()[0]
     if len(ends) != count:
         raise MalformedMessage(f"{len(ends)} positions where {count} are announced", peer=peer)
-    high = np.diff(ends, prepend=-1) - 1  # their sum is below 2^19, and below 2^50 once shifted: no sum overflows
+    high = ends.copy()  # the sum of these is below 2^19, and below 2^50 once shifted: no sum overflows
+    high[1:] -= ends[:-1] + 1
     low = np.unpackbits(raw[:low_bytes], count=count * gap_bits, bitorder="little").reshape(count, gap_bits)
     gaps = (high << gap_bits) + low @ (1 << np.arange(gap_bits))
     positions = np.cumsum(gaps + 1) - 1

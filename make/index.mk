@@ -9,6 +9,7 @@ bench-index: setup ## Measure lookups, summaries and the ring
 	$(BIN)/p2pkv bench ring
 	$(BIN)/p2pkv bench deltas
 	$(BIN)/p2pkv bench deltas --keys 100000
+	for blocks in 64 256 1024; do $(BIN)/p2pkv bench pair --chain $$blocks || exit 1; done
 	$(BIN)/p2pkv bench directory --nodes 100
 	$(BIN)/p2pkv bench directory --nodes 1000 --seconds 10
 

@@ -73,6 +73,8 @@ class Arrivals:
         was_dead, incarnation = self._parts.is_dead(packet.sender), own.incarnation
         self._note_contact(packet.sender, now)
         for record in packet.updates:
+            if not record.state and record == self._table.get(record.id):  # said again, as nearly everything is
+                continue
             self._beliefs.hear(record, now, effects)
             if record.id == own.id:
                 self._answer_stale_news(packet.sender, record)

@@ -115,7 +115,13 @@ class Ring:
         return {member: float(count) / SLOTS for member, count in zip(self._members, counts, strict=True)}
 
     def changed_slots(self, before: "Ring", r: int = OWNERS_MAX) -> list[int]:
-        """Return the slots whose first `r` owners, or their order, are others than in `before`."""
+        """Return the slots whose first `r` owners, or their order, are others than in `before`.
+
+        The list is not to be changed: nodes of one simulation that go over from one ring to another share it.
+        """
+        return _changed(before, self, r)
+
+    def _changed_slots(self, before: "Ring", r: int) -> list[int]:
         if min(r, self.owners_max) != min(r, before.owners_max):
             return list(range(SLOTS))
         if not self._members:
@@ -123,8 +129,10 @@ class Ring:
         numbers = {member: number for number, member in enumerate(self._members)}
         nobody = len(numbers)
         renamed = np.array([numbers.get(member, nobody) for member in before.members], np.int32)
-        differ = renamed[before.rows()[:, :r]] != self.rows()[:, :r]
-        slots: list[int] = np.flatnonzero(differ.any(axis=1)).tolist()
+        differ = np.zeros(SLOTS, np.bool_)
+        for mine, theirs in zip(self.rows().T[:r], before.rows().T[:r], strict=True):
+            differ |= renamed[theirs] != mine
+        slots: list[int] = np.flatnonzero(differ).tolist()
         return slots
 
     def fingerprint(self) -> bytes:
@@ -164,7 +172,12 @@ def view(records: Iterable[MemberRecord]) -> tuple[Stake, ...]:
     return tuple(sorted(stakes))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
+def _changed(before: Ring, after: Ring, r: int) -> list[int]:
+    return after._changed_slots(before, r)  # noqa: SLF001 - its own, kept here for those who ask the same
+
+
+@lru_cache(maxsize=8)
 def _of(stakes: tuple[Stake, ...]) -> Ring:
     return Ring({member: weight for member, weight, _ in stakes}, places={member: at for member, _, at in stakes})
 

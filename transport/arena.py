@@ -18,6 +18,7 @@ from p2pkv.blocks import block_digest
 from p2pkv.errors import MalformedMessage
 from p2pkv.fetch import Outcome
 from p2pkv.generations import ENTRY_BYTES, Place, generations, table_bytes
+from p2pkv.running_digest import PIECE_BYTES, RunningDigest
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.transport.base import Wanted
 from p2pkv.transport.wire import ArenaOffer
@@ -74,13 +75,26 @@ class PeerArena:
         for (one, place), generation in zip(blocks, before, strict=True):
             if place is None or place.generation % 2 or generation != place.generation:
                 outcomes.append("absent")
-                continue
-            np.copyto(np.frombuffer(one.into, dtype=np.uint8), self.bytes_at(place, one.length))
-            outcomes.append("ok" if block_digest(one.into, one.segment_bytes) == one.digest else "corrupt")
+            else:
+                outcomes.append("ok" if self._copy(place, one) == one.digest else "corrupt")
         after = self._generations_of(blocks)
         return [
             outcome if then == now else "absent" for outcome, then, now in zip(outcomes, before, after, strict=True)
         ]
+
+    def _copy(self, place: Place, one: Wanted) -> bytes:
+        """Copy one block; return the digest of the copy, not of what it was copied from, which may change meanwhile."""
+        into = np.frombuffer(one.into, dtype=np.uint8)
+        source = self.bytes_at(place, one.length)
+        if one.length <= PIECE_BYTES:
+            np.copyto(into, source)
+            return block_digest(one.into, one.segment_bytes)
+        digest = RunningDigest(one.segment_bytes)
+        for start in range(0, one.length, PIECE_BYTES):
+            end = start + PIECE_BYTES
+            np.copyto(into[start:end], source[start:end])
+            digest.take(one.into[start:end])
+        return digest.digest()
 
     def _generations_of(self, blocks: Sequence[tuple[Wanted, Place | None]]) -> list[int]:
         """Return the generation of each block's slot as it is now, -1 where there is no place."""

@@ -1,40 +1,71 @@
 """A greeted connection, borrowed by a worker thread that reads and writes it without the event loop.
 
 While it is borrowed nobody else may touch it. The thread waits in the kernel with the GIL released; what a read through
-the loop costs, some 0.1 ms of waiting for the loop's turn, would else be paid for every 200 KB that arrive. Timeouts
-are the kernel's `poll`, so the descriptor stays non-blocking for the loop that gets it back.
+the loop costs, some 0.1 ms of waiting for the loop's turn, would else be paid for every 200 KB that arrive. Its
+descriptor blocks meanwhile, so that a piece of a block is one call however it arrives; timeouts are the kernel's.
 """
 
 import os
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, TypeAlias
 
 from p2pkv.errors import PeerGone, PeerTooSlow
-from p2pkv.transport.records import RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_OVERHEAD_BYTES
+from p2pkv.running_digest import PIECE_BYTES
+from p2pkv.transport.offload import REPORT_S
+from p2pkv.transport.records import RECORD_HEAD_BYTES, RECORD_OVERHEAD_BYTES
 from p2pkv.transport.sealed_stream import Channel, SealedStream
 from p2pkv.transport.subkeys import TAG_BYTES
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
+OnPiece: TypeAlias = Callable[[memoryview], None]
+"""Called with each piece of what is received, in order, while it is hot."""
+_TIMEVAL: Final = struct.Struct("ll")
+
+
+def _ignore(_: memoryview) -> None:
+    """Do nothing with a piece."""
 
 
 class BlockingChannel(AbstractContextManager["BlockingChannel"]):
     """Reads and writes of one thread. An error leaves the connection of no more use."""
 
-    def __init__(self, channel: Channel, *, timeout_s: float | None, peer: str) -> None:
-        """Borrow `channel`; every single wait is bounded by `timeout_s`."""
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        timeout_s: float | None,
+        peer: str,
+        on_idle: Callable[[], None] | None = None,
+    ) -> None:
+        """Borrow `channel`; every single wait is bounded by `timeout_s`.
+
+        `on_idle` is called when nothing came for a moment after `watch`.
+        """
         self._sealed: Final = channel if isinstance(channel, SealedStream) else None
         self._socket: Final = socket.socket(fileno=os.dup(channel.socket.fileno()))
-        # Without a bound a day stands for it: None would make the descriptor blocking, for the loop too.
-        self._socket.settimeout(86_400.0 if timeout_s is None else timeout_s)
+        self._socket.setblocking(True)
+        self._timeout_s = timeout_s or 0.0
         self._peer = peer
+        self._on_idle = on_idle
+        self._watching = False
+        self._limit(socket.SO_SNDTIMEO, self._timeout_s)
+        self._limit(socket.SO_RCVTIMEO, self._timeout_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._socket.setblocking(False)  # the loop's descriptor is another, but whether it blocks is theirs together
         self._socket.close()
+
+    def watch(self) -> None:
+        """Have `on_idle` called once if nothing comes for `REPORT_S`."""
+        if not self._watching and self._on_idle is not None:
+            self._watching = True
+            self._limit(socket.SO_RCVTIMEO, REPORT_S)
 
     def send(self, parts: Sequence[BytesLike]) -> None:
         """Send `parts` one behind the other, gathered by the kernel if they are not sealed.
@@ -42,70 +73,104 @@ class BlockingChannel(AbstractContextManager["BlockingChannel"]):
         Raises:
             PeerGone, PeerTooSlow: it was not possible.
         """
-        try:
-            if self._sealed is None:
-                self._send_plain([memoryview(part) for part in parts if len(part)])
-                return
-            for part in parts:
-                view = memoryview(part)
-                for start in range(0, len(view), RECORD_BYTES_MAX):
-                    piece = view[start : start + RECORD_BYTES_MAX]
-                    room = self._sealed.record_room(RECORD_OVERHEAD_BYTES + len(piece))
-                    self._socket.sendall(room[: self._sealed.sealer.seal_into(piece, room)])
-        except TimeoutError as exc:
-            raise PeerTooSlow("nothing was taken", peer=self._peer) from exc
-        except OSError as exc:
-            raise PeerGone(f"connection broke ({exc.strerror})", peer=self._peer) from exc
+        if self._sealed is None:
+            self._send_all([memoryview(part) for part in parts if len(part)])
+            return
+        waiting: list[memoryview] = []
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), PIECE_BYTES):
+                piece = view[start : start + PIECE_BYTES]
+                if len(piece) + RECORD_OVERHEAD_BYTES <= _SMALL_BYTES:  # goes out with what follows
+                    waiting.append(memoryview(self._sealed.sealer.seal(piece)))
+                    continue
+                room = self._sealed.record_room(RECORD_OVERHEAD_BYTES + len(piece))
+                waiting.append(room[: self._sealed.sealer.seal_into(piece, room)])
+                self._send_all(waiting)
+                waiting = []
+        self._send_all(waiting)
 
-    def receive_into(self, view: memoryview) -> None:
+    def receive_into(self, view: memoryview, on_piece: OnPiece = _ignore) -> None:
         """Fill `view`.
 
         Raises:
             PeerGone, PeerTooSlow: it ended before, or nothing came.
             SealRefused: what came was not sealed by the other side, or its key has been removed.
         """
-        if self._sealed is None:
-            self._fill(view)
+        if self._sealed is not None:
+            self._receive_sealed(self._sealed, view, on_piece)
             return
+        for start in range(0, len(view), PIECE_BYTES):
+            piece = view[start : start + PIECE_BYTES]
+            self._fill(piece)
+            on_piece(piece)
+
+    def _receive_sealed(self, stream: SealedStream, view: memoryview, on_piece: OnPiece) -> None:
         done = 0
         while done < len(view):
-            if not len(self._sealed.rest):
+            if not len(stream.rest):
                 head = bytearray(RECORD_HEAD_BYTES)
                 self._fill(memoryview(head))
-                length = self._sealed.opener.length_untrusted(head)
+                length = stream.opener.length_untrusted(head)
                 fits = length <= len(view) - done
                 into = view[done : done + length] if fits else memoryview(bytearray(length))
-                sealed = self._sealed.sealed_room(length + TAG_BYTES)
+                sealed = stream.sealed_room(length + TAG_BYTES)
                 self._fill(sealed)
-                self._sealed.refuse_removed_key()
-                self._sealed.opener.open_into(head, sealed, into)
+                stream.refuse_removed_key()
+                stream.opener.open_into(head, sealed, into)
                 if fits:
+                    on_piece(into)
                     done += length
                     continue
-                self._sealed.rest = into
-            rest = self._sealed.rest
-            count = min(len(rest), len(view) - done)
-            view[done : done + count] = rest[:count]
-            self._sealed.rest = rest[count:]
+                stream.rest = into
+            count = min(len(stream.rest), len(view) - done)
+            piece = view[done : done + count]
+            piece[:] = stream.rest[:count]
+            on_piece(piece)
+            stream.rest = stream.rest[count:]
             done += count
 
-    def _send_plain(self, views: list[memoryview]) -> None:
-        while views:
-            sent = self._socket.sendmsg(views)
-            while views and sent >= len(views[0]):
-                sent -= len(views.pop(0))
-            if sent:
-                views[0] = views[0][sent:]
+    def _send_all(self, views: list[memoryview]) -> None:
+        try:
+            while views:
+                sent = self._socket.sendmsg(views)
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
+        except BlockingIOError as exc:
+            raise PeerTooSlow("nothing was taken", peer=self._peer) from exc
+        except OSError as exc:
+            raise PeerGone(f"connection broke ({exc.strerror})", peer=self._peer) from exc
 
     def _fill(self, view: memoryview) -> None:
         done = 0
-        try:
-            while done < len(view):
-                count = self._socket.recv_into(view[done:])
-                if count == 0:
-                    raise PeerGone(f"stream ended {len(view) - done} bytes early", peer=self._peer)
-                done += count
-        except TimeoutError as exc:
-            raise PeerTooSlow("nothing came", peer=self._peer) from exc
-        except OSError as exc:
-            raise PeerGone(f"connection broke ({exc.strerror})", peer=self._peer) from exc
+        while done < len(view):
+            try:
+                count = self._socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
+            except BlockingIOError as exc:
+                if not self._watching:
+                    raise PeerTooSlow("nothing came", peer=self._peer) from exc
+                count = -1
+            except OSError as exc:
+                raise PeerGone(f"connection broke ({exc.strerror})", peer=self._peer) from exc
+            if count == 0:
+                raise PeerGone(f"stream ended {len(view) - done} bytes early", peer=self._peer)
+            done += max(0, count)
+            if done < len(view) and self._watching:
+                self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        self._watching = False
+        self._limit(socket.SO_RCVTIMEO, self._timeout_s)
+        if self._on_idle is not None:
+            self._on_idle()
+
+    def _limit(self, which: int, seconds: float) -> None:
+        """Bound one call that waits; 0 is no bound."""
+        whole = int(seconds)
+        self._socket.setsockopt(socket.SOL_SOCKET, which, _TIMEVAL.pack(whole, round((seconds - whole) * 1e6)))
+
+
+_SMALL_BYTES: Final = 4096
+"""Records up to here, headers and questions, do not leave on their own."""

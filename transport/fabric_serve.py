@@ -1,5 +1,6 @@
 """The owner's side of a fabric: says where blocks of a lease lie, or writes them itself, after looking at the lease."""
 
+import contextlib
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -39,8 +40,15 @@ def notice_of(ticket: int, blocks: int) -> bytes:
     return _NOTICE.pack(b"P2KW", ticket, blocks)
 
 
+async def refuse_fabric(stream: Channel, reason: str) -> None:
+    """Tell a caller that offered a fabric that there is none."""
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await _send(stream, FabricOffer("", (), b"", 0, 0, 0, refusal=reason[:128]))
+
+
 async def serve_fabric(
     stream: Channel,
+    offer: FabricOffer,
     *,
     peer: str,
     end: FabricEnd,
@@ -50,7 +58,7 @@ async def serve_fabric(
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
 ) -> None:
-    """Meet a greeted caller on the fabric and serve its pulls, until it goes away or is silent for `idle_s`.
+    """Meet a caller that made an `offer`, and serve its pulls until it goes away or is silent for `idle_s`.
 
     When this has returned, nothing is written into the caller's memory any more, unless the caller was disconnected.
 
@@ -59,9 +67,6 @@ async def serve_fabric(
     """
     met: FabricPeer | None = None
     try:
-        offer = await _next(stream, peer)
-        if not isinstance(offer, FabricOffer):
-            raise MalformedMessage(f"{type(offer).__name__} where FabricOffer was due", peer=peer)
         refusal = end.refusal(stream)
         if not refusal:
             try:
@@ -69,7 +74,7 @@ async def serve_fabric(
             except PeerGone as exc:
                 refusal = str(exc)
         if met is None:
-            await _send(stream, FabricOffer("", (), b"", 0, 0, 0, refusal=refusal[:128]))
+            await refuse_fabric(stream, refusal)
             return
         await _send(stream, end.offer())
         while True:

@@ -16,6 +16,8 @@ from p2pkv.transport.wire import AnyMessage, Written, decode_untrusted, encode
 
 _FRAME_S: Final = 10.0
 """How long the rest of a message may take once its first bytes are here."""
+_GLANCE_S: Final = 0.05
+"""The same where the event loop looks; if it takes longer, only the end of the stream says that all is over."""
 
 
 class Stopped(Exception):
@@ -104,7 +106,7 @@ class AbandonedAnswer:
                 if not waiting.poll(0):
                     return False
             try:
-                with BlockingChannel(self._channel, timeout_s=_FRAME_S, peer=self._peer) as channel:
+                with BlockingChannel(self._channel, timeout_s=_GLANCE_S, peer=self._peer) as channel:
                     self._over = isinstance(receive_message(channel, peer=self._peer), Written)
             except PeerGone:
                 self._over = True

@@ -134,7 +134,7 @@ class NixlAgent:
         Raises:
             MalformedMessage: it is not metadata, or another node's.
         """
-        name = _name_untrusted(metadata, node=node)
+        name = agent_name_untrusted(metadata, node=node)
         with self._lock:
             try:
                 told = self._agent.loadRemoteMD(metadata)
@@ -255,6 +255,22 @@ class NixlAgent:
         self._agent = None
 
 
+def agent_name_untrusted(metadata: bytes, *, node: str) -> str:
+    """Return the name in front of `metadata`, if it is one of an agent of `node`.
+
+    Raises:
+        MalformedMessage: it is not, or no metadata.
+    """
+    start = len(_AGENT_HEAD) + _LENGTH.size
+    if not metadata.startswith(_AGENT_HEAD) or len(metadata) < start:
+        raise MalformedMessage("no metadata of an agent", peer=node)
+    (length,) = _LENGTH.unpack_from(metadata, len(_AGENT_HEAD))
+    name = metadata[start : start + min(length, _NAME_BYTES_MAX)]
+    if not name.startswith(f"{node}/".encode()) or length != len(name) or not name.isascii():
+        raise MalformedMessage("metadata of another node's agent", peer=node)
+    return name.decode()
+
+
 def region_untrusted(metadata: bytes, length: int, *, node: str, kind: Kind = "DRAM", device: int = 0) -> Region:
     """Return where the one region of `length` bytes is that `metadata` speaks of.
 
@@ -349,18 +365,6 @@ def _bindings() -> Any:
         device="nixl",
         hint="pip install p2pkv[nixl], or leave nixl out of transport.prefer",
     )
-
-
-def _name_untrusted(metadata: bytes, *, node: str) -> str:
-    """Return the name in front of `metadata`, if it is one of an agent of `node`."""
-    start = len(_AGENT_HEAD) + _LENGTH.size
-    if not metadata.startswith(_AGENT_HEAD) or len(metadata) < start:
-        raise MalformedMessage("no metadata of an agent", peer=node)
-    (length,) = _LENGTH.unpack_from(metadata, len(_AGENT_HEAD))
-    name = metadata[start : start + min(length, _NAME_BYTES_MAX)]
-    if not name.startswith(f"{node}/".encode()) or length != len(name) or not name.isascii():
-        raise MalformedMessage("metadata of another node's agent", peer=node)
-    return name.decode()
 
 
 def _text(error: BaseException) -> str:

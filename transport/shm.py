@@ -14,6 +14,7 @@ import struct
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -23,15 +24,17 @@ from p2pkv.fetch import Outcome
 from p2pkv.generations import Place
 from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import OnBlock, Wanted
+from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
-from p2pkv.transport.handshake import greet
-from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.placed import places_untrusted
+from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.wire import ArenaOffer, Hello, Pull, bitmap, decode_untrusted, encode
 
 BATCH_BYTES: Final = 32 * 2**20
-"""Copied per trip to a worker thread: some 3 ms, so that a cancelled pull returns soon and what has come is reported
-while the rest is on its way. A trip takes 0.1 ms of its own."""
+"""Asked for, and copied, per trip to a worker thread where places did not come with the lease."""
+_GROUP_BYTES: Final = 4 * 2**20
+"""Copied between two looks at generations, and at whether the pull was cancelled: half a millisecond."""
 _INLINE_BYTES: Final = 512 * 2**10
 """Up to here copying and hashing take less than the way to a thread and back."""
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -66,7 +69,20 @@ class ShmTransport:
 
     name: Final = "shm"
 
-    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        hello: Callable[[], Hello],
+        connect_timeout_s: float,
+        keys: BulkKeys | None = None,
+        control_address: Callable[[str], str] = lambda peer: "",  # noqa: ARG005 - asked for by some keys only
+    ) -> None:
+        """With `keys` both ends prove in their greeting that they belong together; what follows is the kernel's.
+
+        `control_address` says where to ask a peer for a session.
+        """
+        self._keys = keys or SharedKeys(None)
+        self._control_address = control_address
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
         self._sessions: dict[str, _Session] = {}
@@ -145,20 +161,22 @@ class ShmTransport:
             async with turn:
                 session = self._sessions.get(peer)
                 if session is None:
-                    session = self._sessions[peer] = await self._connect(peer, address)
+                    session = self._sessions[peer] = await self._keys.greeted(
+                        peer, self._control_address(peer), partial(self._connect, peer, address)
+                    )
             return session
         finally:
             if not turn.locked():  # nobody else waits; peers come and go, and locks must not pile up
                 self._opening.pop(peer, None)
 
-    async def _connect(self, peer: str, address: str) -> _Session:
+    async def _connect(self, peer: str, address: str, ring: Rings | None) -> _Session:
         connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with trio.fail_after(self._connect_timeout_s):
                 await connection.connect(address)
                 refuse_other_users(connection, peer=peer)
                 stream = trio.SocketStream(connection)
-                node = await greet(stream, self._hello(), peer=peer)
+                _, node = await greet_as(stream, self._hello(), peer=peer, ring=ring)
                 if node != peer:
                     raise PeerGone(f"another node ({node}) answers there", peer=peer)
                 offer, fd = await _receive_offer(connection, peer=peer)
@@ -183,46 +201,64 @@ class _StaleSession(Exception):
     """The other side had hung up before it said anything to this question."""
 
 
-def _batches(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
-    """Cut `wanted` in parts of `BATCH_BYTES`, each of at least one block."""
+def _batches(wanted: Sequence[Wanted], batch_bytes: int) -> list[list[Wanted]]:
+    """Cut `wanted` in parts of `batch_bytes`, each of at least one block."""
     batches: list[list[Wanted]] = []
     room = 0
     for one in wanted:
         if one.length > room:
             batches.append([])
-            room = BATCH_BYTES
+            room = batch_bytes
         batches[-1].append(one)
         room -= one.length
     return batches
 
 
 async def _pull_on(session: _Session, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-    """Pull in order; each batch is one trip to a thread, which asks for places if they did not come with the lease."""
+    """Pull in order: in one trip to a thread, or if places did not come with the lease, asking for them batch by batch."""
     arena = session.arena
-    for batch in _batches(wanted):
-        if any(one.place is None for one in batch):
+    if any(one.place is None for one in wanted):
+        for batch in _batches(wanted, BATCH_BYTES):
             question = _Question(session.stream.socket.fileno(), arena, peer, lease, batch)
             async with session.turn:
                 while question.waiting:
-                    _report(*await run_blocking(question.take_some, interrupt=lambda: _shut(session)), on_block)
-            continue
-        placed = [(one, one.place) for one in batch]
-        _refuse_outside(arena, placed, peer=peer)
-        if sum(one.length for one in batch) <= _INLINE_BYTES:
-            await trio.lowlevel.checkpoint()
-            _report(placed, arena.copy_verified(placed), on_block)
-        else:
-            _report(placed, await trio.to_thread.run_sync(arena.copy_verified, placed), on_block)
+                    told = await run_blocking(question.take_some, interrupt=lambda: _shut(session))
+                    for settled in told:
+                        on_block(*settled)
+        return
+    placed = [(one, one.place) for one in wanted]
+    _refuse_outside(arena, placed, peer=peer)
+    if sum(one.length for one in wanted) <= _INLINE_BYTES:
+        await trio.lowlevel.checkpoint()
+        for one, outcome in zip(wanted, arena.copy_verified(placed), strict=True):
+            on_block(one, outcome)
+        return
+    copying = _Copying(arena, wanted, on_block)
+    await run_blocking(copying.run, interrupt=copying.reports.close)
+    copying.reports.take_all()
+
+
+class _Copying:
+    """Copies of blocks whose places are known, for a worker thread."""
+
+    def __init__(self, arena: PeerArena, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+        self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled))
+        self._arena = arena
+        self._wanted = wanted
+
+    def run(self) -> None:
+        """Copy until all is done or nobody wants it any more."""
+        for group in _batches(self._wanted, _GROUP_BYTES):
+            if self.reports.are_closed:
+                return
+            outcomes = self._arena.copy_verified([(one, one.place) for one in group])
+            for settled in zip(group, outcomes, strict=True):
+                self.reports.add(settled)
 
 
 def _shut(session: _Session) -> None:
     with contextlib.suppress(OSError):
         session.stream.socket.shutdown(socket.SHUT_RDWR)
-
-
-def _report(batch: Sequence[tuple[Wanted, Place | None]], outcomes: Sequence[Outcome], on_block: OnBlock) -> None:
-    for (one, _), outcome in zip(batch, outcomes, strict=True):
-        on_block(one, outcome)
 
 
 def _refuse_outside(arena: PeerArena, blocks: Sequence[tuple[Wanted, Place | None]], *, peer: str) -> None:
@@ -242,12 +278,12 @@ class _Question:
         self._lease = lease
         self._asked = False
 
-    def take_some(self) -> tuple[list[tuple[Wanted, Place | None]], list[Outcome]]:
+    def take_some(self) -> list[tuple[Wanted, Outcome]]:
         """Ask if that was not done, and copy what the next answer speaks of."""
         told = self._ask_or_listen()
         for one, _ in told:
             del self.waiting[one.position]
-        return told, self._arena.copy_verified(told)
+        return list(zip((one for one, _ in told), self._arena.copy_verified(told), strict=True))
 
     def _ask_or_listen(self) -> list[tuple[Wanted, Place | None]]:
         first, self._asked = not self._asked, True

@@ -6,37 +6,38 @@ A connection carries one pull at a time and is kept for the next one; whatever g
 """
 
 import socket
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Final, TypeAlias, TypeVar
 
 import trio
 
-from p2pkv.blocks import block_digest
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
 from p2pkv.fetch import Outcome
+from p2pkv.running_digest import RunningDigest
 from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
-from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
-from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
+from p2pkv.transport.wire import FabricOffer, Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
+T = TypeVar("T")
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
 _IDLE_ADDRESSES_MAX: Final = 256
 """Addresses with kept connections; beyond it the one not used for longest goes. Peers come and go, sockets must not."""
 _SEND_BYTES: Final = 8 * 2**20
-"""Sent per trip to a worker thread: two milliseconds, so that a lease that ends is noticed soon."""
+"""Sent per look at the lease: some milliseconds, so that one that ends is noticed soon."""
 
 
 async def open_tcp(host: str, port: int) -> trio.SocketStream:
@@ -67,12 +68,30 @@ async def connect_over(
         PeerGone, PeerTooSlow: nobody answers there.
         VersionMismatch, SealRefused, MalformedMessage: somebody does, but not for us.
     """
+    return await reach(
+        open_stream, address, lambda stream: greet_as(stream, hello, peer=address, ring=ring), timeout_s=timeout_s
+    )
+
+
+async def reach(
+    open_stream: Callable[[str, int], Awaitable[S]],
+    address: str,
+    greet: Callable[[S], Awaitable[T]],
+    *,
+    timeout_s: float,
+) -> T:
+    """Open a stream to `address` and return what `greet` makes of it; if that fails, the stream is closed.
+
+    Raises:
+        PeerGone, PeerTooSlow: nobody answers there.
+        PeerError: whatever `greet` raises.
+    """
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             stream = await open_stream(host, port)
             try:
-                return await greet_as(stream, hello, peer=address, ring=ring)
+                return await greet(stream)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
@@ -171,10 +190,10 @@ class TcpTransport:
         pull = _BlockingPull(stream, peer, lease, wanted, on_block)
         try:
             await run_blocking(pull.run, interrupt=pull.interrupt)
-            pull.report()
+            pull.reports.take_all()
         except (PeerGone, trio.ClosedResourceError) as exc:
             await trio.aclose_forcefully(stream)
-            pull.report()
+            pull.reports.take_all()
             if first_answer and not pull.answered:
                 raise _StaleConnection from exc
             if isinstance(exc, PeerGone):
@@ -183,45 +202,39 @@ class TcpTransport:
         except BaseException as exc:
             await trio.aclose_forcefully(stream)
             if not isinstance(exc, trio.Cancelled):
-                pull.report()
+                pull.reports.take_all()
             raise
 
 
 class _BlockingPull:
-    """One pull, for a worker thread. What it has settled it tells the event loop, and does not wait for that."""
+    """One pull, for a worker thread."""
 
     def __init__(self, stream: Channel, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
         self.answered = False
+        self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled))
         self._stream = stream
         self._peer = peer
         self._lease = lease
         self._wanted = wanted
-        self._on_block = on_block
-        self._settled: deque[tuple[Wanted, Outcome]] = deque()
-        self._errors: list[Exception] = []
-        self._interrupted = False
-        self._token = trio.lowlevel.current_trio_token()
 
     def run(self) -> None:
         """Ask and receive, until all blocks are settled or something goes wrong."""
-        with BlockingChannel(self._stream, timeout_s=None, peer=self._peer) as channel:
+        with BlockingChannel(self._stream, timeout_s=None, peer=self._peer, on_idle=self._idle) as channel:
             channel.send([frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted]))))])
             room = memoryview(bytearray(HEADER_BYTES))
             for one in self._wanted:
-                self._settle(one, self._receive(channel, room, one))
+                self.reports.add((one, self._receive(channel, room, one)))
+                channel.watch()
 
     def interrupt(self) -> None:
         """Have `run` end soon and nothing be reported any more; for the event loop's thread."""
-        self._interrupted = True
+        self.reports.close()
         with suppress(OSError):
             self._stream.socket.shutdown(socket.SHUT_RDWR)
 
-    def report(self) -> None:
-        """Tell of what has been settled; for the event loop's thread."""
-        while self._settled and not self._interrupted:
-            self._on_block(*self._settled.popleft())
-        if self._errors:
-            raise self._errors.pop()
+    def _idle(self) -> None:
+        if self.reports.are_due:
+            self.reports.tell()
 
     def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
         channel.receive_into(room)
@@ -233,18 +246,14 @@ class _BlockingPull:
             return "absent"
         if header.length != one.length or header.digest != one.digest:
             raise MalformedMessage("block that is not the one granted", peer=self._peer)
-        channel.receive_into(one.into)
-        return "ok" if block_digest(one.into, one.segment_bytes) == one.digest else "corrupt"
+        digest = RunningDigest(one.segment_bytes)
 
-    def _settle(self, one: Wanted, outcome: Outcome) -> None:
-        self._settled.append((one, outcome))
-        self._token.run_sync_soon(self._report_soon, idempotent=True)
+        def take(piece: memoryview) -> None:
+            digest.take(piece)
+            self.reports.keep_up()
 
-    def _report_soon(self) -> None:
-        try:
-            self.report()
-        except Exception as exc:  # noqa: BLE001 - raised where the caller waits; here it would end the event loop
-            self._errors.append(exc)
+        channel.receive_into(one.into, take)
+        return "ok" if digest.digest() == one.digest else "corrupt"
 
 
 class _StaleConnection(Exception):
@@ -259,8 +268,11 @@ async def serve_bulk(
     idle_s: float,
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
+    on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
+
+    A caller that offers a fabric is left to `on_fabric` from there on.
 
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
@@ -276,22 +288,88 @@ async def serve_bulk(
         if idle.cancelled_caught:
             return
         message = decode_untrusted(payload, peer=peer)
+        if isinstance(message, FabricOffer) and on_fabric is not None:
+            await on_fabric(message)
+            return
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
-        positions = bit_positions(message.wanted)
-        while positions:
-            # Asked anew for every few blocks: a lease that ended meanwhile no longer protects its slots. What is sent
-            # while it ends is caught by the receiver's digest.
-            offered = open_lease(peer, message.lease)
-            batch, positions = _next_blocks(positions, offered)
-            try:
-                await _send_blocks(stream, message.lease, batch, block_s=block_s, peer=peer)
-            except (PeerError, trio.ClosedResourceError):
-                return
-            on_sent(sum(len(one.body) for _, one in batch if one is not None))
+        sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)
+        try:
+            await run_blocking(sending.run, interrupt=sending.interrupt)
+        except (PeerError, trio.ClosedResourceError):
+            return
 
 
 Blocks: TypeAlias = list[tuple[int, Offered | None]]
+
+
+class _Sending:
+    """One answer, for a worker thread.
+
+    The lease is opened anew for every few blocks: one that ended meanwhile no longer protects its slots. Of several blocks
+    the last is sent while the event loop does that. What is sent while a lease ends is caught by the receiver's digest.
+    """
+
+    def __init__(
+        self,
+        stream: Channel,
+        pull: Pull,
+        open_lease: OpenLease,
+        on_sent: Callable[[int], None],
+        *,
+        block_s: float,
+        peer: str,
+    ) -> None:
+        """`block_s` bounds each wait: who asks and does not read would hold the thread, and the slots, for ever."""
+        self._stream = stream
+        self._lease = pull.lease
+        self._open_lease = open_lease
+        self._on_sent = on_sent
+        self._block_s = block_s
+        self._peer = peer
+        self._positions = bit_positions(pull.wanted)
+        self._errors: list[Exception] = []
+        self._batches: SimpleQueue[Blocks] = SimpleQueue()
+        self._token = trio.lowlevel.current_trio_token()
+        self._open_next()
+
+    def run(self) -> None:
+        """Send all, or until something goes wrong."""
+        with BlockingChannel(self._stream, timeout_s=self._block_s, peer=self._peer) as channel:
+            while batch := self._batches.get():
+                *first, last = batch
+                for position, one in first:
+                    channel.send(_parts(self._lease, position, one))
+                if first:
+                    self._token.run_sync_soon(self._open_next)
+                channel.send(_parts(self._lease, *last))
+                if not first:
+                    self._token.run_sync_soon(self._open_next)
+                self._token.run_sync_soon(self._count, sum(len(one.body) for _, one in batch if one is not None))
+        if self._errors:
+            raise self._errors[0]
+
+    def interrupt(self) -> None:
+        """Have `run` end soon; for the event loop's thread."""
+        self._batches.put([])
+        with suppress(OSError):
+            self._stream.socket.shutdown(socket.SHUT_RDWR)
+
+    def _open_next(self) -> None:
+        """Look where the next blocks are; none ends the answer. For the event loop's thread, where nothing may raise."""
+        try:
+            offered = self._open_lease(self._peer, self._lease) if self._positions else None
+            batch, self._positions = _next_blocks(self._positions, offered)
+        except Exception as exc:  # noqa: BLE001 - raised by `run`; here it would end the event loop
+            self._errors.append(exc)
+            batch = []
+        self._batches.put(batch)
+
+    def _count(self, sent_bytes: int) -> None:
+        try:
+            self._on_sent(sent_bytes)
+        except Exception as exc:  # noqa: BLE001 - the same
+            self._errors.append(exc)
 
 
 def _next_blocks(positions: list[int], offered: Bodies | None) -> tuple[Blocks, list[int]]:
@@ -305,24 +383,6 @@ def _next_blocks(positions: list[int], offered: Bodies | None) -> tuple[Blocks, 
             return batch, positions[number:]
         batch.append((position, one))
     return batch, []
-
-
-async def _send_blocks(stream: Channel, lease: int, blocks: Blocks, *, block_s: float, peer: str) -> None:
-    """Send blocks from a worker thread.
-
-    Whoever asks and does not read would hold the thread, and the slots it reads from, for ever: `block_s` bounds it.
-    """
-
-    def send_all() -> None:
-        with BlockingChannel(stream, timeout_s=block_s, peer=peer) as channel:
-            for position, one in blocks:
-                channel.send(_parts(lease, position, one))
-
-    def interrupt() -> None:
-        with suppress(OSError):
-            stream.socket.shutdown(socket.SHUT_RDWR)
-
-    await run_blocking(send_all, interrupt=interrupt)
 
 
 def _parts(lease: int, position: int, one: Offered | None) -> list[bytes | memoryview]:

@@ -374,8 +374,8 @@ class Hello(Message, tag=13, frozen=True):
     cluster: Name
     node: NodeId
     address: Address
-    purpose: Annotated[int, Meta(ge=0, le=2)]
-    """0 control messages, 1 bulk, 2 blocks over a fabric."""
+    purpose: Annotated[int, Meta(ge=0, le=1)]
+    """0 control messages, 1 bulk."""
     protocol_min: Small = PROTOCOL_MIN
     protocol_max: Small = PROTOCOL_MAX
 
@@ -460,7 +460,7 @@ class Places(Message, tag=30, frozen=True):
 
 
 class FabricOffer(Message, tag=60, frozen=True):
-    """On a stream for a fabric, first from the caller and then from the one called: how to reach the sender's memory.
+    """On a bulk stream, first of all, from the caller and then from the one called: how to reach the sender's memory.
 
     Only over a stream that is sealed or does not leave the machine: whoever has `metadata` can read and write.
     """

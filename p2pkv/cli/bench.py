@@ -67,6 +67,28 @@ def lookup(peers: int, blocks: int, keys: int, seed: int, output: str) -> None:
     _report("lookup", f"{blocks} blocks among {peers} peers", asdict(options), result, output)
 
 
+@bench.command("match")
+@click.option("--peers", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Peers with a summary.")
+@click.option("--blocks", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Length of the chain.")
+@click.option(
+    "--keys", type=click.IntRange(1, 2**24), default=6650, show_default=True, help="Keys in each peer's summary."
+)
+@click.option("--rounds", type=click.IntRange(100, 100_000), default=400, show_default=True, help="Chains asked for.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides who holds what.")
+@output_option
+def match_and_plan(peers: int, blocks: int, keys: int, rounds: int, seed: int, output: str) -> None:
+    """Time what a node takes to match a chain among its peers and to plan for it, as for an engine's acquire.
+
+    Peers hold prefixes of the chains, uniform in length; one holds all.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.sim.matches import MatchOptions, run_matches
+
+    options = MatchOptions(peers=peers, blocks=blocks, keys=keys, rounds=rounds, seed=seed)
+    _report("match", f"{blocks} blocks among {peers} peers", asdict(options), asdict(run_matches(options)), output)
+
+
 @bench.command()
 @click.option("--peers", type=click.IntRange(2, 10_000), default=1000, show_default=True, help="Peers with a summary.")
 @click.option("--keys", type=click.IntRange(500, 2**20), default=6650, show_default=True, help="Keys in each summary.")
@@ -103,6 +125,43 @@ def deltas(keys: int, pairs: int, deltas: int, seed: int, output: str) -> None:
 
     options = DeltaOptions(keys=keys, pairs=pairs, deltas=deltas, seed=seed)
     _report("deltas", f"{pairs} pairs among {keys} keys", asdict(options), asdict(run_deltas(options)), output)
+
+
+@bench.command()
+@click.option(
+    "--blocks",
+    type=click.IntRange(2, 16_777_216),
+    default=1_000_000,
+    show_default=True,
+    help="Blocks the writer holds.",
+)
+@click.option(
+    "--chain",
+    "chain_blocks",
+    type=click.IntRange(1, 1_000_000),
+    default=256,
+    show_default=True,
+    help="Blocks of a chain.",
+)
+@click.option(
+    "--rate", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Blocks added and evicted a second."
+)
+@click.option("--seconds", type=click.IntRange(1, 100_000), default=60, show_default=True, help="How long.")
+@click.option(
+    "--nodes", type=click.IntRange(2, 100_000), default=100, show_default=True, help="Of the mesh to compute for."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides the keys.")
+@output_option
+def pair(**arguments: Any) -> None:
+    """Count what one node's summary costs a reader while the writer's chains come and go, at a million blocks."""
+    from dataclasses import asdict
+
+    from p2pkv.sim.pairs import PairOptions, run_pair
+
+    output = arguments.pop("output")
+    options = PairOptions(**arguments)
+    title = f"{options.blocks} blocks in chains of {options.chain_blocks}"
+    _report("pair", title, asdict(options), asdict(run_pair(options)), output)
 
 
 @bench.command()

@@ -13,7 +13,7 @@ def block_traffic(nodes: int, chance: Random) -> Story:  # noqa: ARG001 - the en
     Prefixes outgrow the tiers, so blocks are evicted all the time, and summaries are always a little behind. Every
     engine gets its answer in time, and half a minute after the last prompt nothing is held any more.
     """
-    return Story(load=Load(start_s=5.0, end_s=80.0), settles_s=10.0)
+    return Story(load=Load(start_s=5.0, end_s=80.0, requests_per_s=0.1), settles_s=10.0)
 
 
 def block_traffic_under_churn(nodes: int, chance: Random) -> Story:  # noqa: ARG001 - the same
@@ -23,4 +23,4 @@ def block_traffic_under_churn(nodes: int, chance: Random) -> Story:  # noqa: ARG
     them. The worst that comes of it is a shorter prefix.
     """
     faults = Faults(loss=0.02, churn=(Churn(10.0, 65.0, per_minute=12.0, away_s=8.0),))
-    return Story(faults=faults, load=Load(start_s=5.0, end_s=75.0), settles_s=30.0)
+    return Story(faults=faults, load=Load(start_s=5.0, end_s=75.0, requests_per_s=0.1), settles_s=30.0)

@@ -25,6 +25,7 @@ from p2pkv.transport.handshake import read_frame_exactly, welcome
 from p2pkv.transport.nixl import NixlAgent, Region, is_installed, reach
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.sealed_stream import Channel
+from p2pkv.transport.tcp import serve_bulk
 from p2pkv.transport.wire import (
     FabricOffer,
     Hello,
@@ -39,7 +40,7 @@ from p2pkv.transport.wire import (
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="NIXL is not installed: pip install p2pkv[nixl]")
 
-HELLO = Hello("c", TransportContract.NODE, "127.0.0.1:1", 2)
+HELLO = Hello("c", TransportContract.NODE, "127.0.0.1:1", 1)
 ARENA_BYTES = 48 * 2**20
 WINDOW_BYTES = 16 * 2**20
 COPIES = HostFacts(reach=reach(), interfaces=("lo",))
@@ -158,7 +159,8 @@ class NixlPeer:
             await trio.aclose_forcefully(stream)
 
     async def answer(self, stream: Channel, caller: str) -> None:
-        await serve_fabric(
+        fabric = partial(
+            serve_fabric,
             stream,
             peer=caller,
             end=self.held.end,
@@ -166,6 +168,7 @@ class NixlPeer:
             open_places=self.places,
             idle_s=1e6,
         )
+        await serve_bulk(stream, peer=caller, open_lease=self.bodies, idle_s=1e6, on_fabric=fabric)
 
 
 class MisbehavingPeer(NixlPeer):

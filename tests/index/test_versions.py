@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from p2pkv.config import SummaryConfig
 from p2pkv.effects import SendStream
-from p2pkv.index.exchange import Summaries
+from p2pkv.index.exchange import VERSIONS_PERIODS, Summaries
 from p2pkv.index.follow import PATIENCE_PERIODS
 from p2pkv.index.versions import read_versions, short_id, versions_message
 from p2pkv.transport.wire import (
@@ -88,7 +88,7 @@ def test_a_delta_lost_before_a_quiet_time_is_found_by_asking_somebody_who_has_it
     assert mesh.cores["b"].holders(KEYS[0]) == ("a",)
     assert mesh.cores["c"].holders(KEYS[0]) == ()
     assert mesh.cores["c"].next_deadline() == float("inf"), "and c does not know"
-    (effect,) = mesh.cores["b"].versions_for("c:1")
+    (effect,) = mesh.cores["b"].versions_for("c:1", 20.0)
     mesh.give("b", effect, 20.0)
     due = mesh.cores["c"].next_deadline()
     assert due == 20.0 + PATIENCE_PERIODS * PERIOD_S, "it may still be on its way"
@@ -102,7 +102,7 @@ def test_a_delta_lost_before_a_quiet_time_is_found_by_asking_somebody_who_has_it
 def test_the_owner_itself_tells_it_too() -> None:
     mesh = Three()
     mesh.change_that_reaches("", KEYS[0], 10.0)
-    (effect,) = mesh.cores["a"].versions_for("c:1")
+    (effect,) = mesh.cores["a"].versions_for("c:1", 20.0)
     mesh.give("a", effect, 20.0)
     assert mesh.cores["c"].statistics().peers_unsettled == 1
 
@@ -113,7 +113,7 @@ def test_a_delta_that_was_only_slow_is_not_asked_for() -> None:
     to_b, to_c = mesh.cores["a"].on_time(10.1)
     mesh.give("a", to_b, 10.1)
     asked = mesh.cores["c"].statistics().requests_sent
-    (effect,) = mesh.cores["b"].versions_for("c:1")
+    (effect,) = mesh.cores["b"].versions_for("c:1", 10.2)
     mesh.give("b", effect, 10.2)
     assert mesh.cores["c"].statistics().peers_unsettled == 1
     mesh.give("a", to_c, 10.5)
@@ -124,9 +124,9 @@ def test_a_delta_that_was_only_slow_is_not_asked_for() -> None:
 def test_who_is_ahead_and_who_is_equal_ask_nothing() -> None:
     mesh = Three()
     mesh.change_that_reaches("b", KEYS[0], 10.0)
-    for sender, to in (("c", "b"), ("b", "a"), ("c", "a")):
-        (effect,) = mesh.cores[sender].versions_for(f"{to}:1")
-        mesh.give(sender, effect, 20.0)
+    for now, sender, to in ((20.0, "c", "b"), (40.0, "b", "a"), (60.0, "c", "a")):
+        (effect,) = mesh.cores[sender].versions_for(f"{to}:1", now)
+        mesh.give(sender, effect, now)
         assert mesh.cores[to].next_deadline() == float("inf")
 
 
@@ -141,7 +141,13 @@ def test_a_liar_costs_one_snapshot_each_time_it_lies_and_nothing_for_good() -> N
 
 
 def test_strangers_are_told_nothing() -> None:
-    assert Three().cores["a"].versions_for("nobody:1") == ()
+    assert Three().cores["a"].versions_for("nobody:1", 20.0) == ()
+
+
+def test_who_compares_lists_every_second_tells_its_versions_more_rarely() -> None:
+    core = Three().cores["a"]
+    told = [bool(core.versions_for(f"{'bc'[second % 2]}:1", float(second))) for second in range(20, 40)]
+    assert sum(told) == 20 / (VERSIONS_PERIODS * PERIOD_S)
 
 
 def test_at_rest_the_vectors_of_a_mesh_of_128_are_some_bytes_a_second() -> None:

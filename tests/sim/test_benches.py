@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from p2pkv.cli.main import cli
 from p2pkv.sim.deltas import DeltaOptions, run_deltas
 from p2pkv.sim.filters import FilterOptions, FilterResult, run_filters
+from p2pkv.sim.pairs import PairOptions, run_pair
 from p2pkv.sim.rings import RingOptions, run_rings
 
 
@@ -43,6 +44,17 @@ def test_a_pair_of_an_added_and_an_evicted_key_costs_less_than_sixteen_bytes_wit
     assert result.log_reader_mib > 10 * result.flips_reader_mib
 
 
+@pytest.mark.parametrize(("chain_blocks", "share"), [(8, 1.0), (64, 15 / 64), (256, 39 / 256)])
+def test_a_reader_follows_chains_that_come_and_go_and_hears_of_landmarks_and_tips(
+    chain_blocks: int, share: float
+) -> None:
+    result = run_pair(PairOptions(blocks=20_000, chain_blocks=chain_blocks, seconds=40))
+    assert result.announced == pytest.approx(20_000 * share, rel=0.02)
+    # A tip that moves on is told anew with each delta, so a little more changes than is announced of what came.
+    assert 100 * share - 1 <= result.announced_pairs_s <= 100 * share + 1.5
+    assert result.bytes_per_pair <= 16
+
+
 def test_a_change_moves_what_it_must_and_nothing_else() -> None:
     result = run_rings(RingOptions(changes=20, build_nodes=20))
     assert result.moved_elsewhere == 0
@@ -60,6 +72,7 @@ def test_a_change_moves_what_it_must_and_nothing_else() -> None:
         (["filters", "--peers", "10", "--chains", "3"], "wrong_share"),
         (["ring", "--nodes", "5", "--changes", "2"], "max_over_mean"),
         (["deltas", "--keys", "5000", "--deltas", "3"], "message_bytes"),
+        (["pair", "--blocks", "3000", "--seconds", "4"], "received_bytes_s"),
     ],
 )
 def test_json_is_one_document_with_the_measures(arguments: list[str], measure: str) -> None:

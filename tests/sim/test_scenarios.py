@@ -47,7 +47,7 @@ def test_every_scenario_has_something_to_tell_at_any_size(name: str) -> None:
 def test_blocks_are_shared_in_the_scenarios_with_engines(runs: dict[str, Run]) -> None:
     for name in ("block-traffic", "block-traffic-under-churn", "restart-with-memory", "everything-at-once"):
         run = runs[name]
-        assert min(run.prompts, run.blocks_local, run.blocks_remote, run.blocks_computed, run.claims_asked) > 50, name
+        assert min(run.prompts, run.blocks_local, run.blocks_remote, run.blocks_computed, run.claims_asked) > 10, name
         assert run.claims_wrong <= 0.01 * run.claims_asked
 
 
