@@ -204,7 +204,7 @@ class Agent:
         self.runner.tell(lambda node, now: node.on_resolve_failed(source, reason, now))
 
     def _hello(self, purpose: int) -> Hello:
-        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
+        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose, bulk=self._protection.bulk_bits)
 
     async def _accept(self) -> None:
         self._tcp.setblocking(False)
@@ -261,7 +261,8 @@ class Agent:
         cluster, rings = self.config.node.cluster, self._protection.rings
         if rings is None:
             return await welcome(stream, cluster=cluster, node_id=self.me.id, peer=peer), stream
-        return await welcome_sealed(stream, cluster=cluster, node_id=self.me.id, peer=peer, ring=rings)
+        bulk = self._protection.bulk_bits
+        return await welcome_sealed(stream, cluster=cluster, node_id=self.me.id, peer=peer, ring=rings, bulk=bulk)
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
