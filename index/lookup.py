@@ -27,9 +27,13 @@ def lengths(matcher: Matcher, keys: Sequence[bytes]) -> dict[str, int]:
     runs = matcher.runs([keys[depth] for depth in marks])
     stops = np.array([0, *(depth + 1 for depth in marks)])
     found = stops[runs]
-    for run in np.unique(runs[runs > 0])[-TIPS_MAX:]:
+    tips: list[tuple[int, Sequence[bytes]]] = []
+    for run in np.unique(runs[runs > 0])[-TIPS_MAX:].tolist():
         start, stop = stops[run], marks[run] if run < len(marks) else len(keys)
         if start < stop:
-            ending = np.flatnonzero(runs == run)
-            found[ending] += matcher.last_claimed(keys[start:stop])[ending]
+            tips.append((run, keys[start:stop]))
+    if tips:
+        last = matcher.last_claimed([part for _, part in tips])
+        for (run, _), of_part in zip(tips, last, strict=True):
+            found += np.where(runs == run, of_part, 0)
     return {peer: length for peer, length in zip(matcher.peers(), found.tolist(), strict=True) if length}

@@ -39,12 +39,15 @@ class Matcher:
         self._places: dict[str, tuple[_Shape, Slab]] = {}
         self._slabs: dict[_Shape, list[Slab]] = {}
         self._order: _Known | None = None
+        self.changes = 0
+        """Grows with every change of any filter."""
 
     def __repr__(self) -> str:
         return f"<Matcher {len(self._places)} peers, {self.filter_bytes()} bytes>"
 
     def replace(self, peer: str, bloom: BloomFilter) -> None:
         """Take `bloom` for what `peer` holds. O(bits), as a column of the slab is written."""
+        self.changes += 1
         shape = (bloom.bits_log2, bloom.hashes)
         if peer not in self._places or self._places[peer][0] != shape:
             self._withdraw(peer)
@@ -59,6 +62,7 @@ class Matcher:
 
     def flip(self, peer: str, positions: npt.NDArray[np.uint32]) -> None:
         """Turn over bits of the filter of `peer`, which has one."""
+        self.changes += 1
         self._places[peer][1].flip(peer, positions)
 
     def fold(self, peer: str, bits_log2: int) -> None:
@@ -68,6 +72,7 @@ class Matcher:
 
     def forget(self, peer: str) -> None:
         """Drop what is known of `peer`; harmless if that is nothing."""
+        self.changes += 1
         self._withdraw(peer)
         self._places.pop(peer, None)
 
@@ -115,11 +120,16 @@ class Matcher:
             size *= _WINDOW_GROWTH
         return np.concatenate([_NOTHING, *(run.depths() for _, run in runs)])[order]
 
-    def last_claimed(self, keys: Sequence[bytes]) -> Lengths:
-        """Return `[peers]`, the place, counted from 1, of the last of a few keys that each of `peers()` claims; or 0."""
+    def last_claimed(self, parts: Sequence[Sequence[bytes]]) -> Lengths:
+        """Return `[parts, peers]`, the place, counted from 1, of the last key of each part that a peer claims; or 0.
+
+        No part is empty. All are looked at together, for most of the time does not depend on how many keys there are.
+        """
         slabs, order = self._known()
-        hashed = HashedKeys(keys)
-        return np.concatenate([_NOTHING, *(last_claims(slab, _rows(hashed, shape)) for shape, slab in slabs)])[order]
+        hashed = HashedKeys([key for part in parts for key in part])
+        starts = [0, *itertools.accumulate(map(len, parts[:-1]))]
+        found = [last_claims(slab, _rows(hashed, shape), starts) for shape, slab in slabs]
+        return np.concatenate([np.empty((len(parts), 0), np.intp), *found], axis=1)[:, order]
 
     def holders(self, key: bytes) -> tuple[str, ...]:
         """Return the peers that seem to hold `key`, in the order they became known in."""

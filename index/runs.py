@@ -5,6 +5,8 @@ A(i) = A(i-1) & C(i), and the run of a peer ends where its bit is in A(i-1) and 
 so of all rows only as many words need a closer look as there are peers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,11 +45,15 @@ class Runs:
         return self._depths
 
 
-def last_claims(slab: Slab, rows: Rows) -> npt.NDArray[np.intp]:
-    """Return `[columns]`, the place of the last of a few keys that each column claims, counted from 1; or 0."""
+def last_claims(slab: Slab, rows: Rows, starts: Sequence[int]) -> npt.NDArray[np.intp]:
+    """Return `[parts, columns]`, the place of the last key of each part that a column claims, counted from 1; or 0.
+
+    `starts` say where the parts begin among the keys, ascending from 0.
+    """
     claimed = np.unpackbits((slab.claims(rows) & slab.occupied()).view(np.uint8), axis=1, bitorder="little")
-    places = np.arange(1, rows.shape[1] + 1)
-    return np.asarray((claimed * places[:, np.newaxis]).max(axis=0, initial=0))
+    sizes = np.diff([*starts, rows.shape[1]])
+    places = np.arange(1, rows.shape[1] + 1) - np.repeat(starts, sizes)
+    return np.maximum.reduceat(claimed * places[:, np.newaxis], starts, axis=0)
 
 
 def _set_bits(words: Words) -> npt.NDArray[np.intp]:

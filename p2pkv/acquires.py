@@ -49,7 +49,14 @@ class AskDirectory:
     until: float
 
 
-AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """An engine wanted blocks that were here already."""
+
+    keys: tuple[BlockKey, ...]
+
+
+AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired | Reused
 
 
 @dataclass(slots=True)
@@ -145,8 +152,12 @@ class Acquires:
                 acquire.reason = "too many acquires are under way"
                 return acquire.id, (self._finish(acquire, now),)
             if self._should_ask(acquire, now):
-                return acquire.id, (self._ask(acquire, now),)
-        return acquire.id, self._fetch(acquire, now)
+                return acquire.id, (*self._reused(chain), self._ask(acquire, now))
+        return acquire.id, (*self._reused(chain), *self._fetch(acquire, now))
+
+    def _reused(self, chain: Sequence[BlockKey]) -> tuple[Reused, ...]:
+        keys = tuple(key for key in chain[: self._ledger.prefix(chain)] if self._ledger.passing(key) is not None)
+        return (Reused(keys),) if keys else ()
 
     def cancel(self, number: int) -> tuple[AcquireEffect, ...]:
         """Take that the engine has gone away: end what was begun for it, leases at peers first. No `Acquired` comes."""
@@ -181,6 +192,10 @@ class Acquires:
         """Return depth and parent of a block that an acquire waits for, None where not known."""
         asked = (acquire.places[key] for acquire in self._fetching.values() if key in acquire.places)
         return next(asked, (None, None))
+
+    def waiting_for(self, key: BlockKey) -> int:
+        """Return how many acquires wait for a block."""
+        return sum(key in acquire.places for acquire in self._fetching.values())
 
     def on_arrived(self, key: BlockKey) -> None:
         """Take that a block was committed: whoever waits for it keeps it from being evicted."""

@@ -41,6 +41,8 @@ from p2pkv.local_wire import (
     AcquireRequest,
     Attach,
     Done,
+    ExplainReply,
+    ExplainRequest,
     Failure,
     KeysReply,
     KeysRequest,
@@ -287,6 +289,17 @@ class Client:
             reply = self._call(request, AcquireReply, wait_s=timeout_s)
             assert self._arena is not None
             return Lease(self, reply, self._arena)
+
+    def explain(self, keys: Sequence[bytes], *, block_bytes: int = 0, prefill_block_s: float = 0.0) -> ExplainReply:
+        """Return what the plan for a chain would be and what it last was, with each peer's terms. Nobody is asked.
+
+        Args:
+            keys: the chain, from its root.
+            block_bytes: with `prefill_block_s`, what computing a block costs, seconds; see `acquire`. Without them what
+                an engine of this node said last is taken.
+            prefill_block_s: see `block_bytes`.
+        """
+        return self._call(ExplainRequest(_chain(keys), block_bytes, int(prefill_block_s * 1e6)), ExplainReply)
 
     def publish(
         self, namespace: Namespace, keys: Sequence[bytes], fill: Fill, *, first_depth: int | None = None

@@ -508,6 +508,17 @@ class HostConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = 0
+    admit_fetched: Annotated[
+        Literal["auto", "always", "second-use"],
+        Meta(
+            description=(
+                "Whether a block that came from a peer stays when the engine is done with it. `always` it does, and the least "
+                "recently used ones go for it. `second-use`: when it is wanted for the second time. `auto`: while there is "
+                "room, and then at its second use. Where memory is tight, copies of what neighbours hold cost more hits than "
+                "they bring."
+            )
+        ),
+    ] = "auto"
 
 
 class FetchConfig(Section, frozen=True, kw_only=True):
@@ -619,6 +630,29 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = "aead"
+    certificates: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path of the folder with this node's certificate: `tls.crt`, `tls.key` of mode 0600, and `ca.crt`, the authorities "
+                "to believe; `p2pkv cert issue` makes one. With it control messages go through TLS 1.3 with a certificate on both "
+                "sides, blocks are encrypted under keys agreed upon there, and a node is who its certificate says. Gossip stays "
+                "under the keyring. The files are read again when they change. Empty: the keyring, or nothing, protects all."
+            )
+        ),
+    ] = ""
+    clock_skew_max_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description=(
+                "With certificates: how far another node's clock may be from this one's, seconds; further, and it is refused. "
+                "Certificates end by the clock, so a clock that is wrong gives a stolen one a longer life. Higher tolerates machines "
+                "without NTP; lower than a few seconds refuses honest ones."
+            ),
+        ),
+    ] = 60.0
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

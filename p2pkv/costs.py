@@ -6,17 +6,18 @@
 `load` is the peer's own word, between 0 and 1: at 1 its link is full, and one more taker gets half of it.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from typing import Final
+
+import msgspec
 
 from p2pkv.links import LinkEstimate, Links
 from p2pkv.nearness import Nearness
 from p2pkv.planner import Cost, Terms
 from p2pkv.transport.wire import MemberRecord
 
-HOLDERS_MAX: Final = 16
+HOLDERS_MAX: Final = 8
 """Peers that a plan looks at, those first that would seem best if nothing were under way."""
 TIERS: Final = ("host", "disk", "gpu", "object")
 """By the number that a record of the directory has."""
@@ -27,11 +28,12 @@ RUN_BYTES_MIN: Final = 1 << 20
 SATURATED_PERCENT: Final = 80
 """A peer that says so is not asked twice for what another is asked for already."""
 _ENGINES_MAX: Final = 16
+_WORTH_UNKNOWN: Final = 4
+"""Where an engine does not say what a block is worth, it is taken to be worth that many times what it takes to bring."""
 _NEW_SHARE: Final = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
+class Price(msgspec.Struct, frozen=True, gc=False):
     """What is known of one peer for one chain, and the terms that come of it."""
 
     terms: Terms
@@ -92,42 +94,51 @@ class Prices:
             now: as everywhere.
             tiers: peer -> tier of its blocks, host memory if not named.
         """
-        seen: list[tuple[float, str, int]] = []
-        here = first + local
-        worth_s = cost.prefill_block_s or inf
-        for peer, depth in claims.items():
-            if depth > here:
-                link = self._links.estimate(peer, now)
-                block_s = cost.block_bytes / link.bandwidth_bytes_s
-                gain_s = block_s - worth_s if worth_s < inf else -block_s
-                seen.append((link.round_trip_s + (depth - here) * gain_s, peer, depth))
-        if worth_s == inf:  # the deepest first then, of those as deep the fastest
-            seen = [(-depth - 1 / (1 - score), peer, depth) for score, peer, depth in seen]
-        seen.sort()
         prices: list[Price] = []
-        for _, peer, depth in seen:
-            if len(prices) == HOLDERS_MAX:
-                break
+        for peer in self._first_look(claims, first + local, cost):
             record = self._record(peer)
             if record is not None and self._links.usable(peer, now):
-                prices.append(self.price(record, depth - first, cost, now, (tiers or {}).get(peer, 0)))
+                prices.append(self._price(record, claims[peer] - first, cost, now, (tiers or {}).get(peer, 0)))
+                if len(prices) == HOLDERS_MAX:
+                    break
         prices.sort(key=lambda one: (not one.terms.trusted, one.terms.wait_s + one.terms.block_s, one.terms.rank))
         return prices
 
-    def price(self, record: MemberRecord, depth: int, cost: Cost, now: float, tier: int = 0) -> Price:
+    def _first_look(self, claims: Mapping[str, int], here: int, cost: Cost) -> Iterator[str]:
+        """Yield the peers that claim more than is here, those in front that save most time, and the deepest with them.
+
+        It looks at as little as it can, for there may be a thousand.
+        """
+        byte_s, assumed = self._links.byte_s.get, self._links.assumed_byte_s()
+        worth_s = cost.prefill_block_s / cost.block_bytes or _WORTH_UNKNOWN * assumed
+        saving = sorted(
+            [
+                ((here - depth) * (worth_s - byte_s(peer, assumed)), peer)
+                for peer, depth in claims.items()
+                if depth > here
+            ]
+        )
+        deepest = max(claims, key=claims.__getitem__, default="")
+        for at, (_, peer) in enumerate(saving):
+            if at == 1 and deepest != saving[0][1]:
+                yield deepest
+            if at == 0 or peer != deepest:
+                yield peer
+
+    def _price(self, record: MemberRecord, depth: int, cost: Cost, now: float, tier: int) -> Price:
         """Return the price of blocks from one peer that claims `depth` of a chain."""
         peer = record.id
         link, queued_bytes, near = self._links.estimate(peer, now), self._queued(peer), self._nearness(peer)
         load_percent = self._load(peer, now)
         byte_s = (1 / link.bandwidth_bytes_s + 1 / TIER_BYTES_S[tier]) * (1 + load_percent / 100)
         terms = Terms(
-            peer=peer,
-            depth=depth,
-            wait_s=link.round_trip_s + queued_bytes / link.bandwidth_bytes_s,
-            block_s=cost.block_bytes * byte_s,
-            link=record.host_id,
-            rank=(int(near), load_percent),
-            trusted=self._trusted(peer, now),
+            peer,
+            depth,
+            link.round_trip_s + queued_bytes / link.bandwidth_bytes_s,
+            cost.block_bytes * byte_s,
+            record.host_id,
+            (near, load_percent),
+            self._trusted(peer, now),
         )
         return Price(terms, link, queued_bytes, load_percent, near, tier)
 

@@ -1,18 +1,24 @@
 """Which block is where, who pins it and until when, sans-IO. The bytes themselves are a tier's.
 
 A block's life: `reserve` (a slot, perhaps after evictions) -> the shell writes and verifies -> `commit` or `abort`.
-Only committed blocks are found. A pinned block is never evicted. A lease is pins with a deadline and a holder: a peer,
+Only committed blocks are found. One that is *passing* goes when its last pin goes. A pinned block is never evicted. A lease is pins with a deadline and a holder: a peer,
 or an engine's connection; when the holder goes away or the deadline passes, the pins go too.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.errors import PinLimit, TierFull
 from p2pkv.eviction import EvictionPolicy, Lru
 from p2pkv.slots import Slot, Slots
+
+_PASSING_SHARE: Final = 4
+"""No more than one part in so many is kept free for passing blocks."""
+
+Place: TypeAlias = tuple[int | None, BlockKey | None]
+"""Depth of a block in its chain, and the block before it; None where not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class LedgerStatistics:
     leases_expired: int
     quarantined: int = 0
     """Places that may still be written to by a peer whose transfer was broken off."""
+    passing: int = 0
+    """Blocks that go with their last pin."""
 
 
 class Ledger:
@@ -73,6 +81,9 @@ class Ledger:
         self._quarantined: dict[int, Reservation] = {}
         """By place, what was given up and may still be written to."""
         self._pins: dict[BlockKey, int] = {}
+        self._passing: dict[BlockKey, Place] = {}
+        self._passing_bytes = 0
+        self._passing_bytes_peak = 0
         self._chunk_use: dict[int, int] = {}
         """When anything in a chunk was last used; of a block that went since, too, which only makes it seem warmer."""
         self._chunk_busy: dict[int, int] = {}
@@ -129,8 +140,11 @@ class Ledger:
         self._chunk_use.setdefault(self.slots.chunk_of(slot), 0)
         return reservation
 
-    def commit(self, reservation: Reservation) -> None:
-        """Make a reserved block findable. Its bytes are in place and verified."""
+    def commit(self, reservation: Reservation, *, passing: Place | None = None) -> None:
+        """Make a reserved block findable. Its bytes are in place and verified.
+
+        With `passing`, which says where in its chain it is, it stays only until its last pin goes; see `admit`.
+        """
         info, slot = reservation.info, reservation.slot
         assert self._reserved.pop(info.key) is reservation
         self._held[info.key] = Held(info, slot)
@@ -138,6 +152,34 @@ class Ledger:
         self._policy.insert(info.key, slot.size)
         self._chunk_use[self.slots.chunk_of(slot)] = self._policy.last_use(info.key)
         self._occupy(slot, -1)
+        if passing is not None:
+            self._passing[info.key] = passing
+            self._passing_bytes += slot.size
+            self._passing_bytes_peak = max(self._passing_bytes_peak, self._passing_bytes)
+
+    @property
+    def has_passing(self) -> bool:
+        """Whether any block is only passing."""
+        return bool(self._passing)
+
+    def passing(self, key: BlockKey) -> Place | None:
+        """Return where in its chain a block is that is only passing; None of one that stays, or is not here."""
+        return self._passing.get(key)
+
+    def admit(self, key: BlockKey) -> None:
+        """Have a passing block stay."""
+        if self._passing.pop(key, None) is not None:
+            self._passing_bytes -= self._held[key].slot.size
+
+    def let_pass(self, key: BlockKey) -> None:
+        """Drop a passing block that nobody has pinned."""
+        if key in self._passing and not self._pins.get(key):
+            self._drop(key)
+
+    def has_room(self) -> bool:
+        """Say whether a block could stay without taking the place of others, or of those that are passing now and then."""
+        spare = min(self._passing_bytes_peak, self.slots.capacity_bytes // _PASSING_SHARE)
+        return self.slots.capacity_bytes - self.slots.used_bytes() >= spare
 
     def touch(self, keys: Sequence[BlockKey]) -> None:
         """Note a use of a chain's blocks, tail first.
@@ -174,6 +216,7 @@ class Ledger:
         return True
 
     def _drop(self, key: BlockKey) -> None:
+        self.admit(key)
         held = self._held.pop(key)
         del self._key_at[held.slot.offset]
         self._policy.remove(key)
@@ -288,6 +331,7 @@ class Ledger:
                 self._pins[held.info.key] = count
             else:
                 del self._pins[held.info.key]
+                self.let_pass(held.info.key)
 
     def _use(self, held: Held) -> None:
         self._policy.touch(held.info.key)
@@ -314,4 +358,5 @@ class Ledger:
             evictions=self._evictions,
             leases_expired=self._leases_expired,
             quarantined=len(self._quarantined),
+            passing=len(self._passing),
         )

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from p2pkv.breaker import Breaker, BreakerState
 from p2pkv.nearness import Nearness
 from p2pkv.quantile import RecentQuantile
@@ -30,8 +32,7 @@ _LATE: Final = 0.95
 """What takes longer than this share of answers, or transfers, is late."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkEstimate:
+class LinkEstimate(msgspec.Struct, frozen=True, gc=False):
     """What the planner may assume of one link."""
 
     bandwidth_bytes_s: float
@@ -66,6 +67,8 @@ class Links:
         self._cooldown_s = cooldown_s
         self._nearness = nearness
         self._links: dict[str, _Link] = {}
+        self.byte_s: Final[dict[str, float]] = {}
+        """Seconds a byte takes from each peer that was measured, however long ago: for a first look at many peers."""
         self._assumed = [LinkEstimate(assumed_bandwidth_bytes_s, round_trip_s) for round_trip_s in _ROUND_TRIP_S]
         self._alike = [_Link(assumed) for assumed in self._assumed]
         """What was measured of all links of one nearness."""
@@ -82,6 +85,10 @@ class Links:
         near = self._nearness(peer)
         alike = _aged(self._alike[near], self._assumed[near], now)
         return alike if link is None else _aged(link, alike, now)
+
+    def assumed_byte_s(self) -> float:
+        """Return the seconds a byte takes over a link nothing was measured on, about."""
+        return 1 / self._alike[Nearness.ZONE].estimate.bandwidth_bytes_s
 
     def usable(self, peer: str, now: float) -> bool:
         """Say whether `peer` may be asked now."""
@@ -177,6 +184,7 @@ class Links:
     def forget(self, peer: str) -> None:
         """Drop what is known of a peer that is no longer a member."""
         self._links.pop(peer, None)
+        self.byte_s.pop(peer, None)
 
     def _learn(
         self, peer: str, now: float, *, bandwidth_bytes_s: float | None = None, round_trip_s: float | None = None
@@ -194,6 +202,7 @@ class Links:
                 old.round_trip_s + _NEW_SHARE * (seconds - old.round_trip_s),
             )
             link.measured_at = now
+        self.byte_s[peer] = 1 / self._links[peer].estimate.bandwidth_bytes_s
 
     def _link(self, peer: str, now: float) -> _Link:
         link = self._links.get(peer)

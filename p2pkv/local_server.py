@@ -20,6 +20,7 @@ from p2pkv.acquires import Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
 from p2pkv.ledger import Reservation
+from p2pkv.local_explain import explain_view
 from p2pkv.local_views import duplicate_views, member_views, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
@@ -28,6 +29,7 @@ from p2pkv.local_wire import (
     AcquireRequest,
     Attach,
     Done,
+    ExplainRequest,
     Failure,
     Holder,
     KeysReply,
@@ -90,6 +92,7 @@ class Served:
     path: Callable[[str], str]
     """Peer -> name of the transport that its blocks take, for the sources of fetched blocks."""
     protection: Callable[[], str]
+    protected_by: Callable[[], dict[str, str]]
     keys: Callable[[KeysRequest], Awaitable[KeysReply]]
     """Leads a round over the keyrings of all members."""
     started_at: float
@@ -271,6 +274,8 @@ class _Session:
             case RingRequest():
                 ring = self._served.runner.call(lambda node, now: (node.ring(now), ()))
                 return self._served.runner.ask(lambda node: _ring_reply(node, ring))
+            case ExplainRequest():
+                return self._explain(request)
             case KeysRequest():
                 return await self._served.keys(request)
             case LeaveRequest():
@@ -293,6 +298,11 @@ class _Session:
         me, tier = self._served.me, self._served.tier
         return Welcome(LOCAL_PROTOCOL, me.id, me.name, tier.arena_bytes, tier.table_bytes)
 
+    def _explain(self, request: ExplainRequest) -> Reply:
+        keys, cost = _chain(request.keys, self._holder), _cost(request.block_bytes, request.prefill_block_us)
+        now = trio.current_time()
+        return self._served.runner.ask(lambda node: explain_view(node, keys, cost, now, path=self._served.path))
+
     def _match(self, keys: tuple[BlockKey, ...]) -> Reply:
         match = self._served.runner.ask(lambda node: node.match(keys, trio.current_time()))
         holders = tuple(Holder(record.id, record.name, depth) for record, depth in match.holders)
@@ -300,9 +310,7 @@ class _Session:
 
     async def _acquire(self, request: AcquireRequest) -> Reply:
         keys = _chain(request.keys, self._holder)
-        cost = None
-        if request.block_bytes and request.prefill_block_us:
-            cost = Cost(request.block_bytes, request.prefill_block_us / 1e6)
+        cost = _cost(request.block_bytes, request.prefill_block_us)
         deadline = trio.current_time() + request.timeout_ms / 1000
         acquire = partial(self._server.acquire, self._holder, keys, first=request.first, deadline=deadline, cost=cost)
         acquired = await self._unless_gone(acquire)
@@ -435,6 +443,7 @@ class _Session:
             version=__version__,
             uptime_s=round(time.monotonic() - served.started_at, 3),
             protection=served.protection(),
+            protected_by=served.protected_by(),
             members=states,
             seeds=dict(node.membership.seeds()),
             tier={
@@ -453,6 +462,8 @@ class _Session:
                 "shared_blocks": figures.fetch.shared_blocks,
                 "shed_blocks": figures.fetch.shed_blocks,
                 "shed_acquires": figures.shed_acquires,
+                "admitted": figures.admitted_blocks,
+                "passed": figures.passed_blocks,
                 "hedges": figures.fetch.hedges,
                 "hedges_denied": figures.fetch.hedges_denied,
                 "cancelled": figures.fetch.cancelled,
@@ -523,6 +534,10 @@ def _committed(
 def _aborted(reservation: Reservation, node: Node, _: float) -> tuple[Effect, ...]:
     node.ledger.abort(reservation)
     return ()
+
+
+def _cost(block_bytes: int, prefill_block_us: int) -> Cost | None:
+    return Cost(block_bytes, prefill_block_us / 1e6) if block_bytes and prefill_block_us else None
 
 
 def _chain(keys: bytes, client: str) -> tuple[BlockKey, ...]:

@@ -113,6 +113,15 @@ class RingRequest(LocalMessage, tag=15, frozen=True):
     """Who owns how much of the ring? Answered by `RingReply`."""
 
 
+class ExplainRequest(LocalMessage, tag=50, frozen=True):
+    """What would the plan for this chain be, and what was the last one? Answered by `ExplainReply`; nobody is asked."""
+
+    keys: Keys
+    block_bytes: Small = 0
+    prefill_block_us: Small = 0
+    """As in `AcquireRequest`. 0: what an engine of this node said last."""
+
+
 class KeysRequest(LocalMessage, tag=40, frozen=True):
     """Lead a round over the keyrings of all members. Answered by `KeysReply` when it is over."""
 
@@ -269,6 +278,7 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     version: str
     uptime_s: float
     protection: str
+    """Of gossip; and of all else, unless `protected_by` says otherwise."""
     members: dict[str, int]
     """State -> count, this node included."""
     seeds: dict[str, str]
@@ -283,6 +293,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """Where id and boot number are kept, or nothing."""
     duplicates: tuple[DuplicateView, ...] = ()
     sources: tuple[SourceView, ...] = ()
+    protected_by: dict[str, str] = {}
+    """What goes between nodes -> what protects it."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -344,6 +356,83 @@ class RingReply(LocalMessage, tag=35, frozen=True):
     """Equal on all nodes that agree on every owner."""
 
 
+class TermsView(msgspec.Struct, frozen=True, gc=False):
+    """What blocks from one peer cost, and why; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    blocks: int
+    """Of the chain's head that it claims."""
+    wait_ms: float
+    """Until its first block begins to come."""
+    block_ms: float
+    """For each block from then on."""
+    bandwidth_bytes_s: float
+    round_trip_ms: float
+    queued_bytes: int
+    """On their way from it already."""
+    load: int
+    """Percent, as it last said."""
+    near: str
+    tier: str
+    transport: str
+    trusted: bool
+
+
+class RunView(msgspec.Struct, frozen=True, gc=False):
+    """Blocks `[start, stop)` of a chain from one peer."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class PlanView(msgspec.Struct, frozen=True, gc=False):
+    """A plan; a map on the wire, for it becomes JSON as it is."""
+
+    decision: str
+    """`here`, `fetch`, `partial`, `recompute` or `miss`."""
+    reason: str
+    blocks: int
+    local: int
+    planned: int
+    """Blocks of the chain's head that would be here."""
+    block_bytes: int
+    prefill_block_ms: float
+    """0 if not known; then every fetch is taken to pay."""
+    fetch_ms: float
+    compute_ms: float
+    """Left to compute behind what is fetched."""
+    recompute_ms: float | None
+    """All that is not here; None if not known."""
+    runs: tuple[RunView, ...]
+    peers: tuple[TermsView, ...]
+    """The best first."""
+    age_s: float = 0.0
+    """Since the plan was made."""
+    arrived: int | None = None
+    """Blocks of the head that were here in the end."""
+    ended: str = ""
+    """Why no more."""
+
+
+class AwayView(msgspec.Struct, frozen=True, gc=False):
+    """A peer that claims blocks and is not asked."""
+
+    name: str
+    blocks: int
+    why: str
+
+
+class ExplainReply(LocalMessage, tag=51, frozen=True):
+    """Answer to `ExplainRequest`."""
+
+    now: PlanView
+    left_alone: tuple[AwayView, ...]
+    last: PlanView | None
+    """That of the last acquire of a chain with the same last block, if it is remembered."""
+
+
 class KeyHolder(msgspec.Struct, frozen=True, gc=False):
     """What one member said of its keyring; a map on the wire, for it becomes JSON as it is."""
 
@@ -393,6 +482,7 @@ Request: TypeAlias = (
     | LocateRequest
     | LeaveRequest
     | RingRequest
+    | ExplainRequest
     | KeysRequest
 )
 Reply: TypeAlias = (
@@ -404,6 +494,7 @@ Reply: TypeAlias = (
     | StatusReply
     | LocateReply
     | RingReply
+    | ExplainReply
     | KeysReply
     | Done
     | Failure

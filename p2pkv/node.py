@@ -12,8 +12,9 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from p2pkv.acquires import Acquired, Acquires, AskDirectory
-from p2pkv.blocks import BlockInfo, BlockKey
+from p2pkv.acquires import Acquired, Acquires, AskDirectory, Reused
+from p2pkv.admission import Admission
+from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
 from p2pkv.costs import SATURATED_PERCENT, Prices
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
@@ -116,6 +117,10 @@ class NodeStatistics:
     shed_leases: int
     """Lease requests refused because too much was leased already."""
     shed_acquires: int
+    admitted_blocks: int
+    """Fetched ones that stayed."""
+    passed_blocks: int
+    """And those that did not."""
     lent_bytes: int
     """Leased to peers now."""
     lent_window_bytes: int
@@ -178,6 +183,7 @@ class Node:
         )
         self.directory: Final = Directory(node_id=me.id, boot=me.boot, config=config.directory)
         self._near: dict[str, Nearness] = {}  # of the usable members
+        self._usables: dict[str, MemberRecord] = {}
         self.links: Final = Links(
             assumed_bandwidth_bytes_s=config.fetch.assumed_bandwidth_bytes_s,
             cooldown_s=config.fetch.cooldown_s,
@@ -193,6 +199,7 @@ class Node:
             mapped=self._neighbours.is_mapped,
             saturated=lambda peer, now: self._load_of(peer, now) >= SATURATED_PERCENT,
         )
+        self._admission = Admission(config.host.admit_fetched)
         self._grants = Grants(config=config.fetch, ledger=self.ledger, generations=generations)
         prices = Prices(
             links=self.links,
@@ -248,6 +255,8 @@ class Node:
                 record = self._known(sender)
                 if record is None:
                     return ()
+                if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
+                    self._reuse(split_keys(message.keys), now)
                 return (SendStream(record.address, self._grants.on_request(sender, message, now)),)
             case LeaseGrant():
                 judged = self._fetches.judge(sender, message)
@@ -348,6 +357,7 @@ class Node:
         self._rest_due = None
         if outcome == "ok":
             self._acquires.on_arrived(key)
+            self.ledger.let_pass(key)
         return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
@@ -369,6 +379,8 @@ class Node:
             for key in reservation.evicted:
                 self.summaries.remove(key, now)
                 self.directory.remove(key, now)
+        else:
+            self._reuse([info.key], now)  # published here, too
         return reservation
 
     def commit(
@@ -387,6 +399,17 @@ class Node:
         self.summaries.add(key, now, depth, parent or b"")
         self.directory.add(key, now, depth, parent or b"")
 
+    def commit_fetched(self, reservation: Reservation, now: float) -> None:
+        """Make a block that came from a peer findable: for good, or for those alone who wait for it, as is decided here."""
+        key = reservation.info.key
+        for _ in range(self._acquires.waiting_for(key) - 1):
+            self._admission.note_use(key)
+        if self._admission.admits(key, room=not reservation.evicted and self.ledger.has_room()):
+            self.commit(reservation, now)
+        else:
+            self._rest_due = None
+            self.ledger.commit(reservation, passing=self._acquires.place_of(key))
+
     # -- finding and fetching -----------------------------------------------------------------------------------
 
     def match(self, keys: Sequence[BlockKey], now: float | None = None) -> Match:
@@ -396,12 +419,10 @@ class Node:
         """
         local = self.ledger.prefix(keys)
         claims = self.summaries.longest(keys) if now is None else self.summaries.claims(keys, now)
-        holders = [
-            (record, depth) for peer, depth in claims.items() if depth and (record := self._usable(peer)) is not None
-        ]
-        holders.sort(key=lambda pair: (-pair[1], pair[0].id))
-        reachable = max([local, *(depth for _, depth in holders)])
-        return Match(local, reachable, tuple(holders))
+        usable = self._usables
+        found = sorted([(-depth, peer) for peer, depth in claims.items() if depth and peer in usable])
+        reachable = max(local, -found[0][0]) if found else local
+        return Match(local, reachable, tuple([(usable[peer], -depth) for depth, peer in found]))
 
     def acquire(
         self,
@@ -435,6 +456,17 @@ class Node:
     ) -> tuple[Decision, Decision | None]:
         """Return what the plan for a chain from its root would be, and what it last was if that is remembered."""
         return self._acquires.explain(keys, now, cost)
+
+    def left_alone(self, keys: Sequence[BlockKey], now: float) -> tuple[tuple[MemberRecord, int, str], ...]:
+        """Return the peers that claim some of a chain and are not asked just now: how much they claim, and why not."""
+        found = []
+        for record, depth in self.match(keys, now).holders:
+            busy_s, state = self.links.busy_s(record.id, now), self.links.state(record.id, now)
+            if busy_s:
+                found.append((record, depth, f"busy, to be asked again in {busy_s * 1000:.0f} ms"))
+            elif not self.links.usable(record.id, now):
+                found.append((record, depth, f"failed lately (breaker {state})"))
+        return tuple(found)
 
     def release_peer(self, peer: str) -> None:
         """End all leases of a peer whose process is gone."""
@@ -499,6 +531,8 @@ class Node:
             refused_leases=self._grants.refused,
             shed_leases=self._grants.shed,
             shed_acquires=self._acquires.shed,
+            admitted_blocks=self._admission.admitted,
+            passed_blocks=self._admission.passed,
             lent_bytes=self._grants.lent_bytes,
             lent_window_bytes=self._grants.window_bytes,
         )
@@ -513,10 +547,17 @@ class Node:
         return record
 
     def _usable(self, peer: str) -> MemberRecord | None:
-        record = self.membership.member(peer)
-        if record is None or record.state > MemberState.SUSPECT or peer == self.id:
-            return None
-        return record if speaks_with_us(record) else None
+        return self._usables.get(peer)
+
+    def _reuse(self, keys: Sequence[BlockKey], now: float) -> None:
+        """Keep those of `keys` that are only passing and are wanted again."""
+        for key in keys:
+            place = self.ledger.passing(key)
+            if place is not None and self._admission.admits(key, room=False):
+                self.ledger.admit(key)
+                depth, parent = place
+                self.summaries.add(key, now, depth, parent or b"")
+                self.directory.add(key, now, depth, parent or b"")
 
     def _address_of(self, peer: str) -> str:
         record = self.membership.member(peer)
@@ -556,8 +597,10 @@ class Node:
                     usable = exchanged.state <= MemberState.SUSPECT
                     if usable:
                         self._near[record.id] = nearness(self._me, record)
+                        self._usables[record.id] = record
                     else:
                         self._near.pop(record.id, None)
+                        self._usables.pop(record.id, None)
                     out += self._neighbours.on_member(
                         record.id, host_id=record.host_id, boot=record.boot, usable=usable
                     )
@@ -569,6 +612,8 @@ class Node:
                         self._grants.on_gone(record.id)
                 case FetchEnded():
                     out += self._route(self._acquires.on_fetch_ended(effect, now), now)
+                case Reused(keys=keys):
+                    self._reuse(keys, now)
                 case AskDirectory():
                     out += self._ask(effect, now)
                 case Heard():

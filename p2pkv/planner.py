@@ -12,10 +12,11 @@ which peers deeper than k give a block. The blocks are then dealt out from the h
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Final, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -66,8 +67,7 @@ class Cost:
     """Seconds the engine needs to compute one block."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True, gc=False):
     """What blocks from one peer cost."""
 
     peer: str
@@ -143,7 +143,8 @@ def _cut(
     peers = _candidates(start, stop, terms, prefill_block_s)
     if not peers:
         return (), 0.0
-    times = _times(peers)
+    depths = [min(one.depth, stop) - start for one in peers]
+    times = _times(peers, depths)
     blocks = len(times) if times[-1] <= left_s else int(np.searchsorted(times, left_s, side="right"))
     if not blocks:
         return (), 0.0
@@ -153,8 +154,8 @@ def _cut(
         if totals[best] >= (stop - start) * prefill_block_s:
             return (), 0.0
         blocks = best + 1
-    dealt = _deal(peers, blocks, float(times[blocks - 1]))
-    whole = _without_scraps(dealt, run_blocks_min)
+    dealt = _deal(list(zip(peers, depths, strict=True)), blocks, float(times[blocks - 1]))
+    whole = _without_scraps(dealt, start, run_blocks_min)
     most_s = inf if prefill_block_s is None else blocks * prefill_block_s
     split_s, whole_s = _makespan(dealt), _makespan(whole)
     may_take_s = max(_SCRAPS_MAY_COST * split_s, split_s + _SCRAPS_MAY_COST_S)
@@ -168,45 +169,76 @@ def _cut(
 
 
 def _candidates(start: int, stop: int, terms: Iterable[Terms], prefill_block_s: float | None) -> list[Terms]:
-    """Return the peers to cut the chain between, depths counted from `start`: the best alone, the deepest, the fastest."""
-    near = [
-        replace(one, depth=min(one.depth, stop) - start) for one in terms if min(one.depth, stop) > start
-    ]  # frozen dataclasses are slow to copy, but there are few
-    slowest_s = max((one.block_s for one in near), default=0.0)
-    worth_s = 2 * slowest_s if prefill_block_s is None else prefill_block_s
-    near.sort(key=lambda one: (one.wait_s + one.depth * (one.block_s - worth_s), one.rank, one.peer))
-    taken: dict[str, Terms] = {}
-    deepest = min(near, key=lambda one: (-one.depth, one.wait_s + one.block_s, one.rank, one.peer), default=None)
-    fast = sorted(near, key=lambda one: (one.wait_s + one.block_s, one.block_s, one.rank, one.peer))
-    for one in (*near[:1], *([deepest] if deepest is not None else []), *fast):
-        if len(taken) == PEERS_PER_PLAN_MAX:
-            break
-        taken.setdefault(one.link or one.peer, one)
-    return sorted(taken.values(), key=lambda one: (one.depth, one.rank, one.peer))
+    """Return the peers to cut the chain between, the shallow ones first: the best alone, the deepest, the fastest."""
+    able = [one for one in terms if one.depth > start < stop]
+    if len(able) > 1:
+        slowest_s = max(one.block_s for one in able)
+        worth_s = 2 * slowest_s if prefill_block_s is None else prefill_block_s
+
+        def alone_s(one: Terms) -> float:
+            return one.wait_s + (min(one.depth, stop) - start) * (one.block_s - worth_s)
+
+        best = min(able, key=lambda one: (alone_s(one), one.rank, one.peer))
+        deepest = min(able, key=lambda one: (-min(one.depth, stop), one.wait_s + one.block_s, one.rank, one.peer))
+        able.sort(key=lambda one: (one.wait_s + one.block_s, one.block_s, one.rank, one.peer))
+        taken: dict[str, Terms] = {}
+        for one in (best, deepest, *able):
+            taken.setdefault(one.link or one.peer, one)
+            if len(taken) == PEERS_PER_PLAN_MAX:
+                break
+        able = sorted(taken.values(), key=lambda one: (min(one.depth, stop), one.rank, one.peer))
+    return able
 
 
-def _times(peers: Sequence[Terms]) -> Moments:
-    """Return `[n]`, the least time in which the first n + 1 blocks can be here. `peers` ascend in depth."""
-    moments = [one.wait_s + one.block_s * np.arange(1, one.depth + 1) for one in peers]
-    blocks = peers[-1].depth
+def _times(peers: Sequence[Terms], depths: Sequence[int]) -> Moments:
+    """Return `[n]`, the least time in which the first n + 1 blocks can be here. `depths` ascend."""
+    blocks = depths[-1]
     times: Moments = np.zeros(blocks)
     behind = first = 0
     while first < len(peers):  # peers[first:] are those deeper than `behind`
-        gives = np.concatenate(moments[first:])
-        gives.sort()
-        np.maximum(times[behind:], gives[: blocks - behind], out=times[behind:])
-        behind = peers[first].depth
-        while first < len(peers) and peers[first].depth == behind:
+        gives = _earliest(peers[first:], depths[first:], blocks - behind)
+        np.maximum(times[behind:], gives, out=times[behind:])
+        behind = depths[first]
+        while first < len(peers) and depths[first] == behind:
             first += 1
     return times
 
 
-def _deal(peers: Sequence[Terms], blocks: int, within_s: float) -> list[tuple[Terms, int]]:
+def _earliest(peers: Sequence[Terms], depths: Sequence[int], count: int) -> Moments:
+    """Return the `count` earliest moments at which one of these peers gives a block, ascending."""
+    if len(peers) == 1:
+        alone: Moments = np.arange(1, count + 1, dtype=np.float64) * peers[0].block_s + peers[0].wait_s
+        return alone
+    able = list(depths)
+    if all(one.block_s for one in peers):
+        # By `until_s` they give as many, were they all deep enough; so what comes later needs not be looked at.
+        rate = sum(1 / one.block_s for one in peers)
+        until_s = (count + len(peers) + sum(one.wait_s / one.block_s for one in peers)) / rate
+        soon = [int(max(0.0, until_s - one.wait_s) / one.block_s) + 1 for one in peers]
+        cut = [min(depth, number) for depth, number in zip(depths, soon, strict=True)]
+        if all(depth >= number for depth, number in zip(depths, soon, strict=True)):
+            able = cut
+    gives: Moments = np.concatenate(
+        [one.wait_s + one.block_s * np.arange(1, number + 1) for one, number in zip(peers, able, strict=True)]
+    )
+    gives.sort()
+    return gives[:count]
+
+
+Able: TypeAlias = Sequence[tuple[Terms, int]]
+"""Peers and how many blocks from the first missing one on they have; the shallow ones first."""
+Dealt: TypeAlias = list[tuple[Terms, int]]
+"""Peers and how many blocks each gives, in chain order."""
+
+
+def _deal(peers: Able, blocks: int, within_s: float) -> Dealt:
     """Return how many of `blocks` each peer gives so that all are here in time; as few peers as that takes."""
     chosen = list(peers)
     dealt = _dealt(chosen, blocks, within_s)
     assert dealt is not None
-    for one in sorted(peers, key=_preference, reverse=True):
+    for one in sorted(peers, key=lambda pair: _preference(pair[0]), reverse=True):
+        if len(chosen) == 1:
+            break
         fewer = [other for other in chosen if other is not one]
         without = _dealt(fewer, blocks, within_s)
         if without is not None:
@@ -214,14 +246,14 @@ def _deal(peers: Sequence[Terms], blocks: int, within_s: float) -> list[tuple[Te
     return dealt
 
 
-def _dealt(peers: Sequence[Terms], blocks: int, within_s: float) -> list[tuple[Terms, int]] | None:
+def _dealt(peers: Able, blocks: int, within_s: float) -> Dealt | None:
     """Deal blocks out from the head, the shallow peers first; None if they do not suffice."""
     dealt, position = [], 0
-    for one in peers:
+    for one, depth in peers:
         room_s = within_s * (1 + _ROUNDING) - one.wait_s
         if room_s < 0:
             continue
-        most = min(one.depth, blocks) - position
+        most = min(depth, blocks) - position
         count = most if one.block_s * most <= room_s else int(room_s / one.block_s)
         if count > 0:
             dealt.append((one, count))
@@ -229,7 +261,7 @@ def _dealt(peers: Sequence[Terms], blocks: int, within_s: float) -> list[tuple[T
     return dealt if position == blocks else None
 
 
-def _without_scraps(dealt: Sequence[tuple[Terms, int]], least: int) -> list[tuple[Terms, int]]:
+def _without_scraps(dealt: Dealt, start: int, least: int) -> Dealt:
     """Join runs shorter than `least` with a neighbour, as far as one of both has all those blocks."""
     kept = list(dealt)
     while len(kept) > 1:
@@ -238,7 +270,7 @@ def _without_scraps(dealt: Sequence[tuple[Terms, int]], least: int) -> list[tupl
             break
         first = max(0, min(place, len(kept) - 2))
         (one, count), (other, more) = kept[first : first + 2]
-        stop = sum(given for _, given in kept[: first + 2])
+        stop = start + sum(given for _, given in kept[: first + 2])
         heir = min((peer for peer in (one, other) if peer.depth >= stop), key=_preference)
         kept[first : first + 2] = [(heir, count + more)]
     return kept

@@ -57,11 +57,16 @@ class Protection:
         return DatagramSeal(node_id=node_id, boot=boot, ring=rings) if rings is not None else NoSeal()
 
     def text(self, *, loopback: bool) -> str:
-        """Return what status says."""
+        """Return what status says of the keyring."""
         if self._ring is not None:
-            text = f"AES-256-GCM, {ring_text(self._ring)}"
-            return text if self.bulk == "aead" else f"{text}; blocks: {TEXTS[self.bulk]}"
+            return f"AES-256-GCM, {ring_text(self._ring)}"
         return "none, loopback only" if loopback else "none (insecure)"
+
+    def text_of_blocks(self, *, loopback: bool) -> str:
+        """Return what status says of blocks over TCP, where there is no certificate."""
+        if self._ring is not None:
+            return f"{TEXTS[self.bulk]}, {ring_text(self._ring)}"
+        return self.text(loopback=loopback)
 
     def attach(self, runner: Runner, nursery: trio.Nursery) -> None:
         """Carry out what the node says of keys from now on."""

@@ -52,6 +52,7 @@ class Slots:
         self._chunks = [_Chunk(offset) for offset in range(0, self.capacity_bytes, self.chunk_bytes)]
         self._empty = list(reversed(self._chunks))
         self._with_room: dict[int, dict[int, _Chunk]] = {}
+        self._used_bytes = 0
 
     def size_class(self, length: int) -> int:
         """Return the size of slot that a block of `length` bytes takes.
@@ -82,6 +83,7 @@ class Slots:
             return None
         offset = chunk.free.pop()
         chunk.used.add(offset)
+        self._used_bytes += size
         if not chunk.free:
             del self._with_room[size][chunk.offset]
         return Slot(offset, size)
@@ -91,6 +93,7 @@ class Slots:
         chunk = self._chunks[slot.offset // self.chunk_bytes]
         assert chunk.size == slot.size
         chunk.used.remove(slot.offset)
+        self._used_bytes -= slot.size
         chunk.free.append(slot.offset)
         room = self._with_room.setdefault(slot.size, {})
         room[chunk.offset] = chunk
@@ -113,4 +116,4 @@ class Slots:
 
     def used_bytes(self) -> int:
         """Bytes of all slots given out."""
-        return sum(chunk.size * len(chunk.used) for chunk in self._chunks)
+        return self._used_bytes

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import trio
 
-from p2pkv.blocks import BlockInfo
 from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.ledger import Reservation
@@ -68,8 +67,7 @@ class Transfers:
         places: dict[int, Reservation] = {}
         wanted: list[Wanted] = []
         by_position = dict(zip((position for position, _ in start.blocks), start.places, strict=False))
-        for position, info in start.blocks:
-            reservation = self._reserve(start, info)
+        for (position, info), reservation in zip(start.blocks, self._reserve(start), strict=True):
             if reservation is not None:
                 places[position] = reservation
                 into = self._tier.begin(reservation.slot, info.length)
@@ -110,20 +108,24 @@ class Transfers:
             await passed
             self._release(tuple(places.values()))
 
-    def _reserve(self, start: StartTransfer, info: BlockInfo) -> Reservation | None:
-        """Return a place, or None after reporting that the block needs none or gets none."""
+    def _reserve(self, start: StartTransfer) -> list[Reservation | None]:
+        """Return a place for each block, or None after reporting that the block needs none or gets none."""
 
-        def verb(node: Node, now: float) -> tuple[Reservation | None, tuple[Effect, ...]]:
-            try:
-                reservation = node.reserve(info, now)
-            except TierFull:
-                return None, node.on_block(start.transfer, info.key, "full", now)
-            if reservation is not None:
-                return reservation, ()
-            # It came by another way meanwhile, or an engine is just publishing it; in the latter case it is not here
-            # yet, and like a full tier that says nothing against the peer.
-            here = node.ledger.get(info.key) is not None
-            return None, node.on_block(start.transfer, info.key, "ok" if here else "full", now)
+        def verb(node: Node, now: float) -> tuple[list[Reservation | None], list[Effect]]:
+            places: list[Reservation | None] = []
+            effects: list[Effect] = []
+            for _, info in start.blocks:
+                try:
+                    place = node.reserve(info, now)
+                    # None: it came by another way meanwhile, or an engine is just publishing it; in the latter case it is
+                    # not here yet, and like a full tier that says nothing against the peer.
+                    why: Outcome = "ok" if place is None and node.ledger.get(info.key) is not None else "full"
+                except TierFull:
+                    place, why = None, "full"
+                places.append(place)
+                if place is None:
+                    effects += node.on_block(start.transfer, info.key, why, now)
+            return places, effects
 
         return self._runner.call(verb)
 
@@ -141,7 +143,7 @@ class Transfers:
         self._metrics.transfer_bytes.labels("received", self._transport.path(start.peer)).inc(info.length)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
-            node.commit(reservation, now)
+            node.commit_fetched(reservation, now)
             return node.on_block(start.transfer, info.key, "ok", now)
 
         self._runner.tell(verb)

@@ -97,8 +97,14 @@ def run_lookups(options: LookupOptions) -> LookupResult:
 def _filled(options: LookupOptions, chains: Sequence[Sequence[bytes]], random: Random) -> Summaries:
     """Return the index of a node whose peers hold prefixes of `chains`, uniform in length; the first holds all."""
     config = SummaryConfig(blocks_expected=options.keys)
-    bits_log2, hashes = size_for(options.keys, config.false_positive_ratio)
     summaries = Summaries(node_id="self", epoch=1, config=config, blocks_expected=options.keys)
+    fill(summaries, options, chains, random)
+    return summaries
+
+
+def fill(summaries: Summaries, options: LookupOptions, chains: Sequence[Sequence[bytes]], random: Random) -> None:
+    """Give `summaries` peers that hold prefixes of `chains`, uniform in length; the first holds all."""
+    bits_log2, hashes = size_for(options.keys, SummaryConfig().false_positive_ratio)
     positions = [HashedKeys(chain).positions(bits_log2, hashes) for chain in chains]
     for number in range(options.peers):
         peer = f"peer-{number:05d}"
@@ -115,7 +121,6 @@ def _filled(options: LookupOptions, chains: Sequence[Sequence[bytes]], random: R
         summaries.on_member(record, 0.0)
         for page in _pages(BloomFilter(bits_log2, hashes, np.packbits(bits, bitorder="little"))):
             summaries.on_message(peer, record.address, page, 0.0)
-    return summaries
 
 
 def _pages(bloom: BloomFilter) -> list[SummaryPage]:

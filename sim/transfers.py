@@ -136,7 +136,7 @@ class Transfers:
         start: StartTransfer, reservation: Reservation, outcome: Outcome, node: Node, now: float
     ) -> Sequence[Effect]:
         if outcome == "ok":
-            node.commit(reservation, now)
+            node.commit_fetched(reservation, now)
         else:
             node.ledger.abort(reservation)
         return node.on_block(start.transfer, reservation.info.key, outcome, now)

@@ -67,6 +67,28 @@ def lookup(peers: int, blocks: int, keys: int, seed: int, output: str) -> None:
     _report("lookup", f"{blocks} blocks among {peers} peers", asdict(options), result, output)
 
 
+@bench.command("match")
+@click.option("--peers", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Peers with a summary.")
+@click.option("--blocks", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Length of the chain.")
+@click.option(
+    "--keys", type=click.IntRange(1, 2**24), default=6650, show_default=True, help="Keys in each peer's summary."
+)
+@click.option("--rounds", type=click.IntRange(100, 100_000), default=400, show_default=True, help="Chains asked for.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides who holds what.")
+@output_option
+def match_and_plan(peers: int, blocks: int, keys: int, rounds: int, seed: int, output: str) -> None:
+    """Time what a node takes to match a chain among its peers and to plan for it, as for an engine's acquire.
+
+    Peers hold prefixes of the chains, uniform in length; one holds all.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.sim.matches import MatchOptions, run_matches
+
+    options = MatchOptions(peers=peers, blocks=blocks, keys=keys, rounds=rounds, seed=seed)
+    _report("match", f"{blocks} blocks among {peers} peers", asdict(options), asdict(run_matches(options)), output)
+
+
 @bench.command()
 @click.option("--peers", type=click.IntRange(2, 10_000), default=1000, show_default=True, help="Peers with a summary.")
 @click.option("--keys", type=click.IntRange(500, 2**20), default=6650, show_default=True, help="Keys in each summary.")

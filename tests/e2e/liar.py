@@ -3,17 +3,20 @@
 Everything but the lie is the real daemon, so the honest side meets the lie exactly where a faulty peer would tell it.
 """
 
+import contextlib
 import os
 import sys
+
+import trio
 
 from p2pkv.cli.main import main
 from p2pkv.errors import PeerGone
 from p2pkv.transport import streams, tcp
 from p2pkv.transport.bulk_header import BulkHeader
-from p2pkv.transport.wire import LeaseGrant
+from p2pkv.transport.framing import frame
+from p2pkv.transport.wire import LeaseGrant, encode
 
 honest_parts = tcp._parts
-honest_frames = streams._frames
 
 
 def flipped_byte(lease, position, one):
@@ -64,7 +67,13 @@ def says_absent(lease, position, one):
 
 def instead_of_a_grant(payload):
     def frames(message, source):
-        return payload if isinstance(message, LeaseGrant) else honest_frames(message, source)
+        messages = [message]
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                messages.append(source.receive_nowait())
+        if any(isinstance(one, LeaseGrant) for one in messages):  # it may wait behind something else
+            return payload
+        return b"".join(frame(encode(one)) for one in messages)
 
     return frames
 

@@ -161,7 +161,7 @@ class Mesh:
         if outcome == "ok":
             reservation = node.reserve(wanted, self.now)
             if reservation is not None:
-                node.commit(reservation, self.now)
+                node.commit_fetched(reservation, self.now)
         self.do(name, lambda node: node.on_block(start.transfer, wanted.key, outcome, self.now))
 
     def hold(self, name: str, *blocks: BlockKey) -> None:

@@ -69,6 +69,31 @@ def test_a_silent_member_is_declared_dead_by_the_timer_alone() -> None:
     assert trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01)) == MemberState.DEAD
 
 
+def test_what_happens_in_one_moment_sets_the_timer_once_and_to_the_right_time() -> None:
+    async def main() -> tuple[int, float]:
+        runner, datagrams, streams, _ = runner_of("a")
+        asked: list[float] = []
+        node = runner.ask(lambda node: node)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(streams.run)
+            nursery.start_soon(runner.run)
+            await trio.testing.wait_all_tasks_blocked()
+            honest = node.next_deadline
+            node.next_deadline = lambda: asked.append(honest()) or asked[-1]  # type: ignore[method-assign]
+            for number in range(64):
+                runner.deliver(f"b{number}", PushPull(records=(record(f"b{number}", "127.0.0.1:9"),), reply=False))
+            await trio.testing.wait_all_tasks_blocked()
+            assert runner._timer is not None
+            late = runner._timer.deadline - max(honest(), trio.current_time())
+            nursery.cancel_scope.cancel()
+        datagrams.close()
+        return len(asked), late
+
+    times, late = trio.run(main, clock=trio.testing.MockClock())
+    assert times == 1
+    assert late <= 0.1
+
+
 def test_an_answer_that_came_during_a_stall_is_heard_before_the_timer_fires() -> None:
     clock = trio.testing.MockClock()
 
