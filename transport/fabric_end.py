@@ -1,6 +1,5 @@
 """This node's end of the fabric: its memory, registered once for as long as the node runs, and what it makes of a peer's offer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,9 +43,8 @@ class FabricEnd:
         arena_table_bytes: int,
         facts: HostFacts,
         window_bytes: int,
-        protection: Callable[[], str],
     ) -> None:
-        """`protection` says what blocks that leave this machine must have: `aead`, `mac`, or `off`.
+        """Register `arena`, which begins with the generations, and take the memory for windows.
 
         Raises:
             FabricError: memory cannot be registered.
@@ -57,7 +55,6 @@ class FabricEnd:
         self.facts: Final = facts
         self.landing: Final = Landing(window_bytes, not_bytes=arena.length)
         self.landing_region: Final = Region(self.landing.address, self.landing.bytes)
-        self._protection = protection
         agent.register(arena)
         agent.register(self.landing_region)
         self._metadata = agent.metadata()
@@ -94,7 +91,7 @@ class FabricEnd:
             my_reach=self.facts.reach,
             their_reach=offer.reach,
             leaves_host=_leaves_host(channel),
-            protection=self._protection(),
+            protection=channel.bulk if isinstance(channel, SealedStream) else "aead",
         )
         fabric, reason = choose_fabric(pair)
         if fabric is None:

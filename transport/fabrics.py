@@ -67,7 +67,7 @@ class Pair:
     their_reach: str
     leaves_host: bool
     protection: str
-    """`security.bulk_protection` of this node: what blocks that leave the host must have."""
+    """What both want for blocks that leave the machine: see `p2pkv.transport.bulk_protection`."""
 
 
 def choose_fabric(pair: Pair) -> tuple[Fabric | None, str]:

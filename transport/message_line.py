@@ -49,7 +49,7 @@ class MessageLine:
             PeerGone, PeerTooSlow: it was not possible.
         """
         with BlockingChannel(self._channel, timeout_s=_FRAME_S, peer=self._peer) as channel:
-            channel.send([frame(encode(message))])
+            channel.send(frame(encode(message)))
 
     def receive(self) -> AnyMessage:
         """Wait for a message, without limit until it begins.

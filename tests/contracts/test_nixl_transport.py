@@ -60,7 +60,6 @@ class Held:
             arena_table_bytes=self.tier.table_bytes,
             facts=facts,
             window_bytes=WINDOW_BYTES,
-            protection=lambda: "aead",
         )
         self._places: dict[int, tuple[Offered, Place, Slot]] = {}
         self._next = 0
