@@ -33,7 +33,7 @@ def test_blocks_come_over_the_transport_that_is_named_and_never_from_here(bench)
 def test_a_daemon_that_is_told_of_peers_finds_the_chain_at_all_that_hold_some(bench, tmp_path):
     known = Program(bench, "known", "peers_known", str(tmp_path / "known.sock"), "20", "100")
     assert known.ask("ready") >= 15
-    keys = [bytes.fromhex(key) for key in known.ask("keys")]
+    keys = [bytes.fromhex(key) for key in known.ask("keys")[0]]
     with Client.connect(tmp_path / "known.sock", staging_bytes=0) as client:
         match = client.match(keys)
     assert (match.reachable_blocks, match.holders[0]) == (100, ("peer-0", 100))
