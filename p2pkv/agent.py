@@ -17,6 +17,7 @@ from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
 from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, SealRefused
+from p2pkv.guard import Guard, own_certificate, refuse_exposed
 from p2pkv.identity import Identity
 from p2pkv.ledger import Held
 from p2pkv.load import LoadGauge
@@ -36,12 +37,10 @@ from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
 from p2pkv.transport.choose import ChosenTransport
-from p2pkv.transport.handshake import welcome
-from p2pkv.transport.sealed_handshake import welcome_sealed
-from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm import ShmTransport
-from p2pkv.transport.streams import ControlStreams, serve_control
+from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
+from p2pkv.transport.tls import TlsStream
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
 from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, MemberRecord
 
@@ -70,9 +69,12 @@ class Agent:
         """
         host, port = parse_address(config.node.bind, what="node.bind")
         check_entries(config.node.join)
-        _refuse_exposed(host, config)
         self._protection: Final = Protection(config.security)
+        certificate = own_certificate(config)
         self.config: Final = config
+        refuse_exposed(
+            config, loopback=_is_loopback(host), keyring=self._protection.ring is not None, certificate=certificate
+        )
         with contextlib.ExitStack() as made:
             self.local: Final = LocalSocket(config.node.socket)
             made.callback(self.local.close)
@@ -80,7 +82,9 @@ class Agent:
             made.callback(self._tcp.close)
             self._datagrams = Datagrams(udp)
             made.callback(self._datagrams.close)
-            self.identity: Final = Identity.of(config.node.state_dir, port=port)
+            self.identity: Final = Identity.of(
+                config.node.state_dir, port=port, node_id=certificate.node if certificate is not None else ""
+            )
             made.callback(self.identity.close)
             self.me: Final = _own_record(config, self._tcp, self.identity)
             made_resolvers = resolvers(config.node, self.me)
@@ -97,14 +101,27 @@ class Agent:
             generations=self.tier.generations if config.fetch.shared_memory else None,
         )
         timeout_s = config.fetch.connect_timeout_s
+        self._guard = Guard(
+            config,
+            node_id=self.me.id,
+            protection=self._protection,
+            certificate=certificate,
+            hello=lambda: self._hello(CONTROL),
+        )
         self._streams = ControlStreams(
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
             ring=self._protection.rings,
+            certified=self._guard.certified,
         )
-        shm = ShmTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s)
-        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, ring=self._protection.rings)
+        shm = ShmTransport(
+            hello=lambda: self._hello(BULK),
+            connect_timeout_s=timeout_s,
+            keys=self._guard.keys,
+            control_address=self._control_address,
+        )
+        tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys)
         self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
         self.runner: Final = Runner(
             node,
@@ -127,6 +144,7 @@ class Agent:
                 cluster=config.node.cluster,
                 path=self._bulk.path,
                 protection=lambda: self._protection.text(loopback=_is_loopback(host)),
+                protected_by=lambda: self._guard.protected_by(loopback=_is_loopback(host)),
                 keys=lambda request: self._protection.carry_out(self.runner, request),
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
@@ -153,6 +171,7 @@ class Agent:
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
                 nursery.start_soon(self._show_gauges)
+                nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
                 task_status.started()
                 try:
                     await self._leaving.wait()
@@ -172,6 +191,7 @@ class Agent:
                 shm=shm,
                 cluster=self.config.node.cluster,
                 me=self.me,
+                welcome=self._guard.welcome_neighbour,
                 metrics=self.metrics,
                 log=self.log,
             )
@@ -203,6 +223,10 @@ class Agent:
         self.metrics.lookup_failures.labels(scheme_of(source)).inc()
         self.runner.tell(lambda node, now: node.on_resolve_failed(source, reason, now))
 
+    def _control_address(self, peer: str) -> str:
+        record = self.runner.ask(lambda node: node.membership.member(peer))
+        return record.address if record is not None else ""
+
     def _hello(self, purpose: int) -> Hello:
         return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
 
@@ -232,8 +256,8 @@ class Agent:
         try:
             peer = format_address(*stream.socket.getpeername()[:2])
             with trio.fail_after(self.config.fetch.connect_timeout_s):
-                hello, channel = await self._welcome(stream, peer)
-            if hello.purpose == BULK:
+                hello, channel = await self._guard.welcome(stream, peer=peer)
+            if hello.purpose == BULK and not isinstance(channel, TlsStream):
                 await serve_bulk(
                     channel,
                     peer=hello.node,
@@ -243,7 +267,7 @@ class Agent:
                     on_sent=self._sent,
                 )
             else:
-                await serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
+                await self._guard.serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
         except SealRefused as exc:
             self.runner.seal_refused("stream", exc)
         except PeerError as exc:
@@ -256,12 +280,6 @@ class Agent:
     def _sent(self, count: int) -> None:
         self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc(count)
         self._load.sent(count)
-
-    async def _welcome(self, stream: trio.SocketStream, peer: str) -> tuple[Hello, Channel]:
-        cluster, rings = self.config.node.cluster, self._protection.rings
-        if rings is None:
-            return await welcome(stream, cluster=cluster, node_id=self.me.id, peer=peer), stream
-        return await welcome_sealed(stream, cluster=cluster, node_id=self.me.id, peer=peer, ring=rings)
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
@@ -313,14 +331,6 @@ def _whole_chunks(config: Config) -> int:
 def _is_loopback(host: str) -> bool:
     target = numeric_target(format_address(host, 1))
     return host == "localhost" or (target is not None and (target[0].startswith("127.") or target[0] == "::1"))
-
-
-def _refuse_exposed(host: str, config: Config) -> None:
-    if not _is_loopback(host) and not config.node.insecure and not config.security.keyring:
-        raise ConfigError(
-            f"node.bind is {config.node.bind!r}, which other machines can reach, and without a keyring nothing is encrypted",
-            hint="set security.keyring (--keyring), or bind to 127.0.0.1; --insecure gives every prompt to the network",
-        )
 
 
 def _own_record(config: Config, listener: socket.socket, identity: Identity) -> MemberRecord:

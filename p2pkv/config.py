@@ -619,6 +619,29 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = ""
+    certificates: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path of the folder with this node's certificate: `tls.crt`, `tls.key` of mode 0600, and `ca.crt`, the authorities "
+                "to believe; `p2pkv cert issue` makes one. With it control messages go through TLS 1.3 with a certificate on both "
+                "sides, blocks are encrypted under keys agreed upon there, and a node is who its certificate says. Gossip stays "
+                "under the keyring. The files are read again when they change. Empty: the keyring, or nothing, protects all."
+            )
+        ),
+    ] = ""
+    clock_skew_max_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description=(
+                "With certificates: how far another node's clock may be from this one's, seconds; further, and it is refused. "
+                "Certificates end by the clock, so a clock that is wrong gives a stolen one a longer life. Higher tolerates machines "
+                "without NTP; lower than a few seconds refuses honest ones."
+            ),
+        ),
+    ] = 60.0
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

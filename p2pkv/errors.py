@@ -137,7 +137,7 @@ SEAL_REASONS: Final = {
         "its certificate is another node's or cluster's",
         "`p2pkv cert show` on that node says whose it is",
     ),
-    "clock": ("its clock differs too much", "set the clocks by NTP; the limit is security.clock_skew_s_max"),
+    "clock": ("its clock differs too much", "set the clocks by NTP; the limit is security.clock_skew_max_s"),
     "own_certificate": (
         "it does not accept this node's certificate",
         "`p2pkv cert show` says what it is; the log of the other node says what is wrong with it",

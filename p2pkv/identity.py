@@ -50,17 +50,20 @@ class Identity:
         self._lock = lock
 
     @classmethod
-    def ephemeral(cls) -> "Identity":
-        """Return a new id that nobody remembers."""
-        return cls(node_id=secrets.token_hex(8), boot=_wall_clock_ms())
+    def ephemeral(cls, node_id: str = "") -> "Identity":
+        """Return a new id that nobody remembers, or the one that a certificate gives."""
+        return cls(node_id=node_id or secrets.token_hex(8), boot=_wall_clock_ms())
 
     @classmethod
-    def kept(cls, folder: Path) -> "Identity":
+    def kept(cls, folder: Path, node_id: str = "") -> "Identity":
         """Return the identity of `folder` with a greater boot number, or make it a new one if it has none.
 
+        With `node_id`, which a certificate gives, that is its id.
+
         Raises:
-            LocalUseError: the folder cannot be used, another daemon uses it, or the file is damaged. A damaged file is
-                never replaced by a new identity: the mesh would list this node twice, and nobody would know why.
+            LocalUseError: the folder cannot be used, another daemon uses it, it is another node's, or the file is
+                damaged. A damaged file is never replaced by a new identity: the mesh would list this node twice, and
+                nobody would know why.
         """
         lock = _locked(folder)
         try:
@@ -69,7 +72,12 @@ class Identity:
             boot = max(last + 1, _wall_clock_ms())
             if boot > BOOT_MAX:
                 raise _damaged(folder / _FILE, f"boot number {last}, limit {BOOT_MAX - 1}")
-            node_id = stored.id if stored is not None else secrets.token_hex(8)
+            if stored is not None and node_id and stored.id != node_id:
+                raise LocalUseError(
+                    f"this node is {stored.id} and its certificate is of {node_id}: {folder}",
+                    hint=f"`p2pkv cert issue --node {stored.id}` keeps its id; {_NEW_OR_NONE}",
+                )
+            node_id = stored.id if stored is not None else node_id or secrets.token_hex(8)
             _write(folder, _Stored(node_id, boot, _check(node_id, boot)))
         except BaseException:
             os.close(lock)
@@ -77,16 +85,18 @@ class Identity:
         return cls(node_id=node_id, boot=boot, folder=folder, lock=lock)
 
     @classmethod
-    def of(cls, state_dir: str, *, port: int) -> "Identity":
+    def of(cls, state_dir: str, *, port: int, node_id: str = "") -> "Identity":
         """Return the identity that the setting `node.state_dir` means for a node that was told to bind `port`.
+
+        `node_id` is that of the node's certificate, if it has one.
 
         Raises:
             LocalUseError: as `kept`.
         """
         if state_dir == "auto":
             # A port that the system chose is another one next time, and would leave a folder behind at every start.
-            return cls.kept(default_state_dir(port)) if port else cls.ephemeral()
-        return cls.kept(Path(state_dir)) if state_dir else cls.ephemeral()
+            return cls.kept(default_state_dir(port), node_id) if port else cls.ephemeral(node_id)
+        return cls.kept(Path(state_dir), node_id) if state_dir else cls.ephemeral(node_id)
 
     def close(self) -> None:
         """Let another daemon have the folder. Calling it twice is harmless."""

@@ -92,6 +92,7 @@ class Served:
     path: Callable[[str], str]
     """Peer -> name of the transport that its blocks take, for the sources of fetched blocks."""
     protection: Callable[[], str]
+    protected_by: Callable[[], dict[str, str]]
     keys: Callable[[KeysRequest], Awaitable[KeysReply]]
     """Leads a round over the keyrings of all members."""
     started_at: float
@@ -442,6 +443,7 @@ class _Session:
             version=__version__,
             uptime_s=round(time.monotonic() - served.started_at, 3),
             protection=served.protection(),
+            protected_by=served.protected_by(),
             members=states,
             seeds=dict(node.membership.seeds()),
             tier={

@@ -278,6 +278,7 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     version: str
     uptime_s: float
     protection: str
+    """Of gossip; and of all else, unless `protected_by` says otherwise."""
     members: dict[str, int]
     """State -> count, this node included."""
     seeds: dict[str, str]
@@ -292,6 +293,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """Where id and boot number are kept, or nothing."""
     duplicates: tuple[DuplicateView, ...] = ()
     sources: tuple[SourceView, ...] = ()
+    protected_by: dict[str, str] = {}
+    """What goes between nodes -> what protects it."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):

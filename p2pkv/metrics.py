@@ -60,6 +60,16 @@ class Metrics:
         self.lookup_failures = Counter(
             "p2pkv_discovery_failures", "Look-ups of entries of `node.join` that failed.", ["scheme"], registry=registry
         )
+        self.certificate_left_seconds = Gauge(
+            "p2pkv_certificate_left_seconds",
+            "Until this node's certificate expires; 0 without one.",
+            registry=registry,
+        )
+        self.sessions_ended_early = Counter(
+            "p2pkv_sessions_ended_early",
+            "Session keys that ended before their time, because a peer had as many as it may.",
+            registry=registry,
+        )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 
     def snapshot(self) -> dict[str, float]:

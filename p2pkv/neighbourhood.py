@@ -1,17 +1,18 @@
 """The shell of sharing memory on one machine: lends this node's arena to peers, and maps theirs when the node says so."""
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
-from p2pkv.errors import MalformedMessage, P2pkvError, PeerError
+from p2pkv.errors import MalformedMessage, P2pkvError, PeerError, SealRefused
 from p2pkv.generations import Place
 from p2pkv.logs import Log
 from p2pkv.metrics import Metrics
 from p2pkv.runner import Runner
 from p2pkv.tiers.host import HostTier
-from p2pkv.transport.handshake import welcome
 from p2pkv.transport.shm import ShmTransport, refuse_other_users, socket_name
 from p2pkv.transport.shm_serve import listen, serve_arena
-from p2pkv.transport.wire import ArenaOffer, MemberRecord
+from p2pkv.transport.wire import ArenaOffer, Hello, MemberRecord
 
 _GREETING_S = 2.0
 
@@ -27,10 +28,11 @@ class Neighbourhood:
         shm: ShmTransport,
         cluster: str,
         me: MemberRecord,
+        welcome: Callable[..., Awaitable[Hello]],
         metrics: Metrics,
         log: Log,
     ) -> None:
-        """Take the name under which peers find this node's arena.
+        """Take the name under which peers find this node's arena; `welcome(stream, peer=...)` takes their greeting.
 
         Raises:
             CannotListen: another process has it.
@@ -40,6 +42,7 @@ class Neighbourhood:
         self._shm = shm
         self._cluster = cluster
         self._me = me
+        self._welcome = welcome
         self._metrics = metrics
         self._log = log
         self._mapping: dict[str, trio.CancelScope] = {}
@@ -86,12 +89,14 @@ class Neighbourhood:
         try:
             refuse_other_users(stream.socket, peer="a process on this machine")
             with trio.fail_after(_GREETING_S):
-                hello = await welcome(stream, cluster=self._cluster, node_id=self._me.id, peer="this machine")
+                hello = await self._welcome(stream, peer="this machine")
             try:
                 await serve_arena(stream, peer=hello.node, offer=offer, fd=tier.fd, open_places=self._places)
             finally:
                 peer = hello.node
                 self._runner.ask(lambda node: node.release_peer(peer))
+        except SealRefused as exc:
+            self._runner.seal_refused("shared memory", exc)
         except P2pkvError as exc:
             if isinstance(exc, MalformedMessage):
                 self._metrics.malformed.labels("stream").inc()

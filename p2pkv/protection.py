@@ -53,7 +53,7 @@ class Protection:
         return DatagramSeal(node_id=node_id, boot=boot, ring=rings) if rings is not None else NoSeal()
 
     def text(self, *, loopback: bool) -> str:
-        """Return what status says."""
+        """Return what status says of the keyring."""
         if self._ring is not None:
             return f"AES-256-GCM, {ring_text(self._ring)}"
         return "none, loopback only" if loopback else "none (insecure)"

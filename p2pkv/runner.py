@@ -13,7 +13,7 @@ import trio
 
 from p2pkv.acquires import Acquired
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
-from p2pkv.errors import MalformedMessage, PeerError, SealRefused
+from p2pkv.errors import MalformedMessage, PeerError, SealRefused, VersionMismatch
 from p2pkv.fetch import StartTransfer, StopTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
@@ -114,7 +114,9 @@ class Runner:
         """Take that a control stream failed."""
         self._metrics.links_lost.inc()
         if isinstance(error, SealRefused):
-            self._metrics.seal_refused.labels("stream", error.reason).inc()
+            self.seal_refused("stream", error)
+        elif isinstance(error, VersionMismatch):
+            self._complain("stream refused", error)
         self._log.debug("link lost", address=address, reason=str(error))
         self.tell(lambda node, now: node.on_link_lost(address, now, reason=str(error)))
 

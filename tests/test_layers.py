@@ -47,12 +47,24 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"node"}),
     frozenset(
         {
-            *("transport", "tiers", "discovery", "local_wire", "block_file", "keyring_file", "logs", "metrics"),
+            *(
+                "transport",
+                "tiers",
+                "discovery",
+                "local_wire",
+                "block_file",
+                "keyring_file",
+                "certificate_files",
+                "authority",
+                "logs",
+                "metrics",
+            ),
             *("local_socket", "identity"),
         }
     ),
     frozenset({"staging", "runner", "local_views", "local_explain"}),
-    frozenset({"client", "transfer", "local_server", "neighbourhood", "protection"}),
+    frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
+    frozenset({"guard"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -129,6 +141,7 @@ SHELLS = {
     *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
+    *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

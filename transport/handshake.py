@@ -3,29 +3,28 @@
 import trio
 
 from p2pkv.errors import MalformedMessage, PeerGone, SealRefused, VersionMismatch
-from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
+from p2pkv.transport.framing import FrameReader, frame
 from p2pkv.transport.seal import is_sealed
 from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, HelloAck, decode_untrusted, encode
 
 
-async def read_frame_exactly(stream: trio.abc.Stream, *, peer: str) -> bytes:
+async def read_frame_exactly(stream: trio.abc.Stream, *, peer: str, begun: bytes = b"") -> bytes:
     """Read one frame and not a byte more, so that what follows on the stream can be read by other means.
+
+    `begun` is what has been read of it, at most its length.
 
     Raises:
         PeerGone: the stream ended.
         MalformedMessage: the frame is larger than allowed.
     """
     reader = FrameReader(peer=peer)
-    need = LENGTH_BYTES
-    while True:
-        data = await stream.receive_some(need)
+    reader.feed(begun)
+    while (payload := reader.next_frame()) is None:
+        data = await stream.receive_some(reader.missing_bytes())
         if not data:
             raise PeerGone("stream ended where a message was due", peer=peer)
         reader.feed(data)
-        payload = reader.next_frame()
-        if payload is not None:
-            return payload
-        need = reader.missing_bytes()
+    return payload
 
 
 async def greet(stream: trio.abc.Stream, hello: Hello, *, peer: str) -> str:
@@ -44,15 +43,15 @@ async def greet(stream: trio.abc.Stream, hello: Hello, *, peer: str) -> str:
     return answer.node
 
 
-async def welcome(stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str) -> Hello:
-    """As the one called: take the hello and accept or refuse it.
+async def welcome(stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str, begun: bytes = b"") -> Hello:
+    """As the one called: take the hello, of which `begun` has been read, and accept or refuse it.
 
     Raises:
         VersionMismatch: the caller belongs elsewhere; it was told so.
         SealRefused: it speaks sealed, and this node has no keyring; it was told so.
         MalformedMessage, PeerGone: it said something else, or nothing.
     """
-    payload = await read_frame_exactly(stream, peer=peer)
+    payload = await read_frame_exactly(stream, peer=peer, begun=begun)
     if is_sealed(payload):
         refusal = "this node has no keyring (security.keyring)"
         await stream.send_all(frame(encode(HelloAck(node=node_id, protocol=0, refusal=refusal))))

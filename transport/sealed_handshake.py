@@ -148,16 +148,18 @@ async def greet_sealed(stream: trio.abc.Stream, hello: Hello, *, peer: str, ring
 
 
 async def welcome_sealed(
-    stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str, ring: Rings
+    stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str, ring: Rings, begun: bytes = b""
 ) -> tuple[Hello, SealedStream]:
     """As the one called: take the hello and accept or refuse it; return it and the stream to go on with.
+
+    `begun` is what has been read of it.
 
     Raises:
         SealRefused: the caller has no key of the ring, and was told so, or is a recording.
         VersionMismatch: it belongs elsewhere; it was told so.
         MalformedMessage, PeerGone: it said something else, or nothing.
     """
-    payload = await read_frame_exactly(stream, peer=peer)
+    payload = await read_frame_exactly(stream, peer=peer, begun=begun)
     try:
         hello, key = opened_untrusted(payload, ring(), peer=peer)
     except PeerError as exc:

@@ -5,6 +5,7 @@ for a block. A record that fills the place where its bytes belong is decrypted t
 After any error, and after a cancelled read or write, the stream is of no more use and is to be closed.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final, TypeAlias, TypeVar
 
@@ -25,7 +26,20 @@ _THREAD_BYTES: Final = 512 * 1024
 """Records from this size on are left to a worker thread. 512 KiB take about 40 µs; the way to a thread and back takes 50."""
 
 
-class SealedStream(trio.abc.Stream):
+class Guarded(trio.abc.Stream):
+    """A connection whose two ends have proved to each other that they belong here."""
+
+    @property
+    @abstractmethod
+    def below(self) -> trio.abc.Stream:
+        """The stream that its bytes travel on."""
+
+    @abstractmethod
+    def is_current(self) -> bool:
+        """Whether a new connection would be under the same keys; if not, it is better."""
+
+
+class SealedStream(Guarded):
     """One connection whose two ends have proved to each other that they have a key of the ring."""
 
     def __init__(
@@ -196,12 +210,12 @@ async def receive_into(stream: Channel, view: memoryview, *, peer: str) -> None:
 
 def is_outdated(stream: trio.abc.Stream) -> bool:
     """Whether a new connection would be under another key than this one."""
-    return isinstance(stream, SealedStream) and not stream.is_current()
+    return isinstance(stream, Guarded) and not stream.is_current()
 
 
 def has_closed(stream: trio.abc.Stream) -> bool:
     """Whether the other side of a stream on which it says nothing has closed it: then there is an end to be read."""
-    below = stream.below if isinstance(stream, SealedStream) else stream
+    below = stream.below if isinstance(stream, Guarded) else stream
     return isinstance(below, trio.SocketStream) and below.socket.is_readable()
 
 

@@ -30,8 +30,11 @@ async def welcome_session(
     node_id: str,
     peer: str,
     clock: Callable[[], float],
+    is_shared: Callable[[bytes], bool] = lambda name: False,  # noqa: ARG005 - without a keyring no name is one of its keys
 ) -> tuple[Hello, SealedStream]:
     """As the one called: take the caller's first frame, `payload`; accept or refuse it as `welcome_sealed`.
+
+    `is_shared` says whether a name is that of a key of the ring, which opens nothing here.
 
     Raises:
         SealRefused: it is under no session of its caller's, or a recording; it was told so.
@@ -39,9 +42,10 @@ async def welcome_session(
         MalformedMessage, PeerGone: it said something else, or nothing.
     """
     try:
-        if not is_sealed(payload):
+        name = payload[1 : 1 + NAMED_BYTES]
+        if not is_sealed(payload) or is_shared(name):
             raise SealRefused("no_tls", peer=peer)
-        session = sessions.find(payload[1 : 1 + NAMED_BYTES], now=clock(), peer=peer)
+        session = sessions.find(name, now=clock(), peer=peer)
         hello, _ = opened_untrusted(payload, KeyRing((session.key,)), peer=peer)
         if hello.node != session.peer:
             raise SealRefused("sender", peer=peer, detail=f"{hello.node} with a session of {session.peer}")

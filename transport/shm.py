@@ -14,6 +14,7 @@ import struct
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -23,9 +24,10 @@ from p2pkv.fetch import Outcome
 from p2pkv.generations import Place
 from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import OnBlock, Wanted
+from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
-from p2pkv.transport.handshake import greet
 from p2pkv.transport.offload import Reports, run_blocking
+from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.wire import ArenaOffer, Hello, Places, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 BATCH_BYTES: Final = 32 * 2**20
@@ -66,7 +68,20 @@ class ShmTransport:
 
     name: Final = "shm"
 
-    def __init__(self, *, hello: Callable[[], Hello], connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        hello: Callable[[], Hello],
+        connect_timeout_s: float,
+        keys: BulkKeys | None = None,
+        control_address: Callable[[str], str] = lambda peer: "",  # noqa: ARG005 - asked for by some keys only
+    ) -> None:
+        """With `keys` both ends prove in their greeting that they belong together; what follows is the kernel's.
+
+        `control_address` says where to ask a peer for a session.
+        """
+        self._keys = keys or SharedKeys(None)
+        self._control_address = control_address
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
         self._sessions: dict[str, _Session] = {}
@@ -145,20 +160,22 @@ class ShmTransport:
             async with turn:
                 session = self._sessions.get(peer)
                 if session is None:
-                    session = self._sessions[peer] = await self._connect(peer, address)
+                    session = self._sessions[peer] = await self._keys.greeted(
+                        peer, self._control_address(peer), partial(self._connect, peer, address)
+                    )
             return session
         finally:
             if not turn.locked():  # nobody else waits; peers come and go, and locks must not pile up
                 self._opening.pop(peer, None)
 
-    async def _connect(self, peer: str, address: str) -> _Session:
+    async def _connect(self, peer: str, address: str, ring: Rings | None) -> _Session:
         connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with trio.fail_after(self._connect_timeout_s):
                 await connection.connect(address)
                 refuse_other_users(connection, peer=peer)
                 stream = trio.SocketStream(connection)
-                node = await greet(stream, self._hello(), peer=peer)
+                _, node = await greet_as(stream, self._hello(), peer=peer, ring=ring)
                 if node != peer:
                     raise PeerGone(f"another node ({node}) answers there", peer=peer)
                 offer, fd = await _receive_offer(connection, peer=peer)

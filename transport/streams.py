@@ -12,9 +12,10 @@ import trio
 from p2pkv.errors import PeerError, PeerGone
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import FrameReader, frame
-from p2pkv.transport.sealed_handshake import Rings
+from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.sealed_stream import has_closed, is_outdated
-from p2pkv.transport.tcp import connect_over, open_tcp
+from p2pkv.transport.tcp import open_tcp, reach
+from p2pkv.transport.tls_handshake import Certified
 from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 
 _IDLE_S: Final = 60.0
@@ -32,8 +33,10 @@ class ControlStreams:
         on_lost: Callable[[str, PeerError], None],
         open_stream: Callable[[str, int], Awaitable[trio.abc.Stream]] = open_tcp,
         ring: Rings | None = None,
+        certified: Certified | None = None,
     ) -> None:
-        """`open_stream` takes host and port. With a `ring` every stream is sealed."""
+        """`open_stream` takes host and port. With `certified` every stream is inside TLS, else with a `ring` sealed."""
+        self._certified = certified
         self._hello = hello
         self._ring = ring
         self._connect_timeout_s = connect_timeout_s
@@ -110,10 +113,14 @@ class ControlStreams:
                 await trio.aclose_forcefully(stream)
 
     async def _connect(self, address: str) -> trio.abc.Stream:
-        stream, _ = await connect_over(
-            self._open_stream, address, self._hello(), timeout_s=self._connect_timeout_s, ring=self._ring
-        )
-        return stream
+        async def greet(stream: trio.abc.Stream) -> trio.abc.Stream:
+            if self._certified is not None:
+                greeted, _ = await self._certified.greet(stream, self._hello(), peer=address)
+                return greeted
+            sealed, _ = await greet_as(stream, self._hello(), peer=address, ring=self._ring)
+            return sealed
+
+        return await reach(self._open_stream, address, greet, timeout_s=self._connect_timeout_s)
 
 
 def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) -> bytes:
@@ -126,8 +133,19 @@ def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) 
             return b"".join(parts)
 
 
-async def serve_control(stream: trio.abc.Stream, *, peer: str, deliver: Callable[[str, AnyMessage], None]) -> None:
-    """Hand on the messages of a greeted caller until it goes away.
+def _no_answer(_: AnyMessage) -> AnyMessage | None:
+    """Say that a message is not one to be answered on its own stream."""
+    return None
+
+
+async def serve_control(
+    stream: trio.abc.Stream,
+    *,
+    peer: str,
+    deliver: Callable[[str, AnyMessage], None],
+    answer: Callable[[AnyMessage], AnyMessage | None] = _no_answer,
+) -> None:
+    """Hand on the messages of a greeted caller until it goes away; what `answer` has one for is answered instead.
 
     Raises:
         MalformedMessage, SealRefused: it sent something else. The caller of this closes the stream.
@@ -144,4 +162,12 @@ async def serve_control(stream: trio.abc.Stream, *, peer: str, deliver: Callable
             return
         reader.feed(data)
         while (payload := reader.next_frame()) is not None:
-            deliver(peer, decode_untrusted(payload, peer=peer))
+            message = decode_untrusted(payload, peer=peer)
+            answered = answer(message)
+            if answered is None:
+                deliver(peer, message)
+                continue
+            try:
+                await stream.send_all(frame(encode(answered)))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return

@@ -30,6 +30,7 @@ from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
 from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
+T = TypeVar("T")
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
@@ -67,12 +68,30 @@ async def connect_over(
         PeerGone, PeerTooSlow: nobody answers there.
         VersionMismatch, SealRefused, MalformedMessage: somebody does, but not for us.
     """
+    return await reach(
+        open_stream, address, lambda stream: greet_as(stream, hello, peer=address, ring=ring), timeout_s=timeout_s
+    )
+
+
+async def reach(
+    open_stream: Callable[[str, int], Awaitable[S]],
+    address: str,
+    greet: Callable[[S], Awaitable[T]],
+    *,
+    timeout_s: float,
+) -> T:
+    """Open a stream to `address` and return what `greet` makes of it; if that fails, the stream is closed.
+
+    Raises:
+        PeerGone, PeerTooSlow: nobody answers there.
+        PeerError: whatever `greet` raises.
+    """
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             stream = await open_stream(host, port)
             try:
-                return await greet_as(stream, hello, peer=address, ring=ring)
+                return await greet(stream)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise

@@ -7,6 +7,7 @@ import click
 from p2pkv import __version__
 from p2pkv.cli.bench import bench
 from p2pkv.cli.blocks import get, locate, match, put
+from p2pkv.cli.cert import cert
 from p2pkv.cli.demo import demo
 from p2pkv.cli.explain import explain
 from p2pkv.cli.keys import keys
@@ -41,7 +42,7 @@ def version(output: str) -> None:
         click.echo(f"p2pkv {__version__}, protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, local protocol {LOCAL_PROTOCOL}")
 
 
-for command in (serve, demo, status, members, ring, locate, put, get, match, explain, keys, leave, sim, bench):
+for command in (serve, demo, status, members, ring, locate, put, get, match, explain, keys, cert, leave, sim, bench):
     cli.add_command(command)
 
 

@@ -65,6 +65,7 @@ def status(socket: Path | None, output: str) -> None:
         ("version", reply.version),
         ("up", f"{reply.uptime_s:.0f} s"),
         ("protection", reply.protection),
+        *((f"  {what}", by) for what, by in reply.protected_by.items() if by != reply.protection),
         ("members", ", ".join(f"{number} {state}" for state, number in sorted(reply.members.items()))),
         ("identity", f"kept in {reply.state_dir}" if reply.state_dir else "not kept: another id after a restart"),
         ("seeds", ", ".join(f"{seed}: {state}" for seed, state in sorted(reply.seeds.items())) or "none"),

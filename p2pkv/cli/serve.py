@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @click.option("--zone", default=None, help="Rack or zone.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
 @click.option("--keyring", default=None, metavar="FILE", help="The mesh's keys: encrypt, and let in only who has them.")
+@click.option(
+    "--certificates", default=None, metavar="FOLDER", help="This node's certificate, from `p2pkv cert issue`."
+)
 @click.option("--insecure", is_flag=True, default=None, help="Allow a --bind that other machines reach, unencrypted.")
 @click.option("--log-level", default=None, help="debug, info, warning or error.")
 @click.option("--log-format", default=None, help="text or json.")
@@ -54,6 +57,7 @@ def serve(
     names = {
         "host_bytes": "host.capacity_bytes",
         "keyring": "security.keyring",
+        "certificates": "security.certificates",
         "log_level": "log.level",
         "log_format": "log.format",
         **{

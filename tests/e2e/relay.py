@@ -31,6 +31,8 @@ class Relay:
         self._tcp, self._udp = both_sockets()
         self.address = f"127.0.0.1:{self._tcp.getsockname()[1]}"
         self.datagrams: list[bytes] = []
+        self.streamed = bytearray()
+        """What went over all streams, in both directions."""
         self.alter: Callable[[bytes], bytes | None] = lambda data: data
         """What becomes of a datagram on its way; None: it is lost."""
         self._target: tuple[str, int] | None = None
@@ -83,6 +85,7 @@ class Relay:
                 try:
                     data = ready.recv(65536)
                     if data:
+                        self.streamed += data
                         pairs[ready].sendall(data)
                         continue
                 except OSError:
