@@ -13,7 +13,9 @@ WINDOW_BYTES_MIN: Final = 8 * 2**20
 _IN_TIME: Final = 0.5
 _FALL: Final = 2
 _NEW_SHARE: Final = 0.1
-_RETRY_MS: Final = (10, 5000)
+_RETRY_SHARE: Final = 0.25
+"""Of the time that leases are held."""
+_RETRY_MS: Final = (10, 2000)
 
 
 @dataclass(slots=True)
@@ -45,8 +47,8 @@ class Window:
         return fits
 
     def retry_ms(self) -> int:
-        """Return after how long to ask again: about when one of those will be through that are served now."""
-        return round(min(max(self._held_s * 1000, _RETRY_MS[0]), _RETRY_MS[1]))
+        """Return after how long to ask again: soon enough that places do not stay empty, as asking in vain costs little."""
+        return round(min(max(self._held_s * 1000 * _RETRY_SHARE, _RETRY_MS[0]), _RETRY_MS[1]))
 
     def lend(self, lease: int, size: int, now: float, lasts_s: float) -> None:
         """Take that a lease was given."""

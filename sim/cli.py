@@ -14,7 +14,7 @@ from p2pkv.sim.faults_cli import churn, partition
 from p2pkv.sim.mesh_cli import anchors, heal, rest, storm
 from p2pkv.sim.options import fail_run, nodes_option, plot_option, print_rows, seed_option
 from p2pkv.sim.plots import write_figure
-from p2pkv.sim.run_cli import pace, run, scenarios
+from p2pkv.sim.run_cli import overload, pace, run, scenarios
 
 SUMMARIES_COLUMNS: Final = (
     *("period_s", "hits_of_oracle", "questions_per_lookup", "fewer_questions", "wasted_questions"),
@@ -47,7 +47,7 @@ def sim() -> None:
     """Run many real nodes in one process on a virtual clock and a faulty network, replayed from a seed."""
 
 
-for _command in (anchors, churn, crashes, freeze, heal, loss, pace, partition, rest, run, scenarios, storm):
+for _command in (anchors, churn, crashes, freeze, heal, loss, overload, pace, partition, rest, run, scenarios, storm):
     sim.add_command(_command)
 
 

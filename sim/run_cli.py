@@ -6,9 +6,55 @@ from dataclasses import asdict
 import click
 
 from p2pkv.cli.output import FAILED, rows_output_option
-from p2pkv.sim.options import nodes_option, print_rows, seed_option
+from p2pkv.sim.options import fail_run, nodes_option, print_rows, seed_option
 
 EVERY = "all"
+
+
+@click.command()
+@nodes_option(2, 17, 200)
+@seed_option
+@click.option(
+    "--factor",
+    "factors",
+    type=click.FloatRange(0.1, 100),
+    multiple=True,
+    default=(0.5, 1.0, 2.0, 5.0, 10.0),
+    show_default=True,
+    help="Offered load in units of what the owner can send; may be given several times.",
+)
+@click.option(
+    "--patience", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="Of each engine, seconds."
+)
+@click.option("--shedding/--no-shedding", default=True, help="Whether the owner refuses what it cannot send in time.")
+@rows_output_option
+def overload(
+    nodes: int, seed: int, factors: tuple[float, ...], patience: float, output: str, *, shedding: bool
+) -> None:
+    """Ask one owner for more than it can send, and measure what of it arrives in time to be of use.
+
+    Exit codes: 0 from twice the uplink on goodput stayed above 0.8 of its peak and nobody waited past its patience, 1
+    otherwise; then standard error has the command that replays the run.
+    """
+    from p2pkv.sim.overload import OverloadOptions, problems, run_overload
+
+    options = OverloadOptions(nodes=nodes, seed=seed, factors=factors, patience_s=patience, shedding=shedding)
+    rows = run_overload(options)
+    columns = (
+        "factor",
+        "acquires",
+        "offered_bytes_s",
+        "goodput_bytes_s",
+        "whole",
+        "nothing",
+        "p50_ms",
+        "p99_ms",
+        "shed",
+    )
+    print_rows("overload", asdict(options), [asdict(row) for row in rows], output=output, columns=columns)
+    found = problems(options, rows)
+    if found:
+        fail_run(found, options.command())
 
 
 @click.command()

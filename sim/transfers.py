@@ -38,8 +38,11 @@ class _Moving:
 class Transfers:
     """Carries out the transfers of all nodes of a world."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, uplink_bytes_s: float | None = None) -> None:
+        """With `uplink_bytes_s` the transfers from one owner share that much, block by block in turn."""
         self._world = world
+        self._uplink_bytes_s = uplink_bytes_s
+        self._uplink_free_us: dict[int, int] = {}
         self._open: set[int] = set()
         self._number = 0
         self.moved_blocks = 0
@@ -105,6 +108,9 @@ class Transfers:
             return
         length = moving.waiting[0][1].info.length
         sent_us = at_us + to_us(length / BANDWIDTH_BYTES_S)
+        if self._uplink_bytes_s is not None:
+            free_us = max(at_us, self._uplink_free_us.get(moving.owner, 0))
+            sent_us = self._uplink_free_us[moving.owner] = free_us + to_us(length / self._uplink_bytes_s)
         arrives_us = self._world.network.segments(moving.owner, moving.to, sent_us, length)
         if arrives_us is None:
             self._world.later(sent_us + PATIENCE_US, partial(self._end, number, moving, "gone"))

@@ -121,7 +121,7 @@ def test_how_soon_to_come_back_follows_how_long_leases_are_held() -> None:
     for lease in range(100):
         window.lend(lease, 1, 0.0, 10.0)
         window.give_back(lease, 2.0)
-    assert window.retry_ms() == pytest.approx(2000, rel=0.01)
+    assert window.retry_ms() == pytest.approx(500, rel=0.01)
 
 
 def test_a_lease_is_held_for_longer_when_its_taker_says_so(owner: Owner) -> None:

@@ -102,6 +102,7 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.LocateRequest(b"k" * 32),
     local_wire.LeaveRequest(),
     local_wire.RingRequest(),
+    local_wire.ExplainRequest(b"k" * 64, 4096),
     local_wire.KeysRequest(1, 1000, b"k" * 32, "ab"),
 ]
 REPLIES: list[local_wire.Reply] = [
@@ -118,6 +119,11 @@ REPLIES: list[local_wire.Reply] = [
     ),
     local_wire.RingReply(
         (local_wire.RingShare("a", "node a", "z", "h", 1, 0.5, 0.5, 1.0, self=True),), 2, 1.25, 8, "ff"
+    ),
+    local_wire.ExplainReply(
+        local_wire.PlanView("fetch", "it pays", 3, 1, 2, 4096, 0.5, 0.25, 1.0, None, (), ()),
+        (local_wire.AwayView("b", 2, "it is slower"),),
+        None,
     ),
     local_wire.KeysReply(
         True, "", ("aa",), (local_wire.KeyHolder("a", "node a", "h:1", "alive", answered=True, keys=("aa",), note=""),)
