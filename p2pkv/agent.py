@@ -228,7 +228,7 @@ class Agent:
         return record.address if record is not None else ""
 
     def _hello(self, purpose: int) -> Hello:
-        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
+        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose, bulk=self._protection.bulk_bits)
 
     async def _accept(self) -> None:
         self._tcp.setblocking(False)

@@ -619,6 +619,17 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = ""
+    bulk_protection: Annotated[
+        Literal["aead", "mac", "off"],
+        Meta(
+            description=(
+                "The least protection of blocks over TCP that this node accepts, where it has a keyring or certificates: `aead` "
+                "encrypts and authenticates them (AES-256-GCM), `mac` only authenticates, `off` does neither. Of two nodes the "
+                "stricter decides. `mac` and `off` show every prompt to whoever can read the network, and `off` lets them change "
+                "blocks; use them only where the network itself is trusted. Faster in this order: see the benchmarks."
+            )
+        ),
+    ] = "aead"
     certificates: Annotated[
         str,
         Meta(

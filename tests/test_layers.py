@@ -128,6 +128,7 @@ CORES = {
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
+    *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -138,6 +139,7 @@ ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "to
 SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    "bench.handshake",
     *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),

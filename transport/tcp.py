@@ -220,7 +220,7 @@ class _BlockingPull:
     def run(self) -> None:
         """Ask and receive, until all blocks are settled or something goes wrong."""
         with BlockingChannel(self._stream, timeout_s=None, peer=self._peer, on_idle=self._idle) as channel:
-            channel.send([frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted]))))])
+            channel.send(frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted])))))
             room = memoryview(bytearray(HEADER_BYTES))
             for one in self._wanted:
                 self.reports.add((one, self._receive(channel, room, one)))
@@ -237,7 +237,7 @@ class _BlockingPull:
             self.reports.tell()
 
     def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
-        channel.receive_into(room)
+        channel.receive_body_into(room)
         self.answered = True
         header = unpack_untrusted(bytes(room), peer=self._peer)
         if (header.lease, header.position) != (self._lease, one.position):
@@ -252,7 +252,7 @@ class _BlockingPull:
             digest.take(piece)
             self.reports.keep_up()
 
-        channel.receive_into(one.into, take)
+        channel.receive_body_into(one.into, take)
         return "ok" if digest.digest() == one.digest else "corrupt"
 
 
@@ -333,10 +333,10 @@ class _Sending:
             while batch := self._batches.get():
                 *first, last = batch
                 for position, one in first:
-                    channel.send(_parts(self._lease, position, one))
+                    channel.send_body(_parts(self._lease, position, one))
                 if first:
                     self._token.run_sync_soon(self._open_next)
-                channel.send(_parts(self._lease, *last))
+                channel.send_body(_parts(self._lease, *last))
                 if not first:
                     self._token.run_sync_soon(self._open_next)
                 self._token.run_sync_soon(self._count, sum(len(one.body) for _, one in batch if one is not None))

@@ -1,8 +1,12 @@
 """The first exchange inside TLS: is the one at the other end who it says, of this cluster, and is its clock right?
 
+    caller: TLS 1.3 with its certificate, then in it TlsHello in a frame
+    called: TlsAck in a frame, which refuses or not
+    caller: frames with control messages; or TlsAck with a refusal, and the end
+            SessionAsk is answered by SessionGrant on the same stream
+
 TLS has shown that the certificates are genuine. Here each side compares the other's with what it says of itself, and whoever
-refuses says why in words, so that both logs have the reason. On the same stream a node asks for the session key of its
-connections for blocks.
+refuses says why in words, so that both logs have the reason. The one called says nothing else on this stream.
 """
 
 import time

@@ -60,6 +60,7 @@ BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+BulkBits: TypeAlias = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 Percent: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
 NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 OptionalNodeId: TypeAlias = Annotated[str, Meta(max_length=64)]
@@ -375,6 +376,9 @@ class Hello(Message, tag=13, frozen=True):
     """0 control messages, 1 bulk."""
     protocol_min: Small = PROTOCOL_MIN
     protocol_max: Small = PROTOCOL_MAX
+    bulk: BulkBits = 4
+    """On a sealed bulk stream: how the caller accepts that bodies are protected, the bits of
+    `p2pkv.transport.bulk_protection`. Without seal there is no choice."""
 
 
 class HelloAck(Message, tag=14, frozen=True):
@@ -383,6 +387,8 @@ class HelloAck(Message, tag=14, frozen=True):
     node: NodeId
     protocol: Small
     refusal: Name = ""
+    bulk: BulkBits = 4
+    """On a sealed bulk stream: how bodies are protected, one bit."""
 
 
 class TlsHello(Message, tag=40, frozen=True):
