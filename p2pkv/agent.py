@@ -13,18 +13,22 @@ from typing import Final
 
 import trio
 
+from p2pkv.checkup import checks
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
+from p2pkv.echoes import Echoes
 from p2pkv.errors import CannotListen, ConfigError, FabricError, MalformedMessage, PeerError, SealRefused
 from p2pkv.fabric import fabric_end
 from p2pkv.generations import Place
 from p2pkv.guard import Guard, own_certificate, refuse_exposed
+from p2pkv.host_condition import condition
 from p2pkv.identity import Identity
 from p2pkv.ledger import Held
 from p2pkv.load import LoadGauge
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
+from p2pkv.local_wire import CheckView, ConditionReply
 from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.metadata import weights_texts
@@ -32,15 +36,18 @@ from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
 from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
+from p2pkv.paths import Paths
+from p2pkv.probes import PROBE_LEASE, ProbeBlocks
 from p2pkv.protection import Protection
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
-from p2pkv.transport.base import Offered
+from p2pkv.transport.base import Bodies, Offered
 from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabric_serve import refuse_fabric, serve_fabric
+from p2pkv.transport.fabrics import TRUSTED
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm import ShmTransport
@@ -147,6 +154,8 @@ class Agent:
             log=self.log,
             seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
+        self._probes = ProbeBlocks(self.runner, self.tier)
+        self._loopback: Final = _is_loopback(host)
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
         self._neighbourhood = self._with_neighbours(shm) if config.fetch.shared_memory else None
         self._leaving = trio.Event()
@@ -162,6 +171,17 @@ class Agent:
                 protection=lambda: self._protection.text(loopback=_is_loopback(host)),
                 protected_by=lambda: self._guard.protected_by(loopback=_is_loopback(host)),
                 keys=lambda request: self._protection.carry_out(self.runner, request),
+                paths=Paths(
+                    self.runner,
+                    me=self.me,
+                    bound=config.node.bind,
+                    echoes=Echoes(self.runner, me=self.me, cluster=config.node.cluster),
+                    transport=self._bulk,
+                    probes=self._probes,
+                    protection=self._protection_of,
+                    skew_s=lambda node: self._guard.skews_s().get(node),
+                ),
+                condition=self._condition,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
                 state_dir=str(self.identity.folder or ""),
@@ -221,6 +241,7 @@ class Agent:
                 runner=self.runner,
                 tier=self.tier,
                 shm=shm,
+                open_places=self._open_places,
                 cluster=self.config.node.cluster,
                 me=self.me,
                 welcome=self._guard.welcome_neighbour,
@@ -230,6 +251,24 @@ class Agent:
         except CannotListen as exc:  # a double of this node has the name; all comes over TCP then
             self.log.warning("no shared memory on this machine", reason=str(exc))
             return None
+
+    def _protection_of(self, transport: str) -> str:
+        """Return what protects blocks on their way over a transport."""
+        by = self._guard.protected_by(loopback=self._loopback)
+        over = {"tcp": "blocks over TCP", "shm": "shared memory", "nixl": "fabric"}
+        return by.get(over[transport], TRUSTED)
+
+    def _condition(self) -> ConditionReply:
+        names = {record.id: record.name for record in self.runner.ask(lambda node: node.membership.members())}
+        found = condition(
+            self.config,
+            fabric=self.fabric,
+            loopback=self._loopback,
+            keyring=self._protection.ring is not None,
+            certificate_left_s=self._guard.certificate_left_s(),
+            skews_s=tuple((names.get(node, node), skew) for node, skew in self._guard.skews_s().items()),
+        )
+        return ConditionReply(tuple(CheckView(one.name, one.state, one.text, one.hint) for one in checks(found)))
 
     def leave(self) -> None:
         """Have `run` say goodbye and return."""
@@ -333,6 +372,8 @@ class Agent:
         self._load.sent(count)
 
     def _open_places(self, peer: str, lease_id: int) -> list[Place] | None:
+        if lease_id == PROBE_LEASE:
+            return self._probes.places(trio.current_time())
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
         if lease is None:
             return None
@@ -340,7 +381,9 @@ class Agent:
         generations = self.tier.generations(slots)
         return [Place(slot.offset, one) for slot, one in zip(slots, generations, strict=True)]
 
-    def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
+    def _open_lease(self, peer: str, lease_id: int) -> Bodies | None:
+        if lease_id == PROBE_LEASE:
+            return self._probes.offered(trio.current_time())
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
         return _Bodies(lease.blocks, self.tier) if lease is not None else None
 
@@ -357,6 +400,7 @@ class Agent:
             offered = {"host": figures.capacity_bytes}
             self.runner.tell(partial(Node.update_self, offered=offered, load=load))
             now = trio.current_time()
+            self._probes.give_back(now)
             twins = self.runner.ask(lambda node: node.membership.duplicates())
             self.metrics.duplicate_ids.set(sum(now - twin.heard_at < _DUPLICATE_FRESH_S for twin in twins))
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]

@@ -87,6 +87,14 @@ class Guard:
             "shared memory": "the kernel: same user; key agreed upon inside TLS",
         }
 
+    def certificate_left_s(self) -> float | None:
+        """Return how long this node's certificate is good, seconds; None if it has none."""
+        return self._certificate.left_s() if self._certificate is not None else None
+
+    def skews_s(self) -> dict[str, float]:
+        """Return by how many seconds other nodes' clocks are ahead, of those that have said it."""
+        return dict(self.certified.skews) if self.certified is not None else {}
+
     async def run(self, *, log: Log, metrics: Metrics) -> None:
         """Follow changes of the certificate until cancelled."""
         if self._certificate is None or self._doorkeeper is None:

@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "admission",
             ),
             "neighbours",
+            "checkup",
         }
     ),
     frozenset({"own_keyring", "grants", "acquires"}),
@@ -63,7 +64,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"staging", "runner", "local_views", "local_explain"}),
-    frozenset({"fabric"}),
+    frozenset({"fabric", "echoes", "probes", "host_condition"}),
+    frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard"}),
     frozenset({"connectors", "agent"}),
@@ -129,7 +131,7 @@ CORES = {
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
-    *("transport.fabrics", "transport.choices"),
+    *("transport.fabrics", "transport.choices", "checkup"),
     *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {
@@ -139,6 +141,7 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
+    *("echoes", "paths"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
     *("transport.nixl_pull", "transport.fabric_serve"),

@@ -8,7 +8,7 @@ import trio
 
 from p2pkv.errors import PeerError
 from p2pkv.fetch import Outcome
-from p2pkv.transport.base import OnBlock, Wanted
+from p2pkv.transport.base import BulkTransport, OnBlock, Wanted
 from p2pkv.transport.choices import Choice, Refusals, choose
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.shm import ShmTransport, socket_name
@@ -85,6 +85,17 @@ class ChosenTransport:
         if missing:
             still = list(missing.values())
             await self._tcp.pull(peer=peer, address=address, lease=lease, wanted=still, on_block=settle)
+
+    async def pull_as_chosen(
+        self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock
+    ) -> None:
+        """Pull the way that is chosen and no other, asking the peer for places; to measure that way."""
+        transports: dict[str, BulkTransport] = {self._shm.name: self._shm, self._tcp.name: self._tcp}
+        if self._nixl is not None:
+            transports[self._nixl.name] = self._nixl
+        chosen = transports[self.choice(peer).transport]
+        there = socket_name(self._cluster, peer) if chosen is self._shm else address
+        await chosen.pull(peer=peer, address=there, lease=lease, wanted=wanted, on_block=on_block)
 
     async def aclose(self) -> None:
         """Hang up everywhere."""

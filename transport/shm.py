@@ -133,7 +133,7 @@ class ShmTransport:
         if session is None:
             return
         try:
-            while True:
+            while session.stream.socket.fileno() >= 0:  # it may have been closed while the answer was waited for
                 await trio.lowlevel.wait_readable(session.stream.socket)
                 if not session.turn.locked():
                     return

@@ -108,6 +108,9 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.RingRequest(),
     local_wire.ExplainRequest(b"k" * 64, 4096),
     local_wire.KeysRequest(1, 1000, b"k" * 32, "ab"),
+    local_wire.PingPeerRequest("a", 1000),
+    local_wire.NetcheckRequest(1000, True),
+    local_wire.ConditionRequest(),
 ]
 REPLIES: list[local_wire.Reply] = [
     local_wire.Welcome(1, "a", "node a", 1 << 20, 4096),
@@ -129,6 +132,18 @@ REPLIES: list[local_wire.Reply] = [
         (local_wire.AwayView("b", 2, "it is slower"),),
         None,
     ),
+    local_wire.PathsReply(
+        "a",
+        "node a",
+        ("h:1",),
+        "h:1",
+        (
+            local_wire.PathView(
+                "b", "b", "h:2", "alive", True, "tcp", "r", "p", True, False, 0.5, None, 1.0, 2.0, "", 0.1
+            ),
+        ),
+    ),
+    local_wire.ConditionReply((local_wire.CheckView("gpu", "ok", "none", ""),)),
     local_wire.KeysReply(
         True, "", ("aa",), (local_wire.KeyHolder("a", "node a", "h:1", "alive", answered=True, keys=("aa",), note=""),)
     ),
