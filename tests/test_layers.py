@@ -127,7 +127,7 @@ CORES = {
         "node",
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
-    *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
+    *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records", "transport.fabrics"),
     *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {
@@ -139,6 +139,7 @@ ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "to
 SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    *("transport.nixl_pull", "transport.fabric_serve"),
     "bench.handshake",
     *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
@@ -262,6 +263,15 @@ def test_only_connectors_and_the_demo_know_engines(module: str) -> None:
 def test_only_shells_know_trio(module: str) -> None:
     if not is_in(module, SHELLS):
         assert [found for found in imports(module) if top(found) in {"trio", "asyncio", "anyio"}] == []
+
+
+@each_module
+def test_one_file_knows_the_library_of_fabrics(module: str) -> None:
+    """And what is measured beside us, which runs in processes of its own."""
+    if module not in {"transport.nixl", "bench.peers_nixl"}:
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert not {"nixl_cu12", "nixl_cu13"} & set(text.replace('"', " ").replace(".", " ").split())
+        assert [found for found in imports(module) if top(found).startswith("nixl")] == []
 
 
 @each_module

@@ -81,6 +81,17 @@ class BlockingChannel(AbstractContextManager["BlockingChannel"]):
         else:
             self._send_records(self._sealed, [memoryview(message)])
 
+    def receive_into(self, view: memoryview) -> None:
+        """Fill `view` with what is no body, sealed if the connection is.
+
+        Raises:
+            PeerGone, PeerTooSlow, SealRefused: as `receive_body_into`.
+        """
+        if self._sealed is None:
+            self._fill(view)
+        else:
+            self._receive_sealed(self._sealed, view, _ignore)
+
     def send_body(self, parts: Sequence[BytesLike]) -> None:
         """Send a header and a body one behind the other, protected as was agreed.
 

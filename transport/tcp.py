@@ -27,7 +27,7 @@ from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
-from p2pkv.transport.wire import Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
+from p2pkv.transport.wire import FabricOffer, Hello, Pull, bit_positions, bitmap, decode_untrusted, encode
 
 S = TypeVar("S", bound=trio.abc.Stream)
 T = TypeVar("T")
@@ -268,8 +268,11 @@ async def serve_bulk(
     idle_s: float,
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
+    on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
+
+    A caller that offers a fabric is left to `on_fabric` from there on.
 
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
@@ -285,6 +288,9 @@ async def serve_bulk(
         if idle.cancelled_caught:
             return
         message = decode_untrusted(payload, peer=peer)
+        if isinstance(message, FabricOffer) and on_fabric is not None:
+            await on_fabric(message)
+            return
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)

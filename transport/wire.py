@@ -55,6 +55,9 @@ HOLDERS_PER_ANCHOR_MAX: Final = 8
 """Holders of one stretch that an answer names; more than a fetch tries."""
 HOLDERS_PER_ANSWER_MAX: Final = 64
 CLAIM_BYTES: Final = 4
+FABRIC_METADATA_BYTES_MAX: Final = 16 * 1024
+"""What a fabric's library says of one node's memory and of how to reach it; some 400 bytes, and more with many network cards."""
+FABRICS_MAX: Final = 8
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
@@ -462,6 +465,47 @@ class Places(Message, tag=30, frozen=True):
     generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
 
 
+class FabricOffer(Message, tag=60, frozen=True):
+    """On a bulk stream, first of all, from the caller and then from the one called: how to reach the sender's memory.
+
+    Only over a stream that is sealed or does not leave the machine: whoever has `metadata` can read and write.
+    """
+
+    reach: Name
+    """Equal on two nodes whose processes can copy out of each other; empty if this one cannot."""
+    fabrics: Annotated[tuple[Name, ...], Meta(max_length=FABRICS_MAX)]
+    """What the sender has: see `p2pkv.transport.fabrics`."""
+    metadata: Annotated[bytes, Meta(max_length=FABRIC_METADATA_BYTES_MAX)]
+    """Of the library; what in it concerns addresses stays in it."""
+    arena_bytes: Count
+    table_bytes: Count
+    """Of the generations in front of the slots."""
+    landing_bytes: Count
+    """Of the place where the sender may be written to."""
+    refusal: Name = ""
+    """Why not, and then nothing else counts."""
+
+
+class FabricPull(Message, tag=61, frozen=True):
+    """On such a stream: write these blocks of the lease into my landing place, and answer with `Written` after that."""
+
+    lease: Count
+    wanted: Bitmap
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """Where in the landing place, one for each set bit of `wanted`."""
+    lengths: Annotated[tuple[Annotated[int, Meta(ge=1, le=BLOCK_BYTES_MAX)], ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """How much room is there: exactly the block's length."""
+    ticket: Count
+    """What the notification behind the bytes carries."""
+
+
+class Written(Message, tag=62, frozen=True):
+    """Answer to `FabricPull`: nothing more is written for that ticket. What is not in `written` is absent."""
+
+    ticket: Count
+    written: Bitmap
+
+
 # -- keys -----------------------------------------------------------------------------------------------------------
 
 
@@ -516,6 +560,9 @@ AnyMessage: TypeAlias = (
     | Ping
     | ArenaOffer
     | Places
+    | FabricOffer
+    | FabricPull
+    | Written
     | KeyCommand
     | KeyReport
 )
