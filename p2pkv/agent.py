@@ -16,7 +16,9 @@ import trio
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
-from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, SealRefused
+from p2pkv.errors import CannotListen, ConfigError, FabricError, MalformedMessage, PeerError, SealRefused
+from p2pkv.fabric import fabric_end
+from p2pkv.generations import Place
 from p2pkv.guard import Guard, own_certificate, refuse_exposed
 from p2pkv.identity import Identity
 from p2pkv.ledger import Held
@@ -37,12 +39,16 @@ from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Offered
 from p2pkv.transport.choose import ChosenTransport
+from p2pkv.transport.fabric_end import FabricEnd
+from p2pkv.transport.fabric_serve import refuse_fabric, serve_fabric
+from p2pkv.transport.nixl_pull import NixlTransport
+from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.tls import TlsStream
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
-from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, MemberRecord
+from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, FabricOffer, Hello, MemberRecord
 
 CONTROL: Final = 0
 BULK: Final = 1
@@ -63,7 +69,7 @@ class Agent:
         Raises:
             ConfigError: an address is wrong, or a bind needs `insecure`.
             CannotListen: a port or socket is taken.
-            FabricError: there is not enough memory.
+            FabricError: there is not enough memory, or no NIXL where that is asked for.
             LocalUseError: the folder of `node.state_dir` is damaged, or another daemon's. In all cases nothing stays
                 bound or held.
         """
@@ -122,7 +128,17 @@ class Agent:
             control_address=self._control_address,
         )
         tcp = TcpTransport(hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys)
-        self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
+        self.fabric: Final = self._on_fabric() if "nixl" in config.transport.prefer else None
+        nixl = (
+            NixlTransport(
+                self.fabric, hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
+            )
+            if self.fabric is not None
+            else None
+        )
+        self._bulk = ChosenTransport(
+            shm=shm, tcp=tcp, nixl=nixl, cluster=config.node.cluster, prefer=config.transport.prefer
+        )
         self.runner: Final = Runner(
             node,
             datagrams=self._datagrams,
@@ -183,6 +199,22 @@ class Agent:
                 await self._bulk.aclose()
             self.close()
 
+    def _on_fabric(self) -> FabricEnd:
+        """Return this node's end of the fabric.
+
+        Raises:
+            FabricError: the library is not there, or does not take the memory. Nothing stays bound or held.
+        """
+        try:
+            return fabric_end(self.me, self.tier, self.config.transport)
+        except FabricError:
+            self.local.close()
+            self._tcp.close()
+            self._datagrams.close()
+            self.tier.close()
+            self.identity.close()
+            raise
+
     def _with_neighbours(self, shm: ShmTransport) -> Neighbourhood | None:
         try:
             return Neighbourhood(
@@ -210,6 +242,8 @@ class Agent:
         self.local.close()
         self._tcp.close()
         self._datagrams.close()
+        if self.fabric is not None:  # before its memory goes: what is read after that ends the reader's peer, this one
+            self.fabric.close()
         self.tier.close()
         self.identity.close()
 
@@ -264,7 +298,8 @@ class Agent:
                     open_lease=self._open_lease,
                     idle_s=_BULK_IDLE_S,
                     block_s=self.config.fetch.lease_s,
-                    on_sent=self._sent,
+                    on_sent=partial(self._sent, TcpTransport.name),
+                    on_fabric=partial(self._serve_fabric, channel, hello.node),
                 )
             else:
                 await self._guard.serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
@@ -277,9 +312,33 @@ class Agent:
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self.log.info("caller lost", address=peer, reason=type(exc).__name__)
 
-    def _sent(self, count: int) -> None:
-        self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc(count)
+    async def _serve_fabric(self, channel: Channel, peer: str, offer: FabricOffer) -> None:
+        if self.fabric is None:
+            await refuse_fabric(channel, "nixl is not in transport.prefer here")
+            return
+        await serve_fabric(
+            channel,
+            offer,
+            peer=peer,
+            end=self.fabric,
+            open_lease=self._open_lease,
+            open_places=self._open_places,
+            idle_s=_BULK_IDLE_S,
+            block_s=self.config.fetch.lease_s,
+            on_sent=partial(self._sent, NixlTransport.name),
+        )
+
+    def _sent(self, transport: str, count: int) -> None:
+        self.metrics.transfer_bytes.labels("sent", transport).inc(count)
         self._load.sent(count)
+
+    def _open_places(self, peer: str, lease_id: int) -> list[Place] | None:
+        lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
+        if lease is None:
+            return None
+        slots = [held.slot for held in lease.blocks]
+        generations = self.tier.generations(slots)
+        return [Place(slot.offset, one) for slot, one in zip(slots, generations, strict=True)]
 
     def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))

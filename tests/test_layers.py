@@ -63,6 +63,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"staging", "runner", "local_views", "local_explain"}),
+    frozenset({"fabric"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard"}),
     frozenset({"connectors", "agent"}),
@@ -127,7 +128,8 @@ CORES = {
         "node",
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
-    *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records", "transport.fabrics"),
+    *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
+    *("transport.fabrics", "transport.choices"),
     *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {

@@ -309,9 +309,9 @@ def exit_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def needs_exit_at_once(settings: LibrarySettings) -> bool:
-    """Say whether a process that has used the library with `settings` must leave by `exit_at_once`."""
-    return settings.modules != "^ib"
+def must_exit_at_once() -> bool:
+    """Say whether this process has used the library in such a way that it must leave by `exit_at_once`."""
+    return any(name in sys.modules for name in _BINDINGS) and os.environ.get("UCX_MODULES") != "^ib"
 
 
 def reach() -> str:
