@@ -54,7 +54,7 @@ async def welcome_session(
         sessions.take_opening(session, random, peer=peer)
     except SealRefused as exc:
         text = _REFUSALS.get(exc.reason, "not sealed under a session of yours")
-        await stream.send_all(frame(encode(HelloAck(node=node_id, protocol=0, refusal=text))))
+        await stream.send_all(frame(encode(HelloAck(node="?", protocol=0, refusal=text))))
         raise
     ack, refused = answer_to(hello, cluster=cluster, node_id=node_id, peer=peer, bulk=bulk)
     said, keys = answer(ack, payload, session.key)
