@@ -44,10 +44,11 @@ from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.base import Bodies, Offered
+from p2pkv.transport.choices import Choice
 from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabric_serve import refuse_fabric, serve_fabric
-from p2pkv.transport.fabrics import TRUSTED
+from p2pkv.transport.fabrics import PROTECTED_BY, fabrics_of
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm import ShmTransport
@@ -169,7 +170,7 @@ class Agent:
                 cluster=config.node.cluster,
                 path=self._bulk.path,
                 protection=lambda: self._protection.text(loopback=_is_loopback(host)),
-                protected_by=lambda: self._guard.protected_by(loopback=_is_loopback(host)),
+                protected_by=self._protected_by,
                 keys=lambda request: self._protection.carry_out(self.runner, request),
                 paths=Paths(
                     self.runner,
@@ -252,11 +253,16 @@ class Agent:
             self.log.warning("no shared memory on this machine", reason=str(exc))
             return None
 
-    def _protection_of(self, transport: str) -> str:
-        """Return what protects blocks on their way over a transport."""
+    def _protected_by(self) -> dict[str, str]:
+        """Return what protects what goes between nodes, with a line for each fabric that this node is on."""
         by = self._guard.protected_by(loopback=self._loopback)
-        over = {"tcp": "blocks over TCP", "shm": "shared memory", "nixl": "fabric"}
-        return by.get(over[transport], TRUSTED)
+        on = fabrics_of(self.fabric.facts) if self.fabric is not None else ()
+        return by | {f"fabric {fabric}": PROTECTED_BY[fabric] for fabric in on}
+
+    def _protection_of(self, choice: Choice) -> str:
+        """Return what protects blocks on their way."""
+        names = {"tcp": "blocks over TCP", "shm": "shared memory", "nixl": f"fabric {choice.fabric}"}
+        return self._protected_by()[names[choice.transport]]
 
     def _condition(self) -> ConditionReply:
         names = {record.id: record.name for record in self.runner.ask(lambda node: node.membership.members())}

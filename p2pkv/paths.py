@@ -16,6 +16,7 @@ from p2pkv.mesh.members import MemberState, is_usable
 from p2pkv.probes import ABSENT_POSITION, PROBE_BLOCK_BYTES, PROBE_BLOCKS, PROBE_LEASE, ProbeBlocks, probe_digest
 from p2pkv.runner import Runner
 from p2pkv.transport.base import Wanted
+from p2pkv.transport.choices import Choice
 from p2pkv.transport.choose import ChosenTransport
 from p2pkv.transport.wire import MemberRecord
 
@@ -38,10 +39,10 @@ class Paths:
         echoes: Echoes,
         transport: ChosenTransport,
         probes: ProbeBlocks,
-        protection: Callable[[str], str],
+        protection: Callable[[Choice], str],
         skew_s: Callable[[str], float | None],
     ) -> None:
-        """`protection` says what protects blocks over a transport, `skew_s` how far a member's clock is ahead."""
+        """`protection` says what protects blocks on their way, `skew_s` how far a member's clock is ahead."""
         self._runner = runner
         self._me = me
         self._bound = bound
@@ -115,7 +116,7 @@ class Paths:
             same_host=bool(record.host_id) and record.host_id == self._me.host_id,
             transport=choice.transport,
             reason=choice.reason,
-            protection=self._protection(choice.transport),
+            protection=self._protection(choice),
             udp=udp_s is not None,
             tcp=tcp_s is not None,
             udp_ms=_ms(udp_s),

@@ -19,6 +19,8 @@ class Choice:
     """`shm`, `nixl` or `tcp`."""
     reason: str
     """Why this one, and why none that is preferred."""
+    fabric: str = ""
+    """Of `nixl`: which of `p2pkv.transport.fabrics`."""
 
 
 def choose(prefer: Sequence[str], possible: dict[str, tuple[bool, str]]) -> Choice:

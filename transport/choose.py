@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -44,13 +45,15 @@ class ChosenTransport:
         """Return the way that blocks of `peer` take now, and why."""
         mapped = self._shm.is_open(peer)
         possible = {"shm": (mapped, "its memory is mapped here" if mapped else "its memory is not mapped here")}
+        met = None
         if self._nixl is not None:
             met = self._nixl.peer(peer)
             if met is not None:
                 possible["nixl"] = True, f"fabric {met.fabric}: {met.reason}"
             else:
                 possible["nixl"] = False, self._refusals.reason(peer) or "not met on the fabric yet"
-        return choose(self._prefer, possible)
+        choice = choose(self._prefer, possible)
+        return replace(choice, fabric=met.fabric) if met is not None and choice.transport == "nixl" else choice
 
     async def meet(self, peer: str, address: str) -> None:
         """Meet `peer` on the fabric, if that is what would be preferred and it is time to try. Never raises `PeerError`."""

@@ -12,9 +12,15 @@ from typing import Final, Literal, TypeAlias, get_args
 Fabric: TypeAlias = Literal["cma", "rdma", "tcp"]
 FABRICS: Final[tuple[Fabric, ...]] = get_args(Fabric)
 """Best first."""
-ONE_SIDED: Final = frozenset[Fabric]({"cma", "rdma"})
 TRUSTED: Final = "trusted fabric"
 """How a protection is called that is none: whoever is on the fabric is believed."""
+PROTECTED_BY: Final[dict[Fabric, str]] = {
+    "cma": "the kernel: same user",
+    "rdma": f"none: a {TRUSTED}",
+    "tcp": "none: off, or this machine alone",
+}
+"""What protects blocks on their way over each."""
+ONE_SIDED: Final = frozenset[Fabric]({"cma", "rdma"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,9 @@ from p2pkv.transport.fabrics import LibrarySettings
 
 _BINDINGS: Final = ("nixl_cu12._bindings", "nixl_cu13._bindings")
 _BACKEND: Final = "UCX"
-_PROGRESS_S: Final = 0.01
+_PROGRESS_S: Final = 0.05
 """The progress thread sleeps until something comes, and at most this long. 0, which the package above the bindings fixes,
-never sleeps; 100 wakings a second are a thousandth of a core."""
+never sleeps; 100 wakings a second would be some thousandths of a core."""
 _PAUSE_S_MIN: Final = 20e-6
 _PAUSE_S_MAX: Final = 2e-3
 """Bounds of the pauses between two looks at a transfer: there is no descriptor to wait on."""
