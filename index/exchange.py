@@ -109,9 +109,6 @@ class Summaries:
         self._declined: dict[str, float] = {}
         """When each member was last told that its summary is not wanted."""
         self._from_strangers = 0
-        self._asked: tuple[int, int, bytes] = (-1, 0, b"")
-        self._answer: Mapping[str, int] = {}
-        """The last question, as a key names all before it too, and its answer."""
 
     def __repr__(self) -> str:
         return f"<Summaries of {self._node_id}: {self._writer!r}, {len(self._members)} peers>"
@@ -144,10 +141,7 @@ class Summaries:
         `keys` begin at the root of their chain. Lengths below the greatest few are rounded down to an announced depth;
         see lookup.py.
         """
-        asked = (self._matcher.changes, len(keys), keys[-1] if keys else b"")
-        if asked != self._asked:  # an engine asks what there is, and then for it
-            self._asked, self._answer = asked, lengths(self._matcher, keys)
-        return dict(self._answer)
+        return lengths(self._matcher, keys)
 
     def claims(self, keys: Sequence[bytes], now: float) -> dict[str, int]:
         """Return `longest`, without what peers have said lately that they do not have."""

@@ -21,8 +21,9 @@ from p2pkv.index.bloom import BloomFilter, HashedKeys
 from p2pkv.index.runs import Runs, last_claims
 from p2pkv.index.slab import Rows, Slab
 
-_WINDOW_KEYS: Final = 32
-"""Keys tested first; if nobody holds them, that was all."""
+_WINDOW_KEYS: Final = 96
+"""Keys tested first; if nobody holds them, that was all. So many landmarks are those of 768 blocks, most prompts in one go:
+a second go costs more than the keys that are hashed in vain."""
 _WINDOW_GROWTH: Final = 8
 
 _Shape: TypeAlias = tuple[int, int]
@@ -39,15 +40,12 @@ class Matcher:
         self._places: dict[str, tuple[_Shape, Slab]] = {}
         self._slabs: dict[_Shape, list[Slab]] = {}
         self._order: _Known | None = None
-        self.changes = 0
-        """Grows with every change of any filter."""
 
     def __repr__(self) -> str:
         return f"<Matcher {len(self._places)} peers, {self.filter_bytes()} bytes>"
 
     def replace(self, peer: str, bloom: BloomFilter) -> None:
         """Take `bloom` for what `peer` holds. O(bits), as a column of the slab is written."""
-        self.changes += 1
         shape = (bloom.bits_log2, bloom.hashes)
         if peer not in self._places or self._places[peer][0] != shape:
             self._withdraw(peer)
@@ -62,7 +60,6 @@ class Matcher:
 
     def flip(self, peer: str, positions: npt.NDArray[np.uint32]) -> None:
         """Turn over bits of the filter of `peer`, which has one."""
-        self.changes += 1
         self._places[peer][1].flip(peer, positions)
 
     def fold(self, peer: str, bits_log2: int) -> None:
@@ -72,7 +69,6 @@ class Matcher:
 
     def forget(self, peer: str) -> None:
         """Drop what is known of `peer`; harmless if that is nothing."""
-        self.changes += 1
         self._withdraw(peer)
         self._places.pop(peer, None)
 

@@ -109,6 +109,8 @@ class Lists:
         before = self._table.changes
         forgotten = []
         for record in records[1:]:
+            if not record.state and record == self._table.get(record.id):  # nothing new, as of most in a long list
+                continue
             self._beliefs.hear(doubt_death(record, self._table.get(record.id)), now, effects, listed=True)
             remembered = self._table.remembered(record.id)
             if is_usable(record) and remembered is not None and self._table.get(record.id) is None:

@@ -13,17 +13,23 @@ from typing import Final
 
 import trio
 
+from p2pkv.checkup import checks
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
-from p2pkv.errors import CannotListen, ConfigError, MalformedMessage, PeerError, SealRefused
+from p2pkv.echoes import Echoes
+from p2pkv.errors import CannotListen, ConfigError, FabricError, MalformedMessage, PeerError, SealRefused
+from p2pkv.fabric import fabric_end
+from p2pkv.generations import Place
 from p2pkv.guard import Guard, own_certificate, refuse_exposed
+from p2pkv.host_condition import condition
 from p2pkv.identity import Identity
 from p2pkv.layouts import Grid
 from p2pkv.ledger import Held
 from p2pkv.load import LoadGauge
 from p2pkv.local_server import LocalServer, Served
 from p2pkv.local_socket import LocalSocket
+from p2pkv.local_wire import CheckView, ConditionReply
 from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.metadata import weights_texts
@@ -32,20 +38,28 @@ from p2pkv.metrics import Metrics
 from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
 from p2pkv.part_transfer import PartTransfers
+from p2pkv.paths import Paths
+from p2pkv.probes import PROBE_LEASE, ProbeBlocks
 from p2pkv.protection import Protection
 from p2pkv.runner import Runner
 from p2pkv.slots import chunk_size
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.arena import PeerArena
-from p2pkv.transport.base import Offered
+from p2pkv.transport.base import Bodies, Offered
+from p2pkv.transport.choices import Choice
 from p2pkv.transport.choose import ChosenTransport
+from p2pkv.transport.fabric_end import FabricEnd
+from p2pkv.transport.fabric_serve import refuse_fabric, serve_fabric
+from p2pkv.transport.fabrics import PROTECTED_BY, fabrics_of
+from p2pkv.transport.nixl_pull import NixlTransport
+from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm import ShmTransport, socket_name
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.tls import TlsStream
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
-from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, MemberRecord, PullParts
+from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, FabricOffer, Hello, MemberRecord, PullParts
 
 CONTROL: Final = 0
 BULK: Final = 1
@@ -66,7 +80,7 @@ class Agent:
         Raises:
             ConfigError: an address is wrong, or a bind needs `insecure`.
             CannotListen: a port or socket is taken.
-            FabricError: there is not enough memory.
+            FabricError: there is not enough memory, or no NIXL where that is asked for.
             LocalUseError: the folder of `node.state_dir` is damaged, or another daemon's. In all cases nothing stays
                 bound or held.
         """
@@ -127,7 +141,17 @@ class Agent:
         tcp = self._bulk_tcp = TcpTransport(
             hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
         )
-        self._bulk = ChosenTransport(shm=shm, tcp=tcp, cluster=config.node.cluster)
+        self.fabric: Final = self._on_fabric() if "nixl" in config.transport.prefer else None
+        nixl = (
+            NixlTransport(
+                self.fabric, hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
+            )
+            if self.fabric is not None
+            else None
+        )
+        self._bulk = ChosenTransport(
+            shm=shm, tcp=tcp, nixl=nixl, cluster=config.node.cluster, prefer=config.transport.prefer
+        )
         self.runner: Final = Runner(
             node,
             datagrams=self._datagrams,
@@ -136,6 +160,8 @@ class Agent:
             log=self.log,
             seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
+        self._probes = ProbeBlocks(self.runner, self.tier)
+        self._loopback: Final = _is_loopback(host)
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
         self._neighbourhood = self._with_neighbours(shm) if config.fetch.shared_memory else None
         self._leaving = trio.Event()
@@ -149,8 +175,19 @@ class Agent:
                 cluster=config.node.cluster,
                 path=self._bulk.path,
                 protection=lambda: self._protection.text(loopback=_is_loopback(host)),
-                protected_by=lambda: self._guard.protected_by(loopback=_is_loopback(host)),
+                protected_by=self._protected_by,
                 keys=lambda request: self._protection.carry_out(self.runner, request),
+                paths=Paths(
+                    self.runner,
+                    me=self.me,
+                    bound=config.node.bind,
+                    echoes=Echoes(self.runner, me=self.me, cluster=config.node.cluster),
+                    transport=self._bulk,
+                    probes=self._probes,
+                    protection=self._protection_of,
+                    skew_s=lambda node: self._guard.skews_s().get(node),
+                ),
+                condition=self._condition,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
                 state_dir=str(self.identity.folder or ""),
@@ -198,12 +235,29 @@ class Agent:
                 await self._bulk.aclose()
             self.close()
 
+    def _on_fabric(self) -> FabricEnd:
+        """Return this node's end of the fabric.
+
+        Raises:
+            FabricError: the library is not there, or does not take the memory. Nothing stays bound or held.
+        """
+        try:
+            return fabric_end(self.me, self.tier, self.config.transport)
+        except FabricError:
+            self.local.close()
+            self._tcp.close()
+            self._datagrams.close()
+            self.tier.close()
+            self.identity.close()
+            raise
+
     def _with_neighbours(self, shm: ShmTransport) -> Neighbourhood | None:
         try:
             return Neighbourhood(
                 runner=self.runner,
                 tier=self.tier,
                 shm=shm,
+                open_places=self._open_places,
                 cluster=self.config.node.cluster,
                 me=self.me,
                 welcome=self._guard.welcome_neighbour,
@@ -213,6 +267,29 @@ class Agent:
         except CannotListen as exc:  # a double of this node has the name; all comes over TCP then
             self.log.warning("no shared memory on this machine", reason=str(exc))
             return None
+
+    def _protected_by(self) -> dict[str, str]:
+        """Return what protects what goes between nodes, with a line for each fabric that this node is on."""
+        by = self._guard.protected_by(loopback=self._loopback)
+        on = fabrics_of(self.fabric.facts) if self.fabric is not None else ()
+        return by | {f"fabric {fabric}": PROTECTED_BY[fabric] for fabric in on}
+
+    def _protection_of(self, choice: Choice) -> str:
+        """Return what protects blocks on their way."""
+        names = {"tcp": "blocks over TCP", "shm": "shared memory", "nixl": f"fabric {choice.fabric}"}
+        return self._protected_by()[names[choice.transport]]
+
+    def _condition(self) -> ConditionReply:
+        names = {record.id: record.name for record in self.runner.ask(lambda node: node.membership.members())}
+        found = condition(
+            self.config,
+            fabric=self.fabric,
+            loopback=self._loopback,
+            keyring=self._protection.ring is not None,
+            certificate_left_s=self._guard.certificate_left_s(),
+            skews_s=tuple((names.get(node, node), skew) for node, skew in self._guard.skews_s().items()),
+        )
+        return ConditionReply(tuple(CheckView(one.name, one.state, one.text, one.hint) for one in checks(found)))
 
     def leave(self) -> None:
         """Have `run` say goodbye and return."""
@@ -225,6 +302,8 @@ class Agent:
         self.local.close()
         self._tcp.close()
         self._datagrams.close()
+        if self.fabric is not None:  # before its memory goes: what is read after that ends the reader's peer, this one
+            self.fabric.close()
         self.tier.close()
         self.identity.close()
 
@@ -243,7 +322,7 @@ class Agent:
         return record.address if record is not None else ""
 
     def _hello(self, purpose: int) -> Hello:
-        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose)
+        return Hello(self.config.node.cluster, self.me.id, self.me.address, purpose, bulk=self._protection.bulk_bits)
 
     async def _accept(self) -> None:
         self._tcp.setblocking(False)
@@ -279,8 +358,9 @@ class Agent:
                     open_lease=self._open_lease,
                     idle_s=_BULK_IDLE_S,
                     block_s=self.config.fetch.lease_s,
-                    on_sent=self._sent,
                     open_part=self._open_part,
+                    on_sent=partial(self._sent, TcpTransport.name),
+                    on_fabric=partial(self._serve_fabric, channel, hello.node),
                 )
             else:
                 await self._guard.serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
@@ -293,11 +373,39 @@ class Agent:
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self.log.info("caller lost", address=peer, reason=type(exc).__name__)
 
-    def _sent(self, count: int) -> None:
-        self.metrics.transfer_bytes.labels("sent", TcpTransport.name).inc(count)
+    async def _serve_fabric(self, channel: Channel, peer: str, offer: FabricOffer) -> None:
+        if self.fabric is None:
+            await refuse_fabric(channel, "nixl is not in transport.prefer here")
+            return
+        await serve_fabric(
+            channel,
+            offer,
+            peer=peer,
+            end=self.fabric,
+            open_lease=self._open_lease,
+            open_places=self._open_places,
+            idle_s=_BULK_IDLE_S,
+            block_s=self.config.fetch.lease_s,
+            on_sent=partial(self._sent, NixlTransport.name),
+        )
+
+    def _sent(self, transport: str, count: int) -> None:
+        self.metrics.transfer_bytes.labels("sent", transport).inc(count)
         self._load.sent(count)
 
-    def _open_lease(self, peer: str, lease_id: int) -> "_Bodies | None":
+    def _open_places(self, peer: str, lease_id: int) -> list[Place] | None:
+        if lease_id == PROBE_LEASE:
+            return self._probes.places(trio.current_time())
+        lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
+        if lease is None:
+            return None
+        slots = [held.slot for held in lease.blocks]
+        generations = self.tier.generations(slots)
+        return [Place(slot.offset, one) for slot, one in zip(slots, generations, strict=True)]
+
+    def _open_lease(self, peer: str, lease_id: int) -> Bodies | None:
+        if lease_id == PROBE_LEASE:
+            return self._probes.offered(trio.current_time())
         lease = self.runner.ask(lambda node: node.find_lease(lease_id, peer))
         return _Bodies(lease.blocks, self.tier) if lease is not None else None
 
@@ -326,6 +434,7 @@ class Agent:
             offered = {"host": figures.capacity_bytes}
             self.runner.tell(partial(Node.update_self, offered=offered, load=load))
             now = trio.current_time()
+            self._probes.give_back(now)
             twins = self.runner.ask(lambda node: node.membership.duplicates())
             self.metrics.duplicate_ids.set(sum(now - twin.heard_at < _DUPLICATE_FRESH_S for twin in twins))
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]

@@ -41,6 +41,8 @@ from p2pkv.local_wire import (
     AcquireReply,
     AcquireRequest,
     Attach,
+    ConditionReply,
+    ConditionRequest,
     Done,
     ExplainReply,
     ExplainRequest,
@@ -56,6 +58,9 @@ from p2pkv.local_wire import (
     MembersReply,
     MembersRequest,
     MemberView,
+    NetcheckRequest,
+    PathsReply,
+    PingPeerRequest,
     PublishReply,
     PublishRequest,
     ReleaseRequest,
@@ -413,6 +418,23 @@ class Client(PartCalls):
         """
         request = KeysRequest(action, int(timeout_s * 1000), key, name, force)
         return self._call(request, KeysReply, wait_s=timeout_s)
+
+    def ping_peer(self, peer: str, *, timeout_s: float = 10.0, measure: bool = True) -> PathsReply:
+        """Return how blocks of a member come here, and how fast.
+
+        Raises:
+            ConfigError: there is no such member.
+        """
+        request = PingPeerRequest(peer, int(timeout_s * 1000), measure)
+        return self._call(request, PathsReply, wait_s=4 * timeout_s)
+
+    def netcheck(self, *, timeout_s: float = 3.0, measure: bool = False) -> PathsReply:
+        """Return who can be reached how, and who reaches this node."""
+        return self._call(NetcheckRequest(int(timeout_s * 1000), measure), PathsReply, wait_s=60 + 4 * timeout_s)
+
+    def condition(self) -> ConditionReply:
+        """Return what the daemon's process has to work with."""
+        return self._call(ConditionRequest(), ConditionReply)
 
     def leave(self) -> None:
         """Have the node leave the mesh in good order; its daemon stops."""

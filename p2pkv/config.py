@@ -28,7 +28,7 @@ _SIZE_UNITS: Final = {
     "MB": 10**6,
     "GB": 10**9,
 }
-_LISTS: Final = ("join", "also_at", "weights")
+_LISTS: Final = ("join", "also_at", "weights", "prefer")
 """Fields that are lists, for which `a,b` may be written."""
 _PORT: Final = re.compile("[0-9]{1,5}")
 _SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*")
@@ -660,6 +660,17 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = ""
+    bulk_protection: Annotated[
+        Literal["aead", "mac", "off"],
+        Meta(
+            description=(
+                "The least protection of blocks over TCP that this node accepts, where it has a keyring or certificates: `aead` "
+                "encrypts and authenticates them (AES-256-GCM), `mac` only authenticates, `off` does neither. Of two nodes the "
+                "stricter decides. `mac` and `off` show every prompt to whoever can read the network, and `off` lets them change "
+                "blocks; use them only where the network itself is trusted. Faster in this order: see the benchmarks."
+            )
+        ),
+    ] = "aead"
     certificates: Annotated[
         str,
         Meta(
@@ -685,6 +696,53 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
     ] = 60.0
 
 
+class TransportConfig(Section, frozen=True, kw_only=True):
+    """Which ways blocks may take between two nodes."""
+
+    prefer: Annotated[
+        tuple[Literal["shm", "nixl", "tcp"], ...],
+        Meta(
+            max_length=3,
+            description=(
+                "The best first; the first that a pair of nodes has is taken, and TCP if none. `nixl`, which takes blocks over "
+                "RDMA and copies between processes, only if it stands here: its library (`p2pkv[nixl]`) listens on sockets of "
+                "its own, which ask nobody who he is. See the guide on fabrics."
+            ),
+        ),
+    ] = ("shm", "tcp")
+    ucx_tls: Annotated[
+        str,
+        Meta(
+            max_length=256,
+            description=(
+                "What UCX, below NIXL, may use, as its `UCX_TLS`. Empty: `cma,tcp`, with `rc,ud` where there are RDMA devices "
+                "and `cuda_copy,cuda_ipc` where there is a GPU."
+            ),
+        ),
+    ] = ""
+    ucx_net_devices: Annotated[
+        str,
+        Meta(
+            max_length=1024,
+            description=(
+                "Where it may, as its `UCX_NET_DEVICES`. Empty: all RDMA devices, and the network interface that the node is "
+                "reached at."
+            ),
+        ),
+    ] = ""
+    window_bytes: Annotated[
+        int,
+        Meta(
+            ge=2**20,
+            le=2**32,
+            description=(
+                "With `nixl`: size of each of four windows that peers write into where a fabric cannot read by itself. A block "
+                "that is larger comes over TCP. All of it is taken at start."
+            ),
+        ),
+    ] = 16 * 2**20
+
+
 class LogConfig(Section, frozen=True, kw_only=True):
     """What the daemon writes to standard error."""
 
@@ -704,6 +762,7 @@ class Config(Section, frozen=True, kw_only=True):
     host: HostConfig = HostConfig()
     fetch: FetchConfig = FetchConfig()
     parts: PartsConfig = PartsConfig()
+    transport: TransportConfig = TransportConfig()
     security: SecurityConfig = SecurityConfig()
     log: LogConfig = LogConfig()
 

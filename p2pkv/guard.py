@@ -18,6 +18,7 @@ from p2pkv.metrics import Metrics
 from p2pkv.own_certificate import OwnCertificate
 from p2pkv.protection import Protection
 from p2pkv.transport.bulk_keys import BulkKeys, SessionKeys, SharedKeys
+from p2pkv.transport.bulk_protection import TEXTS
 from p2pkv.transport.credentials import Credentials
 from p2pkv.transport.doorkeeper import Doorkeeper, is_tls, read_begin
 from p2pkv.transport.handshake import welcome
@@ -61,7 +62,9 @@ class Guard:
         )
         """For control streams; None without a certificate."""
         self._doorkeeper: Final = (
-            Doorkeeper(self.certified, ring=protection.rings) if self.certified is not None else None
+            Doorkeeper(self.certified, ring=protection.rings, bulk=protection.bulk_bits)
+            if self.certified is not None
+            else None
         )
         self.keys: Final[BulkKeys] = (
             SessionKeys(ask=self._ask_session, clock=time.monotonic)
@@ -75,13 +78,22 @@ class Guard:
         gossip = self._protection.text(loopback=loopback)
         if self._certificate is None:
             same_host = "the kernel: same user" + ("; keyring" if self._protection.ring is not None else "")
-            return {"gossip": gossip, "control": gossip, "blocks over TCP": gossip, "shared memory": same_host}
+            blocks = self._protection.text_of_blocks(loopback=loopback)
+            return {"gossip": gossip, "control": gossip, "blocks over TCP": blocks, "shared memory": same_host}
         return {
             "gossip": gossip,
             "control": f"TLS 1.3, {self._certificate.text()}",
-            "blocks over TCP": "AES-256-GCM, keys agreed upon inside TLS",
+            "blocks over TCP": f"{TEXTS[self._protection.bulk]}, keys agreed upon inside TLS",
             "shared memory": "the kernel: same user; key agreed upon inside TLS",
         }
+
+    def certificate_left_s(self) -> float | None:
+        """Return how long this node's certificate is good, seconds; None if it has none."""
+        return self._certificate.left_s() if self._certificate is not None else None
+
+    def skews_s(self) -> dict[str, float]:
+        """Return by how many seconds other nodes' clocks are ahead, of those that have said it."""
+        return dict(self.certified.skews) if self.certified is not None else {}
 
     async def run(self, *, log: Log, metrics: Metrics) -> None:
         """Follow changes of the certificate until cancelled."""
@@ -117,7 +129,13 @@ class Guard:
             hello = await welcome(stream, cluster=self._cluster, node_id=self._node_id, peer=peer, begun=begun)
             return hello, stream
         return await welcome_sealed(
-            stream, cluster=self._cluster, node_id=self._node_id, peer=peer, ring=rings, begun=begun
+            stream,
+            cluster=self._cluster,
+            node_id=self._node_id,
+            peer=peer,
+            ring=rings,
+            begun=begun,
+            bulk=self._protection.bulk_bits,
         )
 
     async def welcome_neighbour(self, stream: trio.SocketStream, *, peer: str) -> Hello:

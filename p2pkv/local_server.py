@@ -29,6 +29,8 @@ from p2pkv.local_wire import (
     AcquireReply,
     AcquireRequest,
     Attach,
+    ConditionReply,
+    ConditionRequest,
     DeliverRequest,
     Done,
     EndRequest,
@@ -46,6 +48,8 @@ from p2pkv.local_wire import (
     MatchRequest,
     MembersReply,
     MembersRequest,
+    NetcheckRequest,
+    PingPeerRequest,
     PublishReply,
     PublishRequest,
     PushRequest,
@@ -72,6 +76,7 @@ from p2pkv.mesh.placement import SLOTS
 from p2pkv.mesh.ring import BOUND, Ring
 from p2pkv.metrics import Metrics
 from p2pkv.node import Effect, Located, Node
+from p2pkv.paths import Paths
 from p2pkv.planner import Cost
 from p2pkv.runner import Runner
 from p2pkv.staging import StagingReader
@@ -102,6 +107,8 @@ class Served:
     protected_by: Callable[[], dict[str, str]]
     keys: Callable[[KeysRequest], Awaitable[KeysReply]]
     """Leads a round over the keyrings of all members."""
+    paths: Paths
+    condition: Callable[[], ConditionReply]
     started_at: float
     leave: Callable[[], None]
     state_dir: str = ""
@@ -297,6 +304,13 @@ class _Session:
                 return await self._served.keys(request)
             case ShardRequest() | DeliverRequest() | WaitRequest() | EndRequest() | ExpectRequest() | PushRequest():
                 return await self._unless_gone(lambda: self._parts.answer(request, self._staging))
+            case PingPeerRequest():
+                paths = self._served.paths
+                return await self._unless_gone(partial(paths.ping, paths.find(request.peer), request))
+            case NetcheckRequest():
+                return await self._unless_gone(partial(self._served.paths.netcheck, request))
+            case ConditionRequest():
+                return await trio.to_thread.run_sync(self._served.condition)
             case LeaveRequest():
                 self._served.leave()
                 return Done()

@@ -237,6 +237,30 @@ class PushRequest(LocalMessage, tag=75, frozen=True):
     parent: Annotated[bytes, Meta(max_length=KEY_BYTES)] = b""
 
 
+class PingPeerRequest(LocalMessage, tag=60, frozen=True):
+    """How do blocks of this member come here, and how fast? Answered by `PathsReply` with one path.
+
+    Takes several round trips, and moves some megabytes of known bytes.
+    """
+
+    peer: Name
+    """Its name, id or address."""
+    timeout_ms: Small
+    measure: bool = True
+    """False: round trips alone, no bytes."""
+
+
+class NetcheckRequest(LocalMessage, tag=61, frozen=True):
+    """Who can be reached how, and who reaches us? Answered by `PathsReply` with a path for each member."""
+
+    timeout_ms: Small
+    measure: bool = False
+
+
+class ConditionRequest(LocalMessage, tag=62, frozen=True):
+    """What does the daemon's process have to work with? Answered by `ConditionReply`."""
+
+
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
@@ -613,6 +637,62 @@ class KeysReply(LocalMessage, tag=41, frozen=True):
     members: tuple[KeyHolder, ...]
 
 
+class PathView(msgspec.Struct, frozen=True, gc=False):
+    """How blocks of one member come here; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    address: str
+    state: str
+    same_host: bool
+    transport: str
+    reason: str
+    """Why this transport, and why none that is preferred."""
+    protection: str
+    """Of blocks on their way."""
+    udp: bool
+    """A datagram was answered by one: both directions are open."""
+    tcp: bool
+    """A message on our stream was answered on the member's own: both directions are open."""
+    udp_ms: float | None
+    tcp_ms: float | None
+    rtt_ms: float | None
+    """Of a question about blocks on their transport, median; None if that did not work."""
+    bandwidth_gbps: float | None
+    """10^9 bytes per second of blocks whose digests were right; None if it was not measured."""
+    note: str
+    """Why something is missing."""
+    clock_skew_s: float | None
+    """How far the member's clock is ahead of this one's; None if it has not said."""
+
+
+class PathsReply(LocalMessage, tag=63, frozen=True):
+    """Answer to `PingPeerRequest` and `NetcheckRequest`."""
+
+    node: Name
+    name: Name
+    addresses: tuple[str, ...]
+    """Of this node: where it is reached, and where else."""
+    bound: str
+    paths: tuple[PathView, ...]
+
+
+class CheckView(msgspec.Struct, frozen=True, gc=False):
+    """One line of `p2pkv doctor`; a map on the wire, for it becomes JSON as it is."""
+
+    name: str
+    state: str
+    """`ok`, `warn` or `fail`."""
+    text: str
+    hint: str
+
+
+class ConditionReply(LocalMessage, tag=64, frozen=True):
+    """Answer to `ConditionRequest`."""
+
+    checks: tuple[CheckView, ...]
+
+
 class Done(LocalMessage, tag=27, frozen=True):
     """It was done."""
 
@@ -644,6 +724,9 @@ Request: TypeAlias = (
     | EndRequest
     | ExpectRequest
     | PushRequest
+    | PingPeerRequest
+    | NetcheckRequest
+    | ConditionRequest
 )
 Reply: TypeAlias = (
     Welcome
@@ -660,6 +743,8 @@ Reply: TypeAlias = (
     | DeliverReply
     | WaitReply
     | PushReply
+    | PathsReply
+    | ConditionReply
     | Done
     | Failure
 )

@@ -5,13 +5,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from p2pkv.errors import MalformedMessage, P2pkvError, PeerError, SealRefused
-from p2pkv.generations import Place
 from p2pkv.logs import Log
 from p2pkv.metrics import Metrics
 from p2pkv.runner import Runner
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.shm import ShmTransport, refuse_other_users, socket_name
-from p2pkv.transport.shm_serve import listen, serve_arena
+from p2pkv.transport.shm_serve import OpenPlaces, listen, serve_arena
 from p2pkv.transport.wire import ArenaOffer, Hello, MemberRecord
 
 _GREETING_S = 2.0
@@ -26,6 +25,7 @@ class Neighbourhood:
         runner: Runner,
         tier: HostTier,
         shm: ShmTransport,
+        open_places: OpenPlaces,
         cluster: str,
         me: MemberRecord,
         welcome: Callable[..., Awaitable[Hello]],
@@ -40,6 +40,7 @@ class Neighbourhood:
         self._runner = runner
         self._tier = tier
         self._shm = shm
+        self._open_places = open_places
         self._cluster = cluster
         self._me = me
         self._welcome = welcome
@@ -91,7 +92,7 @@ class Neighbourhood:
             with trio.fail_after(_GREETING_S):
                 hello = await self._welcome(stream, peer="this machine")
             try:
-                await serve_arena(stream, peer=hello.node, offer=offer, fd=tier.fd, open_places=self._places)
+                await serve_arena(stream, peer=hello.node, offer=offer, fd=tier.fd, open_places=self._open_places)
             finally:
                 peer = hello.node
                 self._runner.ask(lambda node: node.release_peer(peer))
@@ -105,11 +106,3 @@ class Neighbourhood:
             self._log.info("caller lost", address="this machine", reason=type(exc).__name__)
         finally:
             await trio.aclose_forcefully(stream)
-
-    def _places(self, peer: str, lease_id: int) -> list[Place] | None:
-        lease = self._runner.ask(lambda node: node.find_lease(lease_id, peer))
-        if lease is None:
-            return None
-        slots = [held.slot for held in lease.blocks]
-        generations = self._tier.generations(slots)
-        return [Place(slot.offset, one) for slot, one in zip(slots, generations, strict=True)]

@@ -45,6 +45,10 @@ class OwnCertificate:
         """Return what is in force."""
         return self._held
 
+    def left_s(self) -> float:
+        """Return how long it is good from now on, seconds; negative if it has expired."""
+        return self._held.own.not_after - time.time()
+
     def text(self) -> str:
         """Return what status says."""
         own = self._held.own
@@ -54,7 +58,7 @@ class OwnCertificate:
         """Look at the files now and then until cancelled, and call `each_time`; warn of what is going to expire."""
         complaint, warn_at = "", trio.current_time()
         while True:
-            left_s = self._held.own.not_after - time.time()
+            left_s = self.left_s()
             metrics.certificate_left_seconds.set(left_s)
             if left_s < _WARN_S and trio.current_time() >= warn_at:
                 warn_at = trio.current_time() + _WARN_AGAIN_S

@@ -15,6 +15,7 @@ from p2pkv.node import Effect, Node
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.rotation import MemberKeys, RoundEnded
 from p2pkv.runner import Runner
+from p2pkv.transport.bulk_protection import TEXTS, accepted
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 
@@ -29,6 +30,9 @@ class Protection:
             ConfigError: it is not there, not safe, or no keyring.
         """
         self._path: Final = Path(config.keyring).expanduser() if config.keyring else None
+        self.bulk: Final = config.bulk_protection
+        self.bulk_bits: Final = accepted(config.bulk_protection)
+        """What this node says in greetings."""
         self._ring = read_keyring(self._path) if self._path is not None else None
         self._waiting: dict[int, tuple[trio.Event, list[RoundEnded]]] = {}
         self._storing = trio.Lock()  # fair: changes reach the disk in the order they were made
@@ -57,6 +61,12 @@ class Protection:
         if self._ring is not None:
             return f"AES-256-GCM, {ring_text(self._ring)}"
         return "none, loopback only" if loopback else "none (insecure)"
+
+    def text_of_blocks(self, *, loopback: bool) -> str:
+        """Return what status says of blocks over TCP, where there is no certificate."""
+        if self._ring is not None:
+            return f"{TEXTS[self.bulk]}, {ring_text(self._ring)}"
+        return self.text(loopback=loopback)
 
     def attach(self, runner: Runner, nursery: trio.Nursery) -> None:
         """Carry out what the node says of keys from now on."""

@@ -28,7 +28,7 @@ from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.subkeys import sender_digest
-from p2pkv.transport.wire import AnyMessage, Packet, decode_untrusted, encode
+from p2pkv.transport.wire import Ack, AnyMessage, Packet, decode_untrusted, encode
 
 T = TypeVar("T")
 
@@ -81,6 +81,8 @@ class Runner:
         """Called when owners have been asked for a key."""
         self.on_store: Callable[[StoreKeyring], None] = _ignore
         """Called to put a changed keyring on disk."""
+        self.on_ack: Callable[[int], None] = _ignore
+        """Called with the number of each ping that was answered, whoever sent it."""
         self.on_round: Callable[[RoundEnded], None] = _ignore
         """Called when a round of keys is over."""
         self.on_slot: Callable[[OpenSlot | CloseSlot], None] = _ignore
@@ -116,7 +118,13 @@ class Runner:
 
     def deliver(self, sender: str, message: AnyMessage) -> None:
         """Take a message that came over a stream from the greeted `sender`."""
+        if isinstance(message, Packet) and isinstance(message.body, Ack):
+            self.on_ack(message.body.seq)
         self.tell(lambda node, now: node.on_message(sender, message, now))
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Carry out what another part of the shell has to say."""
+        self._perform(effects)
 
     def link_lost(self, address: str, error: PeerError) -> None:
         """Take that a control stream failed."""
@@ -164,6 +172,8 @@ class Runner:
         except SealRefused as exc:
             self.seal_refused("datagram", exc)
             return
+        if isinstance(message.body, Ack):
+            self.on_ack(message.body.seq)
         self.tell(lambda node, now: node.on_message(message.sender, message, now))
 
     def seal_refused(self, channel: str, error: SealRefused) -> None:

@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "admission",
             ),
             "neighbours",
+            "checkup",
         }
     ),
     frozenset({"own_keyring", "grants", "acquires"}),
@@ -68,6 +69,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"staging", "runner", "local_views", "local_explain"}),
     frozenset({"client", "client_parts", "transfer", "part_transfer", "local_parts", "local_server"}),
     frozenset({"neighbourhood", "protection", "own_certificate"}),
+    frozenset({"fabric", "echoes", "probes", "host_condition"}),
+    frozenset({"paths"}),
+    frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
@@ -141,6 +145,8 @@ CORES = {
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
+    *("transport.fabrics", "transport.choices", "checkup"),
+    *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -149,9 +155,12 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
+    *("echoes", "paths"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    *("transport.nixl_pull", "transport.fabric_serve"),
+    "bench.handshake",
     *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
@@ -274,6 +283,15 @@ def test_only_connectors_and_the_demo_know_engines(module: str) -> None:
 def test_only_shells_know_trio(module: str) -> None:
     if not is_in(module, SHELLS):
         assert [found for found in imports(module) if top(found) in {"trio", "asyncio", "anyio"}] == []
+
+
+@each_module
+def test_one_file_knows_the_library_of_fabrics(module: str) -> None:
+    """And what is measured beside us, which runs in processes of its own."""
+    if module not in {"transport.nixl", "bench.peers_nixl"}:
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert not {"nixl_cu12", "nixl_cu13"} & set(text.replace('"', " ").replace(".", " ").split())
+        assert [found for found in imports(module) if top(found).startswith("nixl")] == []
 
 
 @each_module

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from p2pkv.errors import PeerGone, PeerTooSlow
 from p2pkv.running_digest import PIECE_BYTES
+from p2pkv.transport.mac import MAC_PIECE_BYTES, Tagger
 from p2pkv.transport.offload import REPORT_S
 from p2pkv.transport.records import RECORD_HEAD_BYTES, RECORD_OVERHEAD_BYTES
 from p2pkv.transport.sealed_stream import Channel, SealedStream
@@ -24,6 +25,8 @@ BytesLike: TypeAlias = bytes | bytearray | memoryview
 OnPiece: TypeAlias = Callable[[memoryview], None]
 """Called with each piece of what is received, in order, while it is hot."""
 _TIMEVAL: Final = struct.Struct("ll")
+_SMALL_BYTES: Final = 4096
+"""Pieces up to here, headers that is, do not leave on their own."""
 
 
 def _ignore(_: memoryview) -> None:
@@ -67,43 +70,89 @@ class BlockingChannel(AbstractContextManager["BlockingChannel"]):
             self._watching = True
             self._limit(socket.SO_RCVTIMEO, REPORT_S)
 
-    def send(self, parts: Sequence[BytesLike]) -> None:
-        """Send `parts` one behind the other, gathered by the kernel if they are not sealed.
+    def send(self, message: BytesLike) -> None:
+        """Send one message, sealed if the connection is.
 
         Raises:
             PeerGone, PeerTooSlow: it was not possible.
         """
         if self._sealed is None:
-            self._send_all([memoryview(part) for part in parts if len(part)])
-            return
-        waiting: list[memoryview] = []
-        for part in parts:
-            view = memoryview(part)
-            for start in range(0, len(view), PIECE_BYTES):
-                piece = view[start : start + PIECE_BYTES]
-                if len(piece) + RECORD_OVERHEAD_BYTES <= _SMALL_BYTES:  # goes out with what follows
-                    waiting.append(memoryview(self._sealed.sealer.seal(piece)))
-                    continue
-                room = self._sealed.record_room(RECORD_OVERHEAD_BYTES + len(piece))
-                waiting.append(room[: self._sealed.sealer.seal_into(piece, room)])
-                self._send_all(waiting)
-                waiting = []
-        self._send_all(waiting)
+            self._send_all([memoryview(message)])
+        else:
+            self._send_records(self._sealed, [memoryview(message)])
 
-    def receive_into(self, view: memoryview, on_piece: OnPiece = _ignore) -> None:
-        """Fill `view`.
+    def receive_into(self, view: memoryview) -> None:
+        """Fill `view` with what is no body, sealed if the connection is.
+
+        Raises:
+            PeerGone, PeerTooSlow, SealRefused: as `receive_body_into`.
+        """
+        if self._sealed is None:
+            self._fill(view)
+        else:
+            self._receive_sealed(self._sealed, view, _ignore)
+
+    def send_body(self, parts: Sequence[BytesLike]) -> None:
+        """Send a header and a body one behind the other, protected as was agreed.
+
+        Raises:
+            PeerGone, PeerTooSlow: it was not possible.
+        """
+        views = [memoryview(part) for part in parts if len(part)]
+        if self._sealed is None or self._sealed.bulk == "off":
+            self._send_all(views)
+        elif self._sealed.tagger is not None:
+            self._send_tagged(self._sealed.tagger, views)
+        else:
+            self._send_records(self._sealed, views)
+
+    def receive_body_into(self, view: memoryview, on_piece: OnPiece = _ignore) -> None:
+        """Fill `view` with a header or a body, protected as was agreed.
 
         Raises:
             PeerGone, PeerTooSlow: it ended before, or nothing came.
-            SealRefused: what came was not sealed by the other side, or its key has been removed.
+            SealRefused: what came was not protected by the other side, or the key has been removed.
         """
-        if self._sealed is not None:
-            self._receive_sealed(self._sealed, view, on_piece)
+        stream = self._sealed
+        if stream is not None and stream.bulk == "aead":
+            self._receive_sealed(stream, view, on_piece)
             return
-        for start in range(0, len(view), PIECE_BYTES):
-            piece = view[start : start + PIECE_BYTES]
+        checker = stream.checker if stream is not None else None
+        for start in range(0, len(view), MAC_PIECE_BYTES):
+            piece = view[start : start + MAC_PIECE_BYTES]
             self._fill(piece)
+            if checker is not None:
+                tag = bytearray(TAG_BYTES)
+                self._fill(memoryview(tag))
+                checker.check(piece, tag)
             on_piece(piece)
+        if stream is not None:
+            stream.refuse_removed_key()
+
+    def _send_tagged(self, tagger: Tagger, views: list[memoryview]) -> None:
+        waiting: list[memoryview] = []
+        for view in views:
+            for start in range(0, len(view), MAC_PIECE_BYTES):
+                piece = view[start : start + MAC_PIECE_BYTES]
+                waiting += (piece, memoryview(tagger.tag(piece)))
+                if len(piece) > _SMALL_BYTES:  # while it is still in a cache
+                    self._send_all(waiting)
+                    waiting = []
+        self._send_all(waiting)
+
+    def _send_records(self, stream: SealedStream, views: list[memoryview]) -> None:
+        waiting: list[memoryview] = []
+        for view in views:
+            for start in range(0, len(view), PIECE_BYTES):
+                piece = view[start : start + PIECE_BYTES]
+                if len(piece) <= _SMALL_BYTES:  # goes out with what follows
+                    waiting.append(memoryview(stream.sealer.seal(piece)))
+                    continue
+                room = stream.record_room(RECORD_OVERHEAD_BYTES + len(piece))
+                waiting.append(room[: stream.sealer.seal_into(piece, room)])
+                self._send_all(waiting)
+                waiting = []
+        self._send_all(waiting)
 
     def _receive_sealed(self, stream: SealedStream, view: memoryview, on_piece: OnPiece) -> None:
         done = 0
@@ -170,7 +219,3 @@ class BlockingChannel(AbstractContextManager["BlockingChannel"]):
         """Bound one call that waits; 0 is no bound."""
         whole = int(seconds)
         self._socket.setsockopt(socket.SOL_SOCKET, which, _TIMEVAL.pack(whole, round((seconds - whole) * 1e6)))
-
-
-_SMALL_BYTES: Final = 4096
-"""Records up to here, headers and questions, do not leave on their own."""

@@ -60,8 +60,8 @@ def uri(cluster: str, node: str = "") -> str:
     return f"spiffe://{cluster}/node/{node}" if node else f"spiffe://{cluster}"
 
 
-def described(certificate: x509.Certificate) -> Certificate:
-    """Return what `certificate` says.
+def described(certificate: x509.Certificate, *, named: bool = True) -> Certificate:
+    """Return what `certificate` says; one that need not be `named`, as an authority of other tools, is of cluster "".
 
     Raises:
         ConfigError: it is not one of a node's or an authority's.
@@ -72,15 +72,15 @@ def described(certificate: x509.Certificate) -> Certificate:
     except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         uris = []
     match = _URI.fullmatch(uris[0]) if len(uris) == 1 else None
-    if match is None:
+    if match is None and named:
         said = ", ".join(uris)[:100] or "none"
         raise ConfigError(
             f"a certificate without a node's name (URI names: {said!r})",
             hint="its one URI name must be spiffe://CLUSTER/node/NODE; `p2pkv cert issue` makes such",
         )
     return Certificate(
-        cluster=match[1],
-        node=match[2] or "",
+        cluster=match[1] if match else "",
+        node=(match[2] or "") if match else "",
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),
         sha256=sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from p2pkv.errors import MalformedMessage, PeerGone, SealRefused
+from p2pkv.transport.bulk_protection import AEAD_ONLY
 from p2pkv.transport.credentials import Credentials
 from p2pkv.transport.framing import LENGTH_BYTES
 from p2pkv.transport.handshake import read_frame_exactly
@@ -53,13 +54,16 @@ class Doorkeeper:
         certified: Certified,
         *,
         ring: Rings | None = None,
+        bulk: int = AEAD_ONLY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` is monotonic, seconds, and callable from any thread: sessions are timed by it.
 
-        Whoever shows a key of the `ring` in place of a certificate is told what it lacks.
+        Whoever shows a key of the `ring` in place of a certificate is told what it lacks. `bulk` is how this node accepts
+        that the bodies of blocks are protected.
         """
         self._ring = ring
+        self._bulk = bulk
         self._certified = certified
         self._clock = clock
         self._open: dict[trio.CancelScope, TlsStream] = {}
@@ -94,6 +98,7 @@ class Doorkeeper:
             node_id=self._certified.node_id,
             peer=peer,
             clock=self._clock,
+            bulk=self._bulk,
             is_shared=lambda name: self._ring is not None and bool(keys_named(self._ring(), name)),
         )
         if not hello.purpose:

@@ -3,6 +3,7 @@
 import trio
 
 from p2pkv.errors import MalformedMessage, PeerGone, SealRefused, VersionMismatch
+from p2pkv.transport.bulk_protection import AEAD_ONLY, agreed, names
 from p2pkv.transport.framing import FrameReader, frame
 from p2pkv.transport.seal import is_sealed
 from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, Hello, HelloAck, decode_untrusted, encode
@@ -66,12 +67,21 @@ async def welcome(stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: 
     return hello
 
 
-def answer_to(hello: Hello, *, cluster: str, node_id: str, peer: str) -> tuple[HelloAck, VersionMismatch | None]:
-    """Return what to answer, and the error to raise after that if it is a refusal."""
+def answer_to(
+    hello: Hello, *, cluster: str, node_id: str, peer: str, bulk: int = AEAD_ONLY
+) -> tuple[HelloAck, VersionMismatch | None]:
+    """Return what to answer, and the error to raise after that if it is a refusal.
+
+    `bulk` is how this node accepts that bodies are protected, where the stream is sealed.
+    """
     refusal = ""
+    chosen = agreed(bulk, hello.bulk)
     if hello.cluster != cluster:
         refusal = f"this is cluster {cluster!r}, not {hello.cluster!r}"
     elif hello.protocol_min > PROTOCOL_MAX or hello.protocol_max < PROTOCOL_MIN:
         refusal = f"versions {PROTOCOL_MIN} to {PROTOCOL_MAX} are spoken here"
-    ack = HelloAck(node=node_id, protocol=min(PROTOCOL_MAX, hello.protocol_max), refusal=refusal[:128])
+    elif not chosen:
+        refusal = f"security.bulk_protection: {names(bulk)} accepted here, {names(hello.bulk)} there"
+    protocol = min(PROTOCOL_MAX, hello.protocol_max)
+    ack = HelloAck(node=node_id, protocol=protocol, refusal=refusal[:128], bulk=chosen)
     return ack, VersionMismatch(f"refused ({refusal})", peer=f"{hello.node} at {peer}") if refusal else None

@@ -64,7 +64,7 @@ async def serve_parts(
                 for position, opened in batch:
                     pieces, length = _pieces(ask, part, position, opened)
                     for start in range(0, len(pieces), _PIECES_MAX):
-                        channel.send(pieces[start : start + _PIECES_MAX])
+                        channel.send_body(pieces[start : start + _PIECES_MAX])
                     sent += length
             return sent
 
@@ -114,7 +114,7 @@ class PartReader:
             part_heads=part.heads,
             bodies=bodies,
         )
-        self._channel.send([frame(encode(question))])
+        self._channel.send(frame(encode(question)))
 
     def receive(self, part: Part, position: int, runs: list[memoryview]) -> bytes | None:
         """Fill `runs`, none if bodies were not asked for; return the digests its sender says, or None: it is absent.
@@ -123,7 +123,7 @@ class PartReader:
             MalformedMessage: it is not what was asked for.
             PeerGone, PeerTooSlow: the stream ended.
         """
-        self._channel.receive_into(self._room)
+        self._channel.receive_body_into(self._room)
         header = unpack_untrusted(bytes(self._room), peer=self._peer)
         if (header.lease, header.position) != (self._lease, position):
             raise MalformedMessage(f"part of block {header.position} of {header.lease} not asked for", peer=self._peer)
@@ -132,11 +132,11 @@ class PartReader:
         if header.length != sum(map(len, runs)) or header.segment_bytes != self._grid.segment_bytes:
             raise MalformedMessage("part that is not the one asked for", peer=self._peer)
         digests = memoryview(bytearray(part.layers * part.heads * DIGEST_BYTES))
-        self._channel.receive_into(digests)
+        self._channel.receive_body_into(digests)
         if xxhash.xxh3_128_digest(digests) != header.digest:
             raise MalformedMessage("digests that do not have theirs", peer=self._peer)
         for run in runs:
-            self._channel.receive_into(run)
+            self._channel.receive_body_into(run)
         return bytes(digests)
 
 

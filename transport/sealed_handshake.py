@@ -24,6 +24,7 @@ import trio
 from cryptography.exceptions import InvalidTag
 
 from p2pkv.errors import MalformedMessage, PeerError, PeerGone, SealRefused, VersionMismatch
+from p2pkv.transport.bulk_protection import AEAD_ONLY, named, names
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import answer_to, greet, read_frame_exactly
 from p2pkv.transport.keyring import KeyRing, fingerprint
@@ -142,17 +143,62 @@ async def greet_sealed(stream: trio.abc.Stream, hello: Hello, *, peer: str, ring
     ack, keys = opening.answered_untrusted(await read_frame_exactly(stream, peer=peer), peer=peer)
     if ack.refusal:
         raise VersionMismatch(f"refused by the peer ({ack.refusal})", peer=peer)
+    bulk = named(ack.bulk)
+    if bulk is None or not ack.bulk & hello.bulk:
+        raise VersionMismatch(
+            f"refused (security.bulk_protection: {names(ack.bulk)} there, {names(hello.bulk)} accepted here)", peer=peer
+        )
     sealer, opener = RecordSealer(keys.from_caller), RecordOpener(keys.from_called, peer=ack.node)
     await stream.send_all(sealer.seal(_PROOF))
-    return ack.node, SealedStream(stream, sealer=sealer, opener=opener, key=opening.key, ring=ring, peer=ack.node)
+    return ack.node, SealedStream(
+        stream,
+        sealer=sealer,
+        opener=opener,
+        key=opening.key,
+        ring=ring,
+        peer=ack.node,
+        bulk=bulk,
+        tag_key=keys.tags_from_called,
+    )
+
+
+async def as_called(
+    stream: trio.abc.Stream, hello: Hello, ack: HelloAck, keys: StreamKeys, *, key: bytes, ring: Rings, peer: str
+) -> SealedStream:
+    """As the one called, after the answer `ack`: take the caller's proof and return the stream to go on with.
+
+    Raises:
+        PeerGone, SealRefused: it does not come, or does not open.
+    """
+    bulk = named(ack.bulk)
+    assert bulk is not None, "chosen by answer_to"
+    sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=hello.node)
+    await _take_proof(stream, opener, peer=f"{hello.node} at {peer}")
+    return SealedStream(
+        stream,
+        sealer=sealer,
+        opener=opener,
+        key=key,
+        ring=ring,
+        peer=hello.node,
+        bulk=bulk,
+        tag_key=keys.tags_from_called,
+    )
 
 
 async def welcome_sealed(
-    stream: trio.abc.Stream, *, cluster: str, node_id: str, peer: str, ring: Rings, begun: bytes = b""
+    stream: trio.abc.Stream,
+    *,
+    cluster: str,
+    node_id: str,
+    peer: str,
+    ring: Rings,
+    begun: bytes = b"",
+    bulk: int = AEAD_ONLY,
 ) -> tuple[Hello, SealedStream]:
     """As the one called: take the hello and accept or refuse it; return it and the stream to go on with.
 
-    `begun` is what has been read of it.
+    `begun` is what has been read of it, `bulk` how this node accepts that the bodies of blocks are protected.
 
     Raises:
         SealRefused: the caller has no key of the ring, and was told so, or is a recording.
@@ -167,17 +213,15 @@ async def welcome_sealed(
             text = _REFUSALS.get(exc.reason, "not sealed with a key of this mesh")
             await stream.send_all(frame(encode(HelloAck(node="?", protocol=0, refusal=text))))
         raise
-    ack, refused = answer_to(hello, cluster=cluster, node_id=node_id, peer=peer)
+    ack, refused = answer_to(hello, cluster=cluster, node_id=node_id, peer=peer, bulk=bulk)
     said, keys = answer(ack, payload, key)
     await stream.send_all(frame(said))
     if refused is not None:
         raise refused
-    sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=hello.node)
-    await take_proof(stream, opener, peer=f"{hello.node} at {peer}")
-    return hello, SealedStream(stream, sealer=sealer, opener=opener, key=key, ring=ring, peer=hello.node)
+    return hello, await as_called(stream, hello, ack, keys, key=key, ring=ring, peer=peer)
 
 
-async def take_proof(stream: trio.abc.Stream, opener: RecordOpener, *, peer: str) -> None:
+async def _take_proof(stream: trio.abc.Stream, opener: RecordOpener, *, peer: str) -> None:
     """Read the caller's first record, which shows that it has the key.
 
     Raises:

@@ -12,7 +12,9 @@ from typing import Final, TypeAlias, TypeVar
 import trio
 
 from p2pkv.errors import PeerGone, SealRefused
+from p2pkv.transport.bulk_protection import BulkProtection
 from p2pkv.transport.keyring import KeyRing
+from p2pkv.transport.mac import TagChecker, Tagger
 from p2pkv.transport.records import (
     RECORD_BYTES_MAX,
     RECORD_HEAD_BYTES,
@@ -51,8 +53,16 @@ class SealedStream(Guarded):
         key: bytes,
         ring: Callable[[], KeyRing],
         peer: str,
+        bulk: BulkProtection = "aead",
+        tag_key: bytes = b"",
     ) -> None:
-        """Take over `stream` right behind the handshake; `key` is the key of the ring that it was made under."""
+        """Take over `stream` right behind the handshake; `key` is the key of the ring that it was made under.
+
+        `bulk` is how bodies are protected on it, `tag_key` what they are tagged under if that is all.
+        """
+        self.bulk: Final = bulk
+        self.tagger: Final = Tagger(tag_key) if bulk == "mac" else None
+        self.checker: Final = TagChecker(tag_key, peer=peer) if bulk == "mac" else None
         self._stream = stream
         self.sealer = sealer
         self.opener = opener

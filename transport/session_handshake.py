@@ -9,12 +9,12 @@ from collections.abc import Callable
 import trio
 
 from p2pkv.errors import SealRefused
+from p2pkv.transport.bulk_protection import AEAD_ONLY
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import answer_to
 from p2pkv.transport.keyring import KeyRing
-from p2pkv.transport.records import RecordOpener, RecordSealer
 from p2pkv.transport.seal import NAMED_BYTES, is_sealed
-from p2pkv.transport.sealed_handshake import NO_SESSION, answer, opened_untrusted, take_proof
+from p2pkv.transport.sealed_handshake import NO_SESSION, answer, as_called, opened_untrusted
 from p2pkv.transport.sealed_stream import SealedStream
 from p2pkv.transport.sessions import GrantedSessions
 from p2pkv.transport.subkeys import RANDOM_BYTES
@@ -30,6 +30,7 @@ async def welcome_session(
     node_id: str,
     peer: str,
     clock: Callable[[], float],
+    bulk: int = AEAD_ONLY,
     is_shared: Callable[[bytes], bool] = lambda name: False,  # noqa: ARG005 - without a keyring no name is one of its keys
 ) -> tuple[Hello, SealedStream]:
     """As the one called: take the caller's first frame, `payload`; accept or refuse it as `welcome_sealed`.
@@ -53,20 +54,18 @@ async def welcome_session(
         sessions.take_opening(session, random, peer=peer)
     except SealRefused as exc:
         text = _REFUSALS.get(exc.reason, "not sealed under a session of yours")
-        await stream.send_all(frame(encode(HelloAck(node=node_id, protocol=0, refusal=text))))
+        await stream.send_all(frame(encode(HelloAck(node="?", protocol=0, refusal=text))))
         raise
-    ack, refused = answer_to(hello, cluster=cluster, node_id=node_id, peer=peer)
+    ack, refused = answer_to(hello, cluster=cluster, node_id=node_id, peer=peer, bulk=bulk)
     said, keys = answer(ack, payload, session.key)
     await stream.send_all(frame(said))
     if refused is not None:
         raise refused
-    sealer, opener = RecordSealer(keys.from_called), RecordOpener(keys.from_caller, peer=hello.node)
-    await take_proof(stream, opener, peer=f"{hello.node} at {peer}")
 
     def ring() -> KeyRing:
         return sessions.ring(session, clock())
 
-    return hello, SealedStream(stream, sealer=sealer, opener=opener, key=session.key, ring=ring, peer=hello.node)
+    return hello, await as_called(stream, hello, ack, keys, key=session.key, ring=ring, peer=peer)
 
 
 _REFUSALS = {

@@ -27,8 +27,9 @@ from p2pkv.transport.base import OnBlock, Wanted
 from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
 from p2pkv.transport.offload import Reports, run_blocking
+from p2pkv.transport.placed import places_untrusted
 from p2pkv.transport.sealed_handshake import Rings, greet_as
-from p2pkv.transport.wire import ArenaOffer, Hello, Places, Pull, bit_positions, bitmap, decode_untrusted, encode
+from p2pkv.transport.wire import ArenaOffer, Hello, Pull, bitmap, decode_untrusted, encode
 
 BATCH_BYTES: Final = 32 * 2**20
 """Asked for, and copied, per trip to a worker thread where places did not come with the lease."""
@@ -132,7 +133,7 @@ class ShmTransport:
         if session is None:
             return
         try:
-            while True:
+            while session.stream.socket.fileno() >= 0:  # it may have been closed while the answer was waited for
                 await trio.lowlevel.wait_readable(session.stream.socket)
                 if not session.turn.locked():
                     return
@@ -296,7 +297,7 @@ class _Question:
             if first:
                 raise _StaleSession from exc
             raise PeerGone("the connection broke", peer=self._peer) from exc
-        places = _places(decode_untrusted(payload, peer=self._peer), self._lease, peer=self._peer)
+        places = places_untrusted(decode_untrusted(payload, peer=self._peer), self._lease, peer=self._peer)
         if not places or not places.keys() <= self.waiting.keys():
             raise MalformedMessage("places of blocks not asked for", peer=self._peer)
         told = [(self.waiting[position], place) for position, place in places.items()]
@@ -316,21 +317,6 @@ def _read_frame(connection: socket.socket, *, peer: str) -> bytes:
         if payload is not None:
             return payload
         need = reader.missing_bytes()
-
-
-def _places(message: object, lease: int, *, peer: str) -> dict[int, Place | None]:
-    """Return what a `Places` says of each position it speaks of: a place, or that the block is absent."""
-    if not isinstance(message, Places):
-        raise MalformedMessage(f"{type(message).__name__} where Places was due", peer=peer)
-    placed = bit_positions(message.placed)
-    if message.lease != lease or not len(placed) == len(message.offsets) == len(message.generations):
-        raise MalformedMessage("Places that do not fit together", peer=peer)
-    places: dict[int, Place | None] = dict.fromkeys(bit_positions(message.asked))
-    places.update(
-        (position, Place(offset, generation))
-        for position, offset, generation in zip(placed, message.offsets, message.generations, strict=True)
-    )
-    return places
 
 
 async def _receive_offer(connection: trio.socket.SocketType, *, peer: str) -> tuple[ArenaOffer, int]:

@@ -53,10 +53,12 @@ def hello_key(key: bytes, *, caller_random: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
-    """A key for each direction of one connection."""
+    """A key for each direction of one connection, and for each way of protecting what goes there."""
 
     from_caller: bytes
     from_called: bytes
+    tags_from_called: bytes
+    """Of what is authenticated and not encrypted, so that no nonce is used for both."""
 
     def __repr__(self) -> str:
         return "<StreamKeys>"
@@ -67,8 +69,8 @@ def stream_keys(key: bytes, *, opening: bytes, called_random: bytes) -> StreamKe
 
     Neither side can be brought to use one pair of keys twice, because each has put 256 random bits into it.
     """
-    both = derive(key, salt=called_random, info=_STREAM + sha256(opening).digest(), length=64)
-    return StreamKeys(both[:32], both[32:])
+    all_three = derive(key, salt=called_random, info=_STREAM + sha256(opening).digest(), length=96)
+    return StreamKeys(all_three[:32], all_three[32:64], all_three[64:])
 
 
 def nonce(counter: int) -> bytes:

@@ -28,7 +28,16 @@ from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.part_streams import OpenPart, serve_parts
 from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
-from p2pkv.transport.wire import Hello, Pull, PullParts, bit_positions, bitmap, decode_untrusted, encode
+from p2pkv.transport.wire import (
+    FabricOffer,
+    Hello,
+    Pull,
+    PullParts,
+    bit_positions,
+    bitmap,
+    decode_untrusted,
+    encode,
+)
 
 S = TypeVar("S", bound=trio.abc.Stream)
 T = TypeVar("T")
@@ -230,7 +239,7 @@ class _BlockingPull:
     def run(self) -> None:
         """Ask and receive, until all blocks are settled or something goes wrong."""
         with BlockingChannel(self._stream, timeout_s=None, peer=self._peer, on_idle=self._idle) as channel:
-            channel.send([frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted]))))])
+            channel.send(frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted])))))
             room = memoryview(bytearray(HEADER_BYTES))
             for one in self._wanted:
                 self.reports.add((one, self._receive(channel, room, one)))
@@ -247,7 +256,7 @@ class _BlockingPull:
             self.reports.tell()
 
     def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
-        channel.receive_into(room)
+        channel.receive_body_into(room)
         self.answered = True
         header = unpack_untrusted(bytes(room), peer=self._peer)
         if (header.lease, header.position) != (self._lease, one.position):
@@ -262,7 +271,7 @@ class _BlockingPull:
             digest.take(piece)
             self.reports.keep_up()
 
-        channel.receive_into(one.into, take)
+        channel.receive_body_into(one.into, take)
         return "ok" if digest.digest() == one.digest else "corrupt"
 
 
@@ -279,8 +288,11 @@ async def serve_bulk(
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
     open_part: OpenPart | None = None,
+    on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
+
+    A caller that offers a fabric is left to `on_fabric` from there on.
 
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
@@ -300,6 +312,9 @@ async def serve_bulk(
             if not await serve_parts(stream, message, peer=peer, open_part=open_part, block_s=block_s, on_sent=on_sent):
                 return
             continue
+        if isinstance(message, FabricOffer) and on_fabric is not None:
+            await on_fabric(message)
+            return
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)
@@ -348,10 +363,10 @@ class _Sending:
             while batch := self._batches.get():
                 *first, last = batch
                 for position, one in first:
-                    channel.send(_parts(self._lease, position, one))
+                    channel.send_body(_parts(self._lease, position, one))
                 if first:
                     self._token.run_sync_soon(self._open_next)
-                channel.send(_parts(self._lease, *last))
+                channel.send_body(_parts(self._lease, *last))
                 if not first:
                     self._token.run_sync_soon(self._open_next)
                 self._token.run_sync_soon(self._count, sum(len(one.body) for _, one in batch if one is not None))

@@ -1,13 +1,17 @@
 """The first exchange inside TLS: is the one at the other end who it says, of this cluster, and is its clock right?
 
+    caller: TLS 1.3 with its certificate, then in it TlsHello in a frame
+    called: TlsAck in a frame, which refuses or not
+    caller: frames with control messages; or TlsAck with a refusal, and the end
+            SessionAsk is answered by SessionGrant on the same stream
+
 TLS has shown that the certificates are genuine. Here each side compares the other's with what it says of itself, and whoever
-refuses says why in words, so that both logs have the reason. On the same stream a node asks for the session key of its
-connections for blocks.
+refuses says why in words, so that both logs have the reason. The one called says nothing else on this stream.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -30,6 +34,7 @@ from p2pkv.transport.wire import (
 
 _FAREWELL_S: Final = 1.0
 REFUSAL_CHARACTERS_MAX: Final = 128
+SKEWS_MAX: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,8 @@ class Certified:
     skew_max_s: float
     clock: Callable[[], float] = time.time
     """The wall clock, seconds since 1970."""
+    skews: dict[str, float] = field(default_factory=dict)
+    """Node -> by how many seconds its clock was ahead, as it last said; of `SKEWS_MAX` nodes."""
 
     async def greet(self, stream: trio.abc.Stream, hello: Hello, *, peer: str) -> tuple[TlsStream, str]:
         """As the caller: secure `stream` and say hello; return what to go on with and the answering node's id.
@@ -151,6 +158,10 @@ class Certified:
         if certificate.node != node:
             return SealRefused("identity", peer=peer, detail=f"of node {certificate.node}, it says {node[:32]}")
         skew_s = clock_ms / 1000 - self.clock()
+        self.skews.pop(node, None)
+        self.skews[node] = skew_s
+        if len(self.skews) > SKEWS_MAX:
+            del self.skews[next(iter(self.skews))]
         if abs(skew_s) > self.skew_max_s:
             detail = f"by {skew_s:+.0f} s, limit {self.skew_max_s:g}"
             return SealRefused("clock", peer=f"{node} at {peer}", detail=detail)

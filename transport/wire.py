@@ -57,11 +57,15 @@ HOLDERS_PER_ANSWER_MAX: Final = 64
 CLAIM_BYTES: Final = 4
 LAYERS_MAX: Final = 4096
 """Layers, and heads, of a block that is moved in parts."""
+FABRIC_METADATA_BYTES_MAX: Final = 16 * 1024
+"""What a fabric's library says of one node's memory and of how to reach it; some 400 bytes, and more with many network cards."""
+FABRICS_MAX: Final = 8
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 """No block is larger; a length from a peer beyond this is refused before anything is allocated."""
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+BulkBits: TypeAlias = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 Percent: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
 NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 OptionalNodeId: TypeAlias = Annotated[str, Meta(max_length=64)]
@@ -454,6 +458,9 @@ class Hello(Message, tag=13, frozen=True):
     """0 control messages, 1 bulk."""
     protocol_min: Small = PROTOCOL_MIN
     protocol_max: Small = PROTOCOL_MAX
+    bulk: BulkBits = 4
+    """On a sealed bulk stream: how the caller accepts that bodies are protected, the bits of
+    `p2pkv.transport.bulk_protection`. Without seal there is no choice."""
 
 
 class HelloAck(Message, tag=14, frozen=True):
@@ -462,6 +469,8 @@ class HelloAck(Message, tag=14, frozen=True):
     node: NodeId
     protocol: Small
     refusal: Name = ""
+    bulk: BulkBits = 4
+    """On a sealed bulk stream: how bodies are protected, one bit."""
 
 
 class TlsHello(Message, tag=40, frozen=True):
@@ -553,6 +562,47 @@ class Places(Message, tag=30, frozen=True):
     generations: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
 
 
+class FabricOffer(Message, tag=60, frozen=True):
+    """On a bulk stream, first of all, from the caller and then from the one called: how to reach the sender's memory.
+
+    Only over a stream that is sealed or does not leave the machine: whoever has `metadata` can read and write.
+    """
+
+    reach: Name
+    """Equal on two nodes whose processes can copy out of each other; empty if this one cannot."""
+    fabrics: Annotated[tuple[Name, ...], Meta(max_length=FABRICS_MAX)]
+    """What the sender has: see `p2pkv.transport.fabrics`."""
+    metadata: Annotated[bytes, Meta(max_length=FABRIC_METADATA_BYTES_MAX)]
+    """Of the library; what in it concerns addresses stays in it."""
+    arena_bytes: Count
+    table_bytes: Count
+    """Of the generations in front of the slots."""
+    landing_bytes: Count
+    """Of the place where the sender may be written to."""
+    refusal: Name = ""
+    """Why not, and then nothing else counts."""
+
+
+class FabricPull(Message, tag=61, frozen=True):
+    """On such a stream: write these blocks of the lease into my landing place, and answer with `Written` after that."""
+
+    lease: Count
+    wanted: Bitmap
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """Where in the landing place, one for each set bit of `wanted`."""
+    lengths: Annotated[tuple[Annotated[int, Meta(ge=1, le=BLOCK_BYTES_MAX)], ...], Meta(max_length=KEYS_PER_LEASE_MAX)]
+    """How much room is there: exactly the block's length."""
+    ticket: Count
+    """What the notification behind the bytes carries."""
+
+
+class Written(Message, tag=62, frozen=True):
+    """Answer to `FabricPull`: nothing more is written for that ticket. What is not in `written` is absent."""
+
+    ticket: Count
+    written: Bitmap
+
+
 # -- keys -----------------------------------------------------------------------------------------------------------
 
 
@@ -615,6 +665,9 @@ AnyMessage: TypeAlias = (
     | Ping
     | ArenaOffer
     | Places
+    | FabricOffer
+    | FabricPull
+    | Written
     | KeyCommand
     | KeyReport
 )

@@ -34,7 +34,6 @@ SYSTEMS: Final[dict[str, Make]] = {
     "redis": children.redis,
     "nixl": children.nixl,
 }
-_WARM_TAKES: Final = 3
 
 Progress = Callable[[str], None]
 
@@ -122,7 +121,7 @@ def run_peers(options: PeersOptions, progress: Progress = lambda _: None) -> Pee
         result.limits = measure_limits(options.rounds, options.memory_bytes)
     if "moves" in options.parts:
         for block_bytes, per_lease in SHAPES:
-            shape = Shape(block_bytes, per_lease, options.memory_bytes // block_bytes)
+            shape = Shape(block_bytes, per_lease, options.memory_bytes // block_bytes, options.takes)
             with _contenders(options, shape, result, progress) as contenders:
                 result.moves += _moves(contenders, shape, options, progress)
     if {"one", "lookup"} & set(options.parts):
@@ -171,9 +170,10 @@ def _contenders(
 
 def _moves(contenders: Sequence[Contender], shape: Shape, options: PeersOptions, progress: Progress) -> list[Move]:
     takes_s: list[list[list[float]]] = [[] for _ in contenders]
-    lease = 1
+    lease, count = 1, options.takes
+    _prepare(contenders, lease, count)
     for number in range(-1, options.rounds):  # the round before the first opens connections and touches pages
-        count = options.takes if number >= 0 else _WARM_TAKES
+        _prepare(contenders, lease + count, count)  # a round ahead: what was just written is in a cache
         for place in range(len(contenders)):
             who = (place + number) % len(contenders)
             seconds = [contenders[who].taker.ask("take", lease=lease + i) for i in range(count)]
@@ -183,6 +183,12 @@ def _moves(contenders: Sequence[Contender], shape: Shape, options: PeersOptions,
         progress(f"round {number + 1} of {options.rounds}")
     beside = [i for i, one in enumerate(contenders) if one.system == "Mooncake Store"]
     return [_move(one, shape, takes_s[i], takes_s[beside[0]] if beside else None) for i, one in enumerate(contenders)]
+
+
+def _prepare(contenders: Sequence[Contender], first: int, count: int) -> None:
+    for one in contenders:
+        if one.prepares:
+            one.taker.ask("prepare", first=first, count=count)
 
 
 def _move(
@@ -212,9 +218,10 @@ def _ones(contenders: Sequence[Contender], options: PeersOptions, progress: Prog
     progress("one block at a time")
     taken_s: list[list[float]] = [[] for _ in contenders]
     parts: list[list[dict[str, Any]]] = [[] for _ in contenders]
-    block = 1
+    block, count = 1, max(1, options.ones // options.rounds)
+    _prepare(contenders, block, 2 * count)
     for number in range(-1, options.rounds):
-        count = max(1, options.ones // options.rounds) if number >= 0 else _WARM_TAKES
+        _prepare(contenders, block + 2 * count, 2 * count)
         for place in range(len(contenders)):
             who = (place + number) % len(contenders)
             taker = contenders[who].taker

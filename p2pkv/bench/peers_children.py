@@ -29,6 +29,8 @@ class Shape:
     block_bytes: int
     per_lease: int
     blocks: int
+    ahead: int = 4
+    """Leases that are prepared at a time, where they must be."""
 
     @property
     def arguments(self) -> list[str]:
@@ -131,6 +133,8 @@ class Contender:
     digests: bool
     """Whether what was fetched is compared with digests."""
     taker: Program
+    prepares: bool = False
+    """Whether it must be told before which leases come: what it fetched once it may keep, so each is a new one."""
 
 
 Make = Callable[[Bench, Shape], Contender]
@@ -149,18 +153,21 @@ def p2pkv_tcp(bench: Bench, shape: Shape) -> Contender:
 def _p2pkv(bench: Bench, shape: Shape, transport: str) -> Contender:
     settings = ("fetch.shared_memory=false",) if transport == "tcp" else ()
     suffix = f"{transport}-{shape.block_bytes}-{shape.per_lease}"
-    room = shape.total_bytes + shape.total_bytes // 4
+    room = max(
+        shape.total_bytes, (3 * shape.ahead + 1) * shape.lease_bytes
+    )  # those of two rounds, and what is on its way out
     owner = Daemon(bench, f"owner-{suffix}", host_bytes=room, settings=settings)
     half = max(shape.total_bytes // 2, 2 * shape.lease_bytes)
     taker = Daemon(bench, f"taker-{suffix}", host_bytes=half, join=owner.address, settings=settings)
     sockets = (str(owner.socket), str(taker.socket), taker.metrics)
     program = Program(bench, f"p2pkv-{suffix}", "peers_p2pkv", *sockets, *shape.arguments, python=sys.executable)
     _until_ready(program)
+    program.ask("prepare", first=0, count=1)
     program.ask("take", lease=0)
     seen = program.ask("transports")
     if not any(transport in name for name in seen):
         raise P2pkvError(f"blocks came by another way than {transport}: {seen}")
-    return Contender("p2pkv", transport, program.ask("protection"), digests=True, taker=program)
+    return Contender("p2pkv", transport, program.ask("protection"), digests=True, taker=program, prepares=True)
 
 
 def mooncake(bench: Bench, shape: Shape) -> Contender:

@@ -67,6 +67,41 @@ def lookup(peers: int, blocks: int, keys: int, seed: int, output: str) -> None:
     _report("lookup", f"{blocks} blocks among {peers} peers", asdict(options), result, output)
 
 
+@bench.command()
+@click.option(
+    "--engines", type=click.IntRange(1, 64), default=4, show_default=True, help="Engines that keep the owner busy."
+)
+@click.option(
+    "--times", type=click.IntRange(2, 100), default=10, show_default=True, help="How many times as many come."
+)
+@click.option(
+    "--patience", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="Of each engine, seconds."
+)
+@click.option("--seconds", type=click.FloatRange(1, 600), default=4.0, show_default=True, help="Of each case.")
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Few and many, in turn.")
+@output_option
+def overload(engines: int, times: int, patience: float, seconds: float, rounds: int, output: str) -> None:
+    """Have two daemons of this machine serve few engines over TCP, and then many times as many, in turn.
+
+    `goodput_ratio` is that of the many to that of the few, the median over the rounds.
+    """
+    from dataclasses import asdict
+    from statistics import median
+
+    from p2pkv.bench.overload import OverloadOptions, run_overload
+
+    options = OverloadOptions(engines=engines, times=times, patience_s=patience, seconds=seconds, rounds=rounds)
+    pairs = [(asdict(few), asdict(many)) for few, many in run_overload(options)]
+    ratio = median(many["goodput_bytes_s"] / (few["goodput_bytes_s"] or 1.0) for few, many in pairs)
+    if output == "json":
+        cases = [{"few": few, "many": many} for few, many in pairs]
+        print_json({"benchmark": "overload", "options": asdict(options), "goodput_ratio": ratio, "rounds": cases})
+        return
+    names = list(pairs[0][0])
+    rows = [(name, *(f"{median(pair[which][name] for pair in pairs):.4g}" for which in (0, 1))) for name in names]
+    print_table(f"overload: goodput ratio {ratio:.2f}", ("median", "few", "many"), rows)
+
+
 @bench.command("match")
 @click.option("--peers", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Peers with a summary.")
 @click.option("--blocks", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Length of the chain.")

@@ -138,7 +138,7 @@ def show(folder: Path, output: str) -> None:
         _report(folder, [described(one) for one in found.certificates], output, said=said)
         return
     held = read_credentials(folder)
-    _report(folder, [held.own, *(described(one) for one in held.authorities)], output, said="")
+    _report(folder, [held.own, *(described(one, named=False) for one in held.authorities)], output, said="")
 
 
 def _issue(folder: Path, authority: "Authority", node: str, days: int) -> "Certificate":
@@ -169,7 +169,7 @@ def _report(folder: Path, certificates: "list[Certificate]", output: str, *, sai
         print_json({"folder": str(folder), "certificates": documents})
         return
     rows = [
-        (one.node or "authority", one.cluster, _date(one.not_after), _left(one, now), one.fingerprint)
+        (one.node or "authority", one.cluster or "any", _date(one.not_after), _left(one, now), one.fingerprint)
         for one in certificates
     ]
     print_table(str(folder), ("node", "cluster", "until", "left", "fingerprint"), rows)

@@ -13,6 +13,7 @@ from p2pkv.cli.explain import explain
 from p2pkv.cli.keys import keys
 from p2pkv.cli.mesh import leave, members, status
 from p2pkv.cli.output import fail, output_option, print_json
+from p2pkv.cli.paths import doctor, netcheck, ping
 from p2pkv.cli.ring import ring
 from p2pkv.cli.serve import serve
 from p2pkv.errors import ConfigError, P2pkvError
@@ -42,7 +43,26 @@ def version(output: str) -> None:
         click.echo(f"p2pkv {__version__}, protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, local protocol {LOCAL_PROTOCOL}")
 
 
-for command in (serve, demo, status, members, ring, locate, put, get, match, explain, keys, cert, leave, sim, bench):
+for command in (
+    serve,
+    demo,
+    status,
+    members,
+    ping,
+    netcheck,
+    doctor,
+    ring,
+    locate,
+    put,
+    get,
+    match,
+    explain,
+    keys,
+    cert,
+    leave,
+    sim,
+    bench,
+):
     cli.add_command(command)
 
 

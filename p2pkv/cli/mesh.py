@@ -9,7 +9,7 @@ import click
 from p2pkv.cli.output import output_option, print_json, print_table, size_text, socket_option
 
 if TYPE_CHECKING:
-    from p2pkv.local_wire import SourceView
+    from p2pkv.local_wire import SourceView, StatusReply
 
 
 @click.command(short_help="Show what the node believes of each member.")
@@ -67,7 +67,7 @@ def status(socket: Path | None, output: str) -> None:
         ("protection", reply.protection),
         *((f"  {what}", by) for what, by in reply.protected_by.items() if by != reply.protection),
         ("members", ", ".join(f"{number} {state}" for state, number in sorted(reply.members.items()))),
-        ("identity", f"kept in {reply.state_dir}" if reply.state_dir else "not kept: another id after a restart"),
+        ("identity", _identity_text(reply)),
         ("seeds", ", ".join(f"{seed}: {state}" for seed, state in sorted(reply.seeds.items())) or "none"),
         *((view.source, _source_text(view)) for view in reply.sources),
         ("host tier", f"{size_text(tier['used_bytes'])} of {size_text(tier['capacity_bytes'])}"),
@@ -85,6 +85,13 @@ def status(socket: Path | None, output: str) -> None:
     used = sorted((name, value) for name, value in reply.counters.items() if value)
     if used:
         print_table("counters", ("", ""), [(name, f"{value:.0f}") for name, value in used])
+
+
+def _identity_text(reply: "StatusReply") -> str:
+    if reply.state_dir:
+        return f"kept in {reply.state_dir}"
+    certified = reply.protected_by.get("control", "").startswith("TLS")
+    return "of the certificate" if certified else "not kept: another id after a restart"
 
 
 def _source_text(view: "SourceView") -> str:

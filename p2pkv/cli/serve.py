@@ -53,6 +53,7 @@ def serve(
     """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`."""
     from p2pkv.config import load
     from p2pkv.daemon import serve as run
+    from p2pkv.fabric import leave_well
 
     names = {
         "host_bytes": "host.capacity_bytes",
@@ -91,3 +92,4 @@ def serve(
         )
 
     run(load(file=file, flags=dotted, profile=profile), ready=ready, stop_with_stdin=stop_with_stdin)
+    leave_well()

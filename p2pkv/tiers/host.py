@@ -79,6 +79,11 @@ class HostTier:
         entries = capacity_bytes // PAGE_BYTES
         self._generations: NDArray[np.uint64] = np.frombuffer(self._view, dtype="<u8", count=entries)
 
+    @property
+    def address(self) -> int:
+        """Where the arena begins in this process, for registering it with a device; never told to anybody."""
+        return int(np.frombuffer(self._view, dtype=np.uint8).ctypes.data)
+
     def begin(self, slot: Slot, length: int) -> memoryview:
         """See `Tier`."""
         generations.begin(pages_of(self._generations, slot.offset, slot.size))

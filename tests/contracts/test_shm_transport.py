@@ -1,3 +1,4 @@
+import gc
 import os
 import socket
 from array import array
@@ -273,6 +274,38 @@ def test_a_peer_that_dies_leaves_its_arena_to_those_who_read_it() -> None:
     run(main)
 
 
+def test_a_session_that_ends_by_a_cancelled_question_is_lost_and_no_error() -> None:
+    """Of somebody who is frozen, say: whoever waits for the end of the session finds its socket closed."""
+
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        assert isinstance(transport, ShmTransport)
+        block = BLOCKS[0]
+        peer = await MisbehavingPeer("owner", Misbehaviour.SILENT, 7, block.offered()).start(nursery)
+        await transport.open("owner", peer.address)
+        lost = trio.Event()
+
+        async def wait() -> None:
+            await transport.wait_lost("owner")
+            lost.set()
+
+        nursery.start_soon(wait)
+        scope, first = trio.CancelScope(), trio.Event()
+
+        async def ask() -> None:
+            with scope:
+                wanted = [one.wanted(i) for i, one in enumerate(BLOCKS[:2])]
+                await pull(transport, peer, wanted, also=lambda *_: first.set())
+
+        nursery.start_soon(ask)
+        await first.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        scope.cancel()
+        await lost.wait()
+        assert not transport.is_open("owner")
+
+    run(main)
+
+
 def test_one_session_serves_all_pulls_from_a_peer() -> None:
     async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
         peer = await ShmPeer("owner", LENT).start(nursery)
@@ -313,6 +346,7 @@ def test_a_file_in_place_of_an_arena_is_refused(tmp_path: Path) -> None:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # what earlier tests left would be closed while somebody counts
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

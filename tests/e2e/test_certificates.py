@@ -1,5 +1,6 @@
 """Real daemons with certificates: who is refused and why, rotation under load, and what can be seen on the wire."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ import pytest
 from p2pkv.authority import Authority, new_node_id
 from p2pkv.certificate_files import read_credentials, write_node_folder
 from p2pkv.transport.certificates import Certificate, described
+from p2pkv.transport.framing import frame
+from p2pkv.transport.shm import socket_name
+from p2pkv.transport.wire import Hello, encode
 from tests.daemons import Daemon, alive, p2pkv, wait_until
 from tests.e2e.conftest import Chain
 from tests.e2e.relay import Relay
@@ -83,6 +87,25 @@ def test_nodes_with_certificates_share_blocks_and_say_what_protects_them(tmp_pat
 def maps(daemon: Daemon) -> str:
     lines = Path(f"/proc/{daemon.process.pid}/maps").read_text().splitlines()
     return "\n".join(line for line in lines if line.split()[1] == "r--s")
+
+
+@pytest.mark.parametrize("mode", ["keyring", "certificates"])
+def test_a_process_of_the_same_user_does_not_get_the_memory_by_knowing_a_name(tmp_path, mode):
+    """What the kernel says of the caller is not enough: it has to prove that it is of the mesh."""
+    issue(tmp_path, "a")
+    keyring(tmp_path)
+    certificate = ("--certificates", str(tmp_path / "cert-a")) if mode == "certificates" else ()
+    with Daemon_(tmp_path, "a", *options(tmp_path, *certificate, shared_memory=True)) as a, a.client() as at_a:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            caller.settimeout(10)
+            caller.connect(socket_name("default", a.facts["node"]))
+            caller.sendall(frame(encode(Hello("default", "b" * 16, "127.0.0.1:1", 1))))
+            said, ancillary, _, _ = caller.recvmsg(4096, socket.CMSG_SPACE(64))
+            assert ancillary == []
+            assert (b"set security.certificates" if certificate else b"this mesh is encrypted") in said
+            assert caller.recv(1) == b""
+        reason = "no_tls" if certificate else "plaintext"
+        wait_until(lambda: refused(at_a, "shared memory", reason) == 1, "it was counted")
 
 
 def test_who_has_no_good_certificate_stays_outside_and_both_say_why(tmp_path):

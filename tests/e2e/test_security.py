@@ -47,6 +47,8 @@ def test_nodes_with_one_key_share_blocks_and_say_that_they_are_encrypted(tmp_pat
             assert chain.arrived(lease) == 6
         status = at_b.status()
         assert status.protection.startswith("AES-256-GCM, primary key ")
+        assert status.protected_by["control"] == status.protected_by["blocks over TCP"] == status.protection
+        assert "keyring" in status.protected_by["shared memory"]
         assert not [name for name in status.counters if name.startswith("p2pkv_seal_refused")]
 
 

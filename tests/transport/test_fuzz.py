@@ -27,10 +27,11 @@ from p2pkv.transport import wire
 from p2pkv.transport.bulk_header import BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import FrameReader, frame
 from p2pkv.transport.keyring import KeyRing
+from p2pkv.transport.nixl import agent_name_untrusted, region_untrusted
+from p2pkv.transport.placed import places_untrusted
 from p2pkv.transport.records import RecordOpener, RecordSealer
 from p2pkv.transport.seal import DatagramSeal
 from p2pkv.transport.sealed_handshake import Opening, answer, opened_untrusted
-from p2pkv.transport.shm import _places
 
 INPUTS = int(os.environ.get("P2PKV_FUZZ_INPUTS", "5000"))
 GROWTH_BYTES_MAX = 2**20
@@ -88,6 +89,9 @@ MESSAGES: list[wire.AnyMessage] = [
     wire.Pull(3, b"\x03"),
     wire.Places(3, b"\x03", b"\x02", (4096,), (7,)),
     wire.ArenaOffer(1, 1 << 20, 4096),
+    wire.FabricOffer("r", ("cma", "tcp"), b"m" * 99, 1 << 20, 4096, 1 << 20, "no"),
+    wire.FabricPull(3, b"\x03", (0, 4096), (4096, 4096), 1 << 52),
+    wire.Written(1 << 52, b"\x01"),
     wire.KeyCommand(5, 1, b"k" * 32),
     wire.KeyReport(5, (b"f" * 8, b"g" * 8), "no"),
 ]
@@ -104,6 +108,9 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.RingRequest(),
     local_wire.ExplainRequest(b"k" * 64, 4096),
     local_wire.KeysRequest(1, 1000, b"k" * 32, "ab"),
+    local_wire.PingPeerRequest("a", 1000),
+    local_wire.NetcheckRequest(1000, True),
+    local_wire.ConditionRequest(),
 ]
 REPLIES: list[local_wire.Reply] = [
     local_wire.Welcome(1, "a", "node a", 1 << 20, 4096),
@@ -125,6 +132,18 @@ REPLIES: list[local_wire.Reply] = [
         (local_wire.AwayView("b", 2, "it is slower"),),
         None,
     ),
+    local_wire.PathsReply(
+        "a",
+        "node a",
+        ("h:1",),
+        "h:1",
+        (
+            local_wire.PathView(
+                "b", "b", "h:2", "alive", True, "tcp", "r", "p", True, False, 0.5, None, 1.0, 2.0, "", 0.1
+            ),
+        ),
+    ),
+    local_wire.ConditionReply((local_wire.CheckView("gpu", "ok", "none", ""),)),
     local_wire.KeysReply(
         True, "", ("aa",), (local_wire.KeyHolder("a", "node a", "h:1", "alive", answered=True, keys=("aa",), note=""),)
     ),
@@ -184,7 +203,20 @@ def pieces(data: bytes) -> None:
 
 
 def places(data: bytes) -> None:
-    _places(wire.decode_untrusted(data, peer="p"), 3, peer="p")
+    places_untrusted(wire.decode_untrusted(data, peer="p"), 3, peer="p")
+
+
+METADATA = (
+    b"nixlSerDes|Agent"
+    + (4).to_bytes(8, "little")
+    + b"p/77|nixlDList|"
+    + b"".join(number.to_bytes(8, "little") for number in (2**40, 8192, 0))
+)
+
+
+def fabric_metadata(data: bytes) -> None:
+    agent_name_untrusted(data, node="p")
+    region_untrusted(data, 8192, node="p")
 
 
 def coded(*positions: int) -> bytes:
@@ -244,6 +276,7 @@ PARSERS = [
     pytest.param(gaps, [coded(1, 7, 8, 500, 2**12 - 1), coded(0), coded(*range(40)), coded(4000)], id="gaps"),
     pytest.param(pieces, [wire.encode(m) for m in SUMMARIES], id="summaries"),
     pytest.param(places, [wire.encode(wire.Places(3, b"\x07", b"\x06", (4096, 8192), (7, 8)))], id="places"),
+    pytest.param(fabric_metadata, [METADATA], id="fabric metadata"),
     pytest.param(sealed_datagram, SEALED, id="sealed datagrams"),
     pytest.param(lambda data: opened_untrusted(data, RING, peer="p"), [OPENING.payload], id="sealed hellos"),
     pytest.param(lambda data: OPENING.answered_untrusted(data, peer="p"), [ANSWER, REFUSAL], id="sealed answers"),

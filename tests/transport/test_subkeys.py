@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pkv.transport.keyring import KeyRing, fingerprint
+from p2pkv.transport.mac import Tagger
 from p2pkv.transport.records import RecordSealer
 from p2pkv.transport.seal import DatagramSeal
 from p2pkv.transport.sealed_handshake import Opening, answer, opened_untrusted
@@ -72,9 +73,9 @@ def test_the_key_of_datagrams_is_what_its_description_says(key: bytes, salt: byt
 @given(keys, keys, st.binary(max_size=100))
 def test_the_keys_of_streams_are_what_their_description_says(key: bytes, random: bytes, opening: bytes) -> None:
     assert hello_key(key, caller_random=random) == hkdf(key, random, b"p2pkv hello 1", 32)
-    both = hkdf(key, random, b"p2pkv stream 1" + sha256(opening).digest(), 64)
+    expected = hkdf(key, random, b"p2pkv stream 1" + sha256(opening).digest(), 96)
     derived = stream_keys(key, opening=opening, called_random=random)
-    assert (derived.from_caller, derived.from_called) == (both[:32], both[32:])
+    assert derived.from_caller + derived.from_called + derived.tags_from_called == expected
 
 
 def test_a_datagram_opens_with_nothing_but_the_library_and_the_description() -> None:
@@ -114,5 +115,7 @@ def made() -> dict[str, str]:
         "answer": said.hex(),
         "from_caller": session.from_caller.hex(),
         "from_called": session.from_called.hex(),
+        "tags_from_called": session.tags_from_called.hex(),
+        "tag": Tagger(session.tags_from_called).tag(b"bytes that all may read").hex(),
         "record": RecordSealer(session.from_caller).seal(b"bytes of the stream").hex(),
     }

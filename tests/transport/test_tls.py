@@ -3,6 +3,7 @@
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -328,6 +329,36 @@ def test_what_is_no_greeting_inside_tls_is_an_error_of_the_callers(
         await until(lambda: bool(b.refused))
         assert isinstance(b.refused[0], VersionMismatch if isinstance(said, TlsAck) else MalformedMessage)
         await trio.aclose_forcefully(tls)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"\x16\x03", id="the start of TLS"),
+        pytest.param(b"\x16\x03\x01\x00\x07garbage", id="a record that is none"),
+        pytest.param(b"\x16\x03\x01\xff\xff" + bytes(70_000), id="a record that is too long"),
+        pytest.param(b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", id="half of a greeting"),
+        pytest.param(b"\x15\x03\x03\x00\x02\x02\x30", id="an alert"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="another protocol"),
+        pytest.param(bytes(100), id="zeros"),
+        pytest.param(frame(b"\x01" + bytes(100)), id="a sealed opening of nobody's"),
+        pytest.param(frame(b"\x01"), id="a short opening"),
+    ],
+)
+def test_whatever_else_comes_to_the_port_is_an_error_of_the_peers(certificates: Certificates, said: bytes) -> None:
+    async def main(nursery: trio.Nursery) -> None:
+        b = await Node(certificates.of(B)).listen(nursery)
+        async with await trio.open_tcp_stream("127.0.0.1", int(b.address.rpartition(":")[2])) as stream:
+            with suppress(trio.BrokenResourceError):  # it may have hung up by then
+                await stream.send_all(said)
+                await stream.send_eof()
+                async for _ in stream:
+                    pass
+        await until(lambda: bool(b.refused))
+        assert b.greeted == 0
+        await Node(certificates.of(A)).call(b)
 
     run(main)
 
