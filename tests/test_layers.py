@@ -161,7 +161,7 @@ SHELLS = {
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
     *("transport.nixl_pull", "transport.fabric_serve"),
     "bench.handshake",
-    *("bench.lent", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
+    *("bench.lent", "bench.fabric", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),

@@ -17,7 +17,7 @@ import trio
 from p2pkv.blocks import block_digest
 from p2pkv.errors import MalformedMessage, PeerGone, PeerTooSlow
 from p2pkv.fetch import Outcome
-from p2pkv.generations import ENTRY_BYTES, Place, generation
+from p2pkv.generations import ENTRY_BYTES, Place, generations
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.transport.base import OnBlock, Wanted
 from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
@@ -335,21 +335,33 @@ class _Batch:
     def _generations(self, blocks: Sequence[tuple[Wanted, Place | None]]) -> list[int]:
         """Return the generation of each block's slot as it is now, -1 where there is none or it is being written."""
         found = [-1] * len(blocks)
-        pieces: list[Piece] = []
-        spans: list[tuple[int, int, int]] = []
-        start = 0
+        there: list[Piece] = []
+        spans: dict[int, list[tuple[int, int]]] = {}
+        """Pages of a block -> of which block, and where its first one's entry lies in the notes."""
+        entries = 0
         for number, (one, place) in enumerate(blocks):
-            if place is not None:
-                size = -(-one.length // PAGE_BYTES) * ENTRY_BYTES
-                pieces.append((place.offset // PAGE_BYTES * ENTRY_BYTES, size))
-                spans.append((number, start, size))
-                start += size
-        if pieces:
-            here = [(self.window.notes_offset + begin, size) for _, begin, size in spans]
-            self._move((self._end.landing_region, here), pieces)
-        for number, begin, size in spans:
-            value = generation(self.window.notes[begin : begin + size].view("<u8"))
-            found[number] = -1 if value % 2 else value
+            if place is None:
+                continue
+            pages = -(-one.length // PAGE_BYTES)
+            start = place.offset // PAGE_BYTES * ENTRY_BYTES
+            if there and sum(there[-1]) == start:  # slots follow one another: one piece for many
+                there[-1] = (there[-1][0], there[-1][1] + pages * ENTRY_BYTES)
+            else:
+                there.append((start, pages * ENTRY_BYTES))
+            spans.setdefault(pages, []).append((number, entries))
+            entries += pages
+        if not there:
+            return found
+        at, here = self.window.notes_offset, list[Piece]()
+        for _, length in there:
+            here.append((at, length))
+            at += length
+        self._move((self._end.landing_region, here), there)
+        table = self.window.notes[: entries * ENTRY_BYTES].view("<u8")
+        for pages, mine in spans.items():
+            values = generations(table, [first for _, first in mine], pages)
+            for (number, _), value in zip(mine, values, strict=True):
+                found[number] = -1 if value % 2 else value
         return found
 
     def _move(self, here: tuple[Region, Sequence[Piece]], there: Sequence[Piece]) -> None:

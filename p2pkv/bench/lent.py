@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from p2pkv.bench.fabric import fabric_of
 from p2pkv.bench.plain import serve_plain
 from p2pkv.blocks import block_digest
 from p2pkv.errors import P2pkvError
@@ -26,11 +27,13 @@ from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.base import Offered
+from p2pkv.transport.fabric_end import FabricEnd
+from p2pkv.transport.fabric_serve import serve_fabric
 from p2pkv.transport.handshake import welcome
 from p2pkv.transport.shm import refuse_other_users, socket_name
 from p2pkv.transport.shm_serve import listen, serve_arena
 from p2pkv.transport.tcp import serve_bulk
-from p2pkv.transport.wire import ArenaOffer, Hello
+from p2pkv.transport.wire import ArenaOffer, FabricOffer, Hello
 
 CLUSTER: Final = "bench"
 OWNER: Final = "owner"
@@ -94,12 +97,21 @@ def _filled(block_bytes: int, lease_blocks: int, blocks: int) -> _Arena:
     return _Arena(tier, block_bytes, lease_blocks, tuple(digests))
 
 
-async def _serve_tcp(arena: _Arena, stream: trio.SocketStream) -> None:
+async def _serve_tcp(arena: _Arena, end: FabricEnd | None, stream: trio.SocketStream) -> None:
     try:
-        hello = await welcome(stream, cluster=CLUSTER, node_id=OWNER, peer="bench")
-        await serve_bulk(stream, peer=hello.node, open_lease=arena.offered, idle_s=600)
+        caller = await welcome(stream, cluster=CLUSTER, node_id=OWNER, peer="bench")
+        on_fabric = partial(_serve_fabric, arena, end, stream, caller.node) if end is not None else None
+        await serve_bulk(stream, peer=caller.node, open_lease=arena.offered, idle_s=600, on_fabric=on_fabric)
     except (P2pkvError, trio.BrokenResourceError):
         return
+
+
+async def _serve_fabric(
+    arena: _Arena, end: FabricEnd, stream: trio.SocketStream, peer: str, offer: FabricOffer
+) -> None:
+    await serve_fabric(
+        stream, offer, peer=peer, end=end, open_lease=arena.offered, open_places=arena.places, idle_s=600
+    )
 
 
 async def _serve_shm(arena: _Arena, stream: trio.SocketStream) -> None:
@@ -117,11 +129,12 @@ async def _serve(arena: _Arena) -> None:
     plain = socket.create_server(("127.0.0.1", 0))
     bodies = partial(_bodies, arena)
     threading.Thread(target=serve_plain, args=(plain, bodies), daemon=True).start()
+    end = fabric_of(OWNER, arena.tier)
     shm_name = socket_name(CLUSTER, f"{OWNER} {os.getpid()}")
     shm = listen(shm_name)
     shm.setblocking(False)
     async with trio.open_nursery() as nursery:
-        (tcp,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_tcp, arena), 0, host="127.0.0.1"))
+        (tcp,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_tcp, arena, end), 0, host="127.0.0.1"))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(shm))
         nursery.start_soon(trio.serve_listeners, partial(_serve_shm, arena), [listener])
         lent = Lent(

@@ -18,6 +18,7 @@ from typing import IO, Final
 import msgspec
 import trio
 
+from p2pkv.bench.fabric import fabric_of, take_bare
 from p2pkv.bench.lent import OWNER, Lent, block_numbers, hello
 from p2pkv.bench.plain import take_mapped, take_plain
 from p2pkv.errors import FabricError
@@ -25,6 +26,8 @@ from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.base import BulkTransport, Wanted
+from p2pkv.transport.nixl import is_installed
+from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.tcp import TcpTransport
 
@@ -120,6 +123,7 @@ def run_transfer(options: TransferOptions) -> list[Case]:
         FabricError: the other process did not start, or what was moved by hand had wrong bytes.
     """
     cases: list[Case] = []
+    measures = (_shm, _tcp, _nixl) if is_installed() else (_shm, _tcp)
     for block_bytes, lease_blocks in options.shapes:
         blocks = max(2 * lease_blocks, options.memory_bytes // block_bytes)
         arguments = json.dumps({"block_bytes": block_bytes, "lease_blocks": lease_blocks, "blocks": blocks})
@@ -132,7 +136,7 @@ def run_transfer(options: TransferOptions) -> list[Case]:
                 digests = tuple(bytes.fromhex(digest) for digest in lent.digests)
                 places = _Places(tier, block_bytes, blocks)
                 shape = _Shape(block_bytes, lease_blocks, lent, digests, places)
-                cases += [trio.run(measure, shape, options) for measure in (_shm, _tcp)]
+                cases += [trio.run(measure, shape, options) for measure in measures]
             finally:
                 owner.kill()
                 tier.close()
@@ -176,6 +180,25 @@ async def _tcp(shape: _Shape, options: TransferOptions) -> Case:
     finally:
         connection.close()
         await transport.aclose()
+
+
+async def _nixl(shape: _Shape, options: TransferOptions) -> Case:
+    end = fabric_of("taker", shape.places.tier)
+    assert end is not None, "only where NIXL is installed"
+    transport = NixlTransport(end, hello=hello, connect_timeout_s=_CONNECT_S)
+    try:
+        met = await transport.open(OWNER, shape.lent.tcp)
+        slot_bytes = -(-shape.block_bytes // PAGE_BYTES) * PAGE_BYTES
+
+        async def by_hand(lease: int, wanted: list[Wanted]) -> None:
+            numbers = block_numbers(lease, shape.lease_blocks, len(shape.digests))
+            if not await take_bare(end, met, [number * slot_bytes for number in numbers], wanted):
+                raise FabricError("wrong bytes by hand", device="bench")
+
+        return await _measure(shape, options, transport, shape.lent.tcp, by_hand, f"bare NIXL ({met.fabric})+digest")
+    finally:
+        await transport.aclose()
+        end.close()
 
 
 async def _measure(
