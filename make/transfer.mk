@@ -2,5 +2,5 @@
 
 .PHONY: bench-transfer
 
-bench-transfer: setup ## Measure shared memory and TCP beside hand-made limits (half a minute)
+bench-transfer: setup ## Measure every transport and protection beside hand-made limits (a minute)
 	$(BIN)/p2pkv bench transfer

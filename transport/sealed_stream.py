@@ -234,7 +234,10 @@ async def fill(stream: trio.abc.Stream, view: memoryview) -> int:
     done = 0
     while done < len(view):
         if isinstance(stream, trio.SocketStream):
-            count = await stream.socket.recv_into(view[done:])
+            try:
+                count = await stream.socket.recv_into(view[done:])
+            except OSError as exc:  # as streams say it
+                raise trio.BrokenResourceError(f"connection broke ({exc.strerror})") from exc
         else:
             data = await stream.receive_some(len(view) - done)
             count = len(data)

@@ -20,16 +20,19 @@ import msgspec
 import trio
 
 from p2pkv.bench.fabric import fabric_of
-from p2pkv.bench.plain import serve_plain
+from p2pkv.bench.plain import serve_guarded, serve_plain
 from p2pkv.blocks import block_digest
 from p2pkv.errors import P2pkvError
 from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.base import Offered
+from p2pkv.transport.bulk_protection import BulkProtection, accepted
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabric_serve import serve_fabric
 from p2pkv.transport.handshake import welcome
+from p2pkv.transport.keyring import KeyRing
+from p2pkv.transport.sealed_handshake import welcome_sealed
 from p2pkv.transport.shm import refuse_other_users, socket_name
 from p2pkv.transport.shm_serve import listen, serve_arena
 from p2pkv.transport.tcp import serve_bulk
@@ -37,6 +40,7 @@ from p2pkv.transport.wire import ArenaOffer, FabricOffer, Hello
 
 CLUSTER: Final = "bench"
 OWNER: Final = "owner"
+RING: Final = KeyRing((bytes(range(32)),))
 _PATTERN_BYTES: Final = 1 << 20
 
 
@@ -46,6 +50,11 @@ class Lent(msgspec.Struct, frozen=True):
     tcp: str
     shm: str
     plain_port: int
+    sealed: str
+    """As `tcp`, under `RING`; how bodies are protected the caller decides."""
+    guarded_port: int
+    generation: int
+    """Of every slot: each has been written once."""
     digests: list[str]
     """Of every block of the arena, hex."""
 
@@ -106,6 +115,16 @@ async def _serve_tcp(arena: _Arena, end: FabricEnd | None, stream: trio.SocketSt
         return
 
 
+async def _serve_sealed(arena: _Arena, stream: trio.SocketStream) -> None:
+    try:
+        caller, sealed = await welcome_sealed(
+            stream, cluster=CLUSTER, node_id=OWNER, peer="bench", ring=lambda: RING, bulk=accepted("off")
+        )
+        await serve_bulk(sealed, peer=caller.node, open_lease=arena.offered, idle_s=600)
+    except (P2pkvError, trio.BrokenResourceError):
+        return
+
+
 async def _serve_fabric(
     arena: _Arena, end: FabricEnd, stream: trio.SocketStream, peer: str, offer: FabricOffer
 ) -> None:
@@ -129,18 +148,24 @@ async def _serve(arena: _Arena) -> None:
     plain = socket.create_server(("127.0.0.1", 0))
     bodies = partial(_bodies, arena)
     threading.Thread(target=serve_plain, args=(plain, bodies), daemon=True).start()
+    guarded = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=serve_guarded, args=(guarded, bodies), daemon=True).start()
     end = fabric_of(OWNER, arena.tier)
     shm_name = socket_name(CLUSTER, f"{OWNER} {os.getpid()}")
     shm = listen(shm_name)
     shm.setblocking(False)
     async with trio.open_nursery() as nursery:
         (tcp,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_tcp, arena, end), 0, host="127.0.0.1"))
+        (sealed,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_sealed, arena), 0, host="127.0.0.1"))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(shm))
         nursery.start_soon(trio.serve_listeners, partial(_serve_shm, arena), [listener])
         lent = Lent(
             f"127.0.0.1:{tcp.socket.getsockname()[1]}",
             shm_name.removeprefix("\0"),
             plain.getsockname()[1],
+            f"127.0.0.1:{sealed.socket.getsockname()[1]}",
+            guarded.getsockname()[1],
+            arena.places("", 0)[0].generation,
             [digest.hex() for digest in arena.digests],
         )
         sys.stdout.write(msgspec.json.encode(lent).decode() + "\n")
@@ -159,9 +184,9 @@ def main() -> None:
     trio.run(_serve, _filled(**wanted))
 
 
-def hello() -> Hello:
-    """Return the greeting of the process that takes the blocks."""
-    return Hello(CLUSTER, "taker", "127.0.0.1:1", 1)
+def hello(weakest: BulkProtection = "aead") -> Hello:
+    """Return the greeting of the process that takes the blocks, which accepts `weakest` as their protection."""
+    return Hello(CLUSTER, "taker", "127.0.0.1:1", 1, bulk=accepted(weakest))
 
 
 if __name__ == "__main__":

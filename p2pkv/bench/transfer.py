@@ -12,20 +12,22 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import IO, Final
+from typing import IO, Final, TypeAlias
 
 import msgspec
 import trio
 
 from p2pkv.bench.fabric import fabric_of, take_bare
-from p2pkv.bench.lent import OWNER, Lent, block_numbers, hello
-from p2pkv.bench.plain import take_mapped, take_plain
+from p2pkv.bench.lent import OWNER, RING, Lent, block_numbers, hello
+from p2pkv.bench.plain import take_guarded, take_mapped, take_plain
 from p2pkv.errors import FabricError
 from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.base import BulkTransport, Wanted
+from p2pkv.transport.bulk_protection import BulkProtection
 from p2pkv.transport.nixl import is_installed
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.shm import ShmTransport
@@ -79,7 +81,7 @@ class _Places:
     blocks: int
     next: int = 0
 
-    def wanted(self, numbers: Sequence[int], digests: Sequence[bytes]) -> list[Wanted]:
+    def wanted(self, numbers: Sequence[int], digests: Sequence[bytes], generation: int | None) -> list[Wanted]:
         slot_bytes = -(-self.block_bytes // PAGE_BYTES) * PAGE_BYTES
         out = []
         for position, number in enumerate(numbers):
@@ -87,7 +89,8 @@ class _Places:
             self.next = (self.next + 1) % self.blocks
             into = self.tier.begin(slot, self.block_bytes)
             self.tier.seal(slot)
-            out.append(Wanted(position, self.block_bytes, self.block_bytes, digests[number], into))
+            place = Place(number * slot_bytes, generation) if generation is not None else None
+            out.append(Wanted(position, self.block_bytes, self.block_bytes, digests[number], into, place))
         return out
 
 
@@ -102,18 +105,22 @@ class _Shape:
     places: _Places
     lease: int = 0
     wrong: int = 0
+    placed: bool = False
+    """Whether places come with the lease."""
 
     def next_pull(self) -> tuple[int, list[Wanted]]:
         self.lease += 1
         numbers = block_numbers(self.lease, self.lease_blocks, len(self.digests))
-        return self.lease, self.places.wanted(numbers, self.digests)
+        return self.lease, self.places.wanted(numbers, self.digests, self.lent.generation if self.placed else None)
 
     @property
     def pull_bytes(self) -> int:
         return self.block_bytes * self.lease_blocks
 
 
-Take = Callable[[int, list[Wanted]], Awaitable[None]]
+Take: TypeAlias = Callable[[int, list[Wanted]], Awaitable[None]]
+Measure: TypeAlias = Callable[["_Shape", TransferOptions], Awaitable[Case]]
+"""Measures one transport with one size of blocks: a further transport is one more of these."""
 
 
 def run_transfer(options: TransferOptions) -> list[Case]:
@@ -123,7 +130,9 @@ def run_transfer(options: TransferOptions) -> list[Case]:
         FabricError: the other process did not start, or what was moved by hand had wrong bytes.
     """
     cases: list[Case] = []
-    measures = (_shm, _tcp, _nixl) if is_installed() else (_shm, _tcp)
+    measures: list[Measure] = [_shm, _tcp, partial(_guarded, "aead"), partial(_guarded, "mac")]
+    if is_installed():
+        measures.append(_nixl)
     for block_bytes, lease_blocks in options.shapes:
         blocks = max(2 * lease_blocks, options.memory_bytes // block_bytes)
         arguments = json.dumps({"block_bytes": block_bytes, "lease_blocks": lease_blocks, "blocks": blocks})
@@ -151,6 +160,7 @@ def _lent(stream: IO[bytes]) -> Lent:
 
 
 async def _shm(shape: _Shape, options: TransferOptions) -> Case:
+    """Places come with a lease, so the transport is given them and asks nobody, as a fetch does."""
     transport = ShmTransport(hello=hello, connect_timeout_s=_CONNECT_S)
     address = f"\0{shape.lent.shm}"
     try:
@@ -162,8 +172,10 @@ async def _shm(shape: _Shape, options: TransferOptions) -> Case:
             if not take_mapped(arena, [Place(number * slot_bytes, 0) for number in numbers], wanted):
                 raise FabricError("wrong bytes by hand", device="bench")
 
+        shape.placed = True
         return await _measure(shape, options, transport, address, by_hand, "memcpy+digest")
     finally:
+        shape.placed = False
         await transport.aclose()
 
 
@@ -177,6 +189,22 @@ async def _tcp(shape: _Shape, options: TransferOptions) -> Case:
 
     try:
         return await _measure(shape, options, transport, shape.lent.tcp, by_hand, "plain sockets+digest")
+    finally:
+        connection.close()
+        await transport.aclose()
+
+
+async def _guarded(how: BulkProtection, shape: _Shape, options: TransferOptions) -> Case:
+    transport = TcpTransport(hello=partial(hello, how), connect_timeout_s=_CONNECT_S, ring=lambda: RING)
+    connection = socket.create_connection(("127.0.0.1", shape.lent.guarded_port))
+    kind = {"aead": "plain sockets+digest+AES-256-GCM", "mac": "plain sockets+digest+GMAC"}[how]
+
+    async def by_hand(lease: int, wanted: list[Wanted]) -> None:
+        if not take_guarded(connection, how, lease, wanted):
+            raise FabricError("wrong bytes by hand", device="bench")
+
+    try:
+        return await _measure(shape, options, transport, shape.lent.sealed, by_hand, kind, how)
     finally:
         connection.close()
         await transport.aclose()
@@ -202,7 +230,13 @@ async def _nixl(shape: _Shape, options: TransferOptions) -> Case:
 
 
 async def _measure(
-    shape: _Shape, options: TransferOptions, transport: BulkTransport, address: str, by_hand: Take, limit_kind: str
+    shape: _Shape,
+    options: TransferOptions,
+    transport: BulkTransport,
+    address: str,
+    by_hand: Take,
+    limit_kind: str,
+    protection: BulkProtection = "off",
 ) -> Case:
     def settle(_: Wanted, outcome: str) -> None:
         shape.wrong += outcome != "ok"
@@ -230,7 +264,7 @@ async def _measure(
     cuts = statistics.quantiles(pulls_s, n=100)
     return Case(
         transport=transport.name,
-        protection="off",
+        protection=protection,
         block_bytes=shape.block_bytes,
         blocks=shape.lease_blocks,
         gbps=moved / statistics.median(mine for mine, _ in rounds) / 1e9,
