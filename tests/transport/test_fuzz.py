@@ -92,10 +92,25 @@ MESSAGES: list[wire.AnyMessage] = [
     wire.FabricOffer("r", ("cma", "tcp"), b"m" * 99, 1 << 20, 4096, 1 << 20, "no"),
     wire.FabricPull(3, b"\x03", (0, 4096), (4096, 4096), 1 << 52),
     wire.Written(1 << 52, b"\x01"),
+    wire.PushOffer(4, b"n" * 32, b"k" * 64, 3, 8, 1024, 1000, 0),
+    wire.PushAnswer(4, b"\x03", 4, "no"),
+    wire.PushReady(4, b"\x03", 0, 1),
+    wire.PushCredit(4, 1),
+    wire.PushDigests(4, b"d" * 32),
+    wire.PushDone(4),
+    wire.PushCancel(4, offered=True, reason="no"),
+    wire.PullParts(True, 4, b"\x03", 3, 8, 0, 1, 2, 4),
     wire.KeyCommand(5, 1, b"k" * 32),
     wire.KeyReport(5, (b"f" * 8, b"g" * 8), "no"),
 ]
+GRID, PART = local_wire.GridSpec(3, 8, 1024), local_wire.PartSpec(0, 3, 2, 4)
 REQUESTS: list[local_wire.Request] = [
+    local_wire.ShardRequest(b"n" * 32, GRID, PART, (local_wire.StagedShard(b"k" * 32, 0),), b"d" * 192, 0),
+    local_wire.DeliverRequest(b"n" * 32, b"k" * 64, GRID, PART, 1000),
+    local_wire.WaitRequest(4, push=False, layer=-1, timeout_ms=1000),
+    local_wire.EndRequest(4, push=True),
+    local_wire.ExpectRequest(b"n" * 32),
+    local_wire.PushRequest("b", b"n" * 32, b"k" * 64, GRID, by_layer=True, timeout_ms=1000),
     local_wire.Attach(1, "engine", 1 << 20),
     local_wire.MatchRequest(b"k" * 64),
     local_wire.AcquireRequest(b"k" * 96, 1000),
@@ -113,6 +128,10 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.ConditionRequest(),
 ]
 REPLIES: list[local_wire.Reply] = [
+    local_wire.ShardReply(1, 0, 1, 0, "no", "do"),
+    local_wire.DeliverReply(4, (local_wire.DeliveredBlock(b"k" * 32, 4096, 7, True, b"d" * 16, "a"),), "all here"),
+    local_wire.WaitReply("here", "", 2, 3),
+    local_wire.PushReply(4),
     local_wire.Welcome(1, "a", "node a", 1 << 20, 4096),
     local_wire.MatchReply(1, 2, (local_wire.Holder("a", "node a", 2),)),
     local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
