@@ -216,7 +216,8 @@ def _earliest(peers: Sequence[Terms], depths: Sequence[int], count: int) -> Mome
         until_s = (count + len(peers) + sum(one.wait_s / one.block_s for one in peers)) / rate
         soon = [int(max(0.0, until_s - one.wait_s) / one.block_s) + 1 for one in peers]
         cut = [min(depth, number) for depth, number in zip(depths, soon, strict=True)]
-        if all(depth >= number for depth, number in zip(depths, soon, strict=True)):
+        # Where figures are so far apart that they round each other away, the moment may come out too early for `count`.
+        if sum(cut) >= count and all(depth >= number for depth, number in zip(depths, soon, strict=True)):
             able = cut
     gives: Moments = np.concatenate(
         [one.wait_s + one.block_s * np.arange(1, number + 1) for one, number in zip(peers, able, strict=True)]

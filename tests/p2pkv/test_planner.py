@@ -116,6 +116,11 @@ def test_a_fetch_exactly_as_slow_as_computing_is_not_worth_the_trouble() -> None
     assert runs(Terms("b", 4, 0.0, 1.0), stop=4, prefill_block_s=1.0) == ()
 
 
+def test_figures_that_round_each_other_away_make_a_plan_all_the_same() -> None:
+    terms = [Terms("a", 3, wait_s=1.0, block_s=0.0625), Terms("b", 3, wait_s=1.0, block_s=2.2250738585072014e-308)]
+    assert plan(start=0, stop=3, terms=terms, prefill_block_s=None).runs[-1].stop == 3
+
+
 def test_without_figures_every_fetch_is_taken_to_pay() -> None:
     assert runs(deep(FAR, 1)) == (Run("far", 0, 1),)
 
