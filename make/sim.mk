@@ -17,8 +17,9 @@ sim-pace: setup ## 1,000 nodes at rest for ten simulated minutes
 
 SIM_PLOTS := docs/benchmarks/plots
 
-sim-plots: setup ## Draw the plots of the documentation anew (minutes; that of lifeguard by `make bench-mesh`)
+sim-plots: setup ## Draw the plots of the documentation anew (a quarter of an hour of CPU)
 	$(BIN)/p2pkv sim members --nodes 50 --seed 1 --plot $(SIM_PLOTS)/members.svg
 	$(BIN)/p2pkv sim detection --nodes 32 --seed 1 --runs 40 --plot $(SIM_PLOTS)/detection.svg
+	$(BIN)/p2pkv sim lifeguard --nodes 32 --seed 1 --jobs $(SIM_JOBS) --plot $(SIM_PLOTS)/lifeguard.svg
 	$(BIN)/p2pkv sim churn --nodes 32 --seed 1 --plot $(SIM_PLOTS)/churn.svg
 	$(BIN)/p2pkv sim partition --nodes 32 --seed 1 --plot $(SIM_PLOTS)/partition.svg
