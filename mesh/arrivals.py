@@ -44,13 +44,16 @@ class Arrivals:
         if isinstance(body, Ping):
             if body.target != self._own.record.id:
                 return False
+            self._outbox.on_met(member)
             answer = Ack(seq=body.seq, target=body.target)
             effects.append(self._outbox.datagram(member, packet.sender_address, answer))
         elif isinstance(body, Ack):
             if not self._prober.on_ack(body.seq, body.target):
                 return False
             self._health.on_answered()
-            if body.target != member:
+            if body.target == member:
+                self._outbox.on_met(member)
+            else:
                 self._contacts.heard(body.target, now)
         else:
             return False

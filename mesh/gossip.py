@@ -77,6 +77,16 @@ class GossipQueue:
             self._count_sent(member, limit)
         return tuple(record for _, record in taken)
 
+    def carried(self, record: MemberRecord, *, members: int) -> None:
+        """Count `record` as sent once if it waits here: it rode on a packet for another reason.
+
+        Without this a record whose own member goes on introducing itself would wait, and have packets sent, until
+        everybody was met one by one.
+        """
+        sent = self._sent.get(record.id)
+        if sent is not None and self._by_sent[sent][record.id][0] == record:
+            self._count_sent(record.id, retransmit_limit(self._mult, members))
+
     def _urgent_first(self, skip: Container[str]) -> Iterator[tuple[MemberRecord, int]]:
         for waiting in self._by_sent:
             for member in reversed(waiting):

@@ -56,6 +56,14 @@ class Outbox:
         """Let our own record ride on the next packets to `member`, which may not know us."""
         self._introductions[member] = INTRODUCTIONS
 
+    def on_met(self, member: str) -> None:
+        """Take that `member` has pinged us or answered our ping, and said nothing of us that we would contradict.
+
+        Who pings us lists us, and who answers has our ping, which introduced us. A relay that pings for another is
+        the exception, and hears of us by gossip.
+        """
+        self._introductions.pop(member, None)
+
     def forget(self, member: str) -> None:
         """Stop introducing us to a member that is gone."""
         self._introductions.pop(member, None)
@@ -117,6 +125,8 @@ class Outbox:
             count_max=UPDATES_PER_PACKET_MAX - len(updates),
             skip={record.id for record in updates},
         )
+        if self._own.record in updates:  # an introduction spreads it as well as gossip would
+            self._queue.carried(self._own.record, members=self._table.mesh_size())
         packet = msgspec.structs.replace(packet, updates=tuple(updates))
         assert len(encode(packet)) <= PACKET_BYTES_MAX
         return SendDatagram(address, packet)

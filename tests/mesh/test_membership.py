@@ -418,8 +418,20 @@ def test_the_first_packets_to_a_new_member_introduce_us_though_our_record_is_old
     node = Node("b")
     node.run(0.0, 5.0, answering=True)
     node.hear(packet(record("d")), 5.0)
+    effects = node.run(5.0, 9.0, answering=True)
+    told = [e.packet.updates for e in effects if isinstance(e, SendDatagram) and e.address == "d:1"]
+    assert record("me") in told[0]
+    assert record("me") not in told[-1], "it has answered, so it knows us"
+
+
+def test_a_new_member_that_pings_us_is_not_introduced_to_us() -> None:
+    node = Node("b")
+    node.run(0.0, 5.0, answering=True)
+    node.hear(packet(record("d")), 5.0)
     effects = node.hear(packet(sender="d", body=Ping(seq=1, target="me")), 5.0)
-    assert [e.packet.updates[0] for e in effects if isinstance(e, SendDatagram)] == [record("me")]
+    (answer,) = [e.packet for e in effects if isinstance(e, SendDatagram)]
+    assert answer.body == Ack(seq=1, target="me")
+    assert record("me") not in answer.updates
 
 
 def test_the_death_of_a_stranger_is_believed_and_not_passed_on() -> None:

@@ -1,11 +1,12 @@
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pkv.errors import LocalUseError
-from p2pkv.mesh.gossip import GossipQueue
+from p2pkv.mesh.gossip import GossipQueue, retransmit_limit
 from p2pkv.mesh.members import RECORD_BYTES_MAX, MemberState, MemberTable, record_bytes
 from p2pkv.mesh.outbox import CLUSTER_BYTES_MAX, INTRODUCTIONS, Outbox
 from p2pkv.mesh.own import OwnRecord
@@ -43,6 +44,37 @@ def test_the_first_packets_to_a_new_member_carry_our_own_record() -> None:
     rig.outbox.introduce("b")
     rig.outbox.forget("b")
     assert rig.updates("b") == []
+
+
+def test_who_has_met_us_needs_no_introduction() -> None:
+    rig = Rig(record("b"), record("c"))
+    rig.outbox.introduce("b")
+    rig.outbox.introduce("c")
+    rig.outbox.on_met("b")
+    assert (rig.updates("b"), rig.updates("c")) == ([], ["me"])
+    rig.outbox.introduce("b")
+    assert rig.updates("b") == ["me"]
+
+
+def test_an_introduction_counts_as_gossip_of_our_record() -> None:
+    members = [record(f"m{i}") for i in range(100)]
+    rig = Rig(*members)
+    rig.queue.put(ME)
+    for member in members:
+        rig.outbox.introduce(member.id)
+    packets = sum(len(rig.outbox.gossip(3, Random(i))) for i in range(100))
+    limit = retransmit_limit(4, len(members) + 1)
+    assert packets == limit, f"{packets} packets told what {limit} should"
+    assert not rig.outbox.has_news()
+
+
+def test_an_older_record_of_ours_that_waits_is_not_counted_as_told() -> None:
+    rig = Rig(record("b"))
+    rig.queue.put(msgspec.structs.replace(ME, incarnation=1))
+    rig.outbox.introduce("b")
+    rig.updates("b")
+    rig.outbox.introduce("b")
+    assert rig.outbox.has_news()
 
 
 def test_every_packet_to_a_stranger_carries_our_own_record() -> None:
