@@ -1,5 +1,6 @@
 """What arrives in packets: which message makes this node believe, answer or pass on what."""
 
+from p2pkv.effects import SendDatagram
 from p2pkv.mesh.beliefs import Beliefs
 from p2pkv.mesh.lists import Lists
 from p2pkv.mesh.members import MemberState, is_usable, rank
@@ -28,38 +29,41 @@ class Arrivals:
         self._beliefs = beliefs
         self._lists = lists
 
-    def on_plain(self, packet: Packet, now: float, effects: list[Effect]) -> bool:
+    def on_plain(self, packet: Packet, now: float) -> tuple[SendDatagram, ...] | None:
         """Take a packet if it is like most of a mesh at rest: from a well member, a ping for us or an answer, no news.
 
-        Then nothing changes but the probe under way, and when and how busy the sender was heard. Says whether it was
-        taken; `on_packet` takes what was not.
+        Then nothing changes but the probe under way, and when and how busy the sender was heard. None if it was not
+        taken; `on_packet` takes it then.
         """
         member, body = packet.sender, packet.body
         known = self._table.get(member)
         if known is None or known.state or packet.cluster != self._cluster:
-            return False
+            return None
         for record in packet.updates:  # introductions, mostly, of those that are known
             if record.state or record != self._table.get(record.id):
-                return False
+                return None
+        answers: tuple[SendDatagram, ...] = ()
+        target: str
         if isinstance(body, Ping):
-            if body.target != self._own.record.id:
-                return False
+            target = body.target
+            if target != self._own.record.id:
+                return None
             self._outbox.on_met(member)
-            answer = Ack(seq=body.seq, target=body.target)
-            effects.append(self._outbox.datagram(member, packet.sender_address, answer))
+            answers = (self._outbox.datagram(member, packet.sender_address, Ack(body.seq, target)),)
         elif isinstance(body, Ack):
-            if not self._prober.on_ack(body.seq, body.target):
-                return False
+            target = body.target
+            if not self._prober.on_ack(body.seq, target):
+                return None
             self._health.on_answered()
-            if body.target == member:
+            if target == member:
                 self._outbox.on_met(member)
             else:
-                self._contacts.heard(body.target, now)
+                self._contacts.heard(target, now)
         else:
-            return False
+            return None
         self._contacts.heard(member, now)
         self._loads.heard(member, packet.load, now)
-        return True
+        return answers
 
     def on_packet(self, packet: Packet, now: float, effects: list[Effect]) -> None:
         """Take a datagram, or what came over the stream in the shape of one."""

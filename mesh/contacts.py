@@ -16,10 +16,10 @@ class Contacts:
 
     def heard(self, member: str, now: float) -> None:
         """Take that `member` lives: it spoke to us, or a helper passed its answer on. Beyond the bound the oldest goes."""
-        self._heard_at.pop(member, None)
-        if len(self._heard_at) >= self._contacts_max:
-            del self._heard_at[next(iter(self._heard_at))]
-        self._heard_at[member] = now
+        heard_at = self._heard_at
+        if heard_at.pop(member, None) is None and len(heard_at) >= self._contacts_max:
+            del heard_at[next(iter(heard_at))]
+        heard_at[member] = now
 
     def last(self, member: str) -> float:
         """Return when `member` was last heard from; long ago where nothing is known."""

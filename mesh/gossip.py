@@ -5,7 +5,7 @@ when everybody has it with high probability. Source: SWIM section 4.1; the formu
 """
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Final
 
 from p2pkv.mesh.members import MEMBERS_MAX, RECORD_BYTES_MAX, rank, record_bytes
@@ -30,6 +30,8 @@ class GossipQueue:
         # takes, not a sort of everything, which matters when a joiner has just learnt of a thousand members.
         self._by_sent: list[dict[str, tuple[MemberRecord, int]]] = [{}]
         self._sent: dict[str, int] = {}
+        self.sent: Final[Mapping[str, int]] = self._sent
+        """How often each waiting update was sent, by member; empty in a mesh at rest."""
         self.dropped = 0
         """Updates let go early because the queue was full."""
 

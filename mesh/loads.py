@@ -19,15 +19,16 @@ class Loads:
     """By member id. It is told of usable members only, and told when they are gone, so the table bounds it."""
 
     def __init__(self) -> None:
-        self._loads: dict[str, Load] = {}
+        self._loads: dict[str, tuple[int, float]] = {}  # set with every packet, read by few
 
     def heard(self, member: str, percent: int, now: float) -> None:
         """Take what a packet of `member` says."""
-        self._loads[member] = Load(percent, now)
+        self._loads[member] = percent, now
 
     def of(self, member: str) -> Load | None:
         """Return the newest of `member`, or None if it was not heard from."""
-        return self._loads.get(member)
+        said = self._loads.get(member)
+        return None if said is None else Load(*said)
 
     def forget(self, member: str) -> None:
         """Drop what a member said that is gone; harmless for one that said nothing."""

@@ -8,6 +8,7 @@ memory of the incarnations of its earlier life. As in memberlist, and unlike in 
 "dead": a member that was declared dead wrongly can come back by itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeAlias
@@ -101,6 +102,8 @@ class MemberTable:
         self._reap_s = reap_s
         self._members_max = members_max
         self._records: dict[str, MemberRecord] = {}
+        self.get: Final[Callable[[str], MemberRecord | None]] = self._records.get
+        """Returns what is believed of a member, or None if it is not listed. No method, for it is called most of all."""
         # Both are in the order of their times, because an entry is removed before it is added again.
         self._gone_at: dict[str, float] = {}
         self._reaped: dict[str, tuple[MemberRecord, float]] = {}
@@ -110,10 +113,6 @@ class MemberTable:
         """Records turned away because the table was full of usable members."""
         self.changes = 0
         """Records that entered so far."""
-
-    def get(self, member: str) -> MemberRecord | None:
-        """Return what is believed of `member`, or None if it is not listed."""
-        return self._records.get(member)
 
     def remembered(self, member: str) -> MemberRecord | None:
         """Return what is believed of `member`, listed or reaped; a record that does not override it is not taken."""

@@ -156,9 +156,11 @@ class Membership:
         """
         if self._own.left:
             return ()
+        if isinstance(message, Packet):
+            answers = self._arrivals.on_plain(message, now)
+            if answers is not None:
+                return answers
         effects: list[Effect] = []
-        if isinstance(message, Packet) and self._arrivals.on_plain(message, now, effects):
-            return tuple(effects)
         self._schedule.touch()
         match message:
             case Packet():

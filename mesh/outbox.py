@@ -22,6 +22,10 @@ INTRODUCTIONS: Final = 3
 CLUSTER_BYTES_MAX: Final = 256
 """With it, the sender's fields and the largest body leave room in every packet; see the sum in ALGORITHM.md."""
 _ALIVE: Final = int(MemberState.ALIVE)
+_PROBE_BYTES_MAX: Final = 32
+"""What a ping or its answer takes at most besides the id it names, which has up to `_UTF8_BYTES_MAX` for each character,
+and an array of one update."""
+_UTF8_BYTES_MAX: Final = 4
 _ARRAY_HEADER_BYTES: Final = 2
 """What the array of updates may take more with many updates than with none."""
 
@@ -48,6 +52,7 @@ class Outbox:
         self._table = table
         self._cluster = cluster
         self._queue = queue
+        self._waiting = queue.sent
         self._told = {MemberState.SUSPECT, MemberState.DEAD} if warn_suspects else {MemberState.DEAD}
         self._introductions: dict[str, int] = {}
         self._measured: tuple[MemberRecord, int] | None = None
@@ -70,7 +75,7 @@ class Outbox:
 
     def has_news(self) -> bool:
         """Whether an update waits and there is somebody to tell."""
-        return bool(self._queue) and not self._table.is_alone()
+        return bool(self._waiting) and not self._table.is_alone()
 
     def gossip(self, fanout: int, random: Random) -> list[SendDatagram]:
         """Return packets with waiting updates to up to `fanout` random members."""
@@ -104,15 +109,16 @@ class Outbox:
         self, member: str, address: str, body: DatagramBody, *, first: tuple[MemberRecord, ...] = ()
     ) -> SendDatagram:
         """Return a packet to `member` with `first`, what it must know, and as many waiting updates as fit."""
-        known = self._table.get(member)
-        is_well = known is not None and known.state == _ALIVE and known.address == address
+        if not self._waiting and not first:  # most packets of a mesh at rest
+            known = self._table.get(member)
+            if known is not None and known.state == _ALIVE and known.address == address:
+                if member not in self._introductions:
+                    return SendDatagram(address, self._packet(body))
+                if isinstance(body, Ping | Ack) and self._fits_beside(body):
+                    return SendDatagram(address, self._packet(body, self._introduction(member)))
         packet = self._packet(body)
-        if is_well and not first and not self._queue and member not in self._introductions:
-            return SendDatagram(address, packet)  # most packets of a mesh at rest
         must_know = (*first, *self._must_know(member, address))
         room = PACKET_BYTES_MAX - len(encode(packet)) - _ARRAY_HEADER_BYTES
-        if must_know == (self._own.record,) and not self._queue and self._own_bytes() <= room:
-            return SendDatagram(address, self._packet(body, must_know))
         updates: list[MemberRecord] = []
         for record in must_know:
             size = record_bytes(record)
@@ -131,22 +137,27 @@ class Outbox:
         assert len(encode(packet)) <= PACKET_BYTES_MAX
         return SendDatagram(address, packet)
 
-    def _own_bytes(self) -> int:
-        """Return the size of our own record, which is measured once."""
-        if self._measured is None or self._measured[0] is not self._own.record:
-            self._measured = self._own.record, record_bytes(self._own.record)
-        return self._measured[1]
+    def _fits_beside(self, body: Ping | Ack) -> bool:
+        """Whether our own record surely fits a packet with `body`; what has to be measured for that is measured once."""
+        own = self._own.record
+        if self._measured is None or self._measured[0] is not own:
+            self._measured = own, record_bytes(own) + len(encode(self._packet(Gossip()))) + _PROBE_BYTES_MAX
+        return self._measured[1] + _UTF8_BYTES_MAX * len(body.target) <= PACKET_BYTES_MAX
 
     def _packet(self, body: DatagramBody, updates: tuple[MemberRecord, ...] = ()) -> Packet:
         own = self._own.record
-        return Packet(
-            cluster=self._cluster,
-            sender=own.id,
-            sender_address=own.address,
-            body=body,
-            updates=updates,
-            load=self._own.load,
-        )
+        return Packet(self._cluster, own.id, own.address, body, updates, self._own.load)
+
+    def _introduction(self, member: str) -> tuple[MemberRecord, ...]:
+        """Return our own record if `member` is to be introduced to us, and count that."""
+        left = self._introductions.get(member, 0)
+        if not left:
+            return ()
+        if left > 1:
+            self._introductions[member] = left - 1
+        else:
+            del self._introductions[member]
+        return (self._own.record,)
 
     def _must_know(self, member: str, address: str) -> tuple[MemberRecord, ...]:
         """Return what `member` at `address` has to hear.
@@ -164,11 +175,7 @@ class Outbox:
             must.append(remembered)
         elif known is not None and known.address != address:
             must.append(known)
-        left = self._introductions.get(member, 0)
-        if left > 1:
-            self._introductions[member] = left - 1
-        elif left == 1:
-            del self._introductions[member]
-        if known is None or left > 0:
-            must.append(self._own.record)
-        return tuple(must)
+        introduction = self._introduction(member)
+        if known is None and not introduction:
+            introduction = (self._own.record,)
+        return (*must, *introduction)

@@ -81,10 +81,13 @@ class Prober:
         self._position = 0
         self._probe: _Probe | None = None
         self._next_probe_at = 0.0
+        self.due_at = 0.0
+        """What `next_deadline` returns. It is looked at after every message, and a call would take longer than the rest."""
 
     def start(self, now: float) -> None:
         """Begin within a period from `now`, at random, so that nodes started together do not probe in step."""
         self._next_probe_at = now + self._period_s * self._random.random()
+        self._turn_to(self._probe)
 
     def insert(self, member: str) -> None:
         """Add `member` at a random place of the round, unless it is there."""
@@ -106,7 +109,7 @@ class Prober:
         if place < self._position:
             self._position -= 1
         if self._probe is not None and self._probe.target == member:
-            self._probe = None
+            self._turn_to(None)
 
     @property
     def target(self) -> str | None:
@@ -115,13 +118,19 @@ class Prober:
 
     def next_deadline(self) -> float:
         """When to call `on_time` next; recompute after every call."""
-        return self._next_probe_at if self._probe is None else self._probe.until
+        return self.due_at
+
+    def _turn_to(self, probe: _Probe | None) -> None:
+        self._probe = probe
+        self.due_at = self._next_probe_at if probe is None else probe.until
 
     def on_ack(self, seq: int, target: str) -> bool:
         """Take an answer, direct or passed on; False if it answers no probe under way."""
-        if self._probe is None or (self._probe.seq, self._probe.target) != (seq, target):
+        probe = self._probe
+        if probe is None or probe.seq != seq or probe.target != target:
             return False
         self._probe = None
+        self.due_at = self._next_probe_at
         return True
 
     def on_nack(self, seq: int, target: str, helper: str, now: float) -> None:
@@ -143,7 +152,7 @@ class Prober:
         Then every way to the target was tried and has reported: the ping, each helper, and the stream.
         """
         over = probe.knock_failed and probe.helpers and probe.nacks == probe.helpers
-        self._probe = msgspec.structs.replace(probe, until=min(probe.until, now)) if over else probe
+        self._turn_to(msgspec.structs.replace(probe, until=min(probe.until, now)) if over else probe)
 
     def on_time(self, now: float) -> tuple[Step, ...]:
         """Let time pass. Calling early, late or twice is harmless."""
@@ -152,15 +161,18 @@ class Prober:
         if probe is not None and now >= probe.until:
             if probe.helpers is not None:
                 steps.append(Silent(probe.target, len(probe.helpers), len(probe.nacks)))
-                self._probe = None
+                self._turn_to(None)
             else:
                 steps.append(self._ask_helpers(probe, now))
         if self._probe is None and now >= self._next_probe_at:
             self._next_probe_at = now + self._period_s * self._health.multiplier
             target = self._next_target()
-            if target is not None:
-                self._probe = _Probe(next(self._sequence), target, now + self._timeout_s * self._health.multiplier)
-                steps.append(Direct(self._probe.seq, target))
+            if target is None:
+                self._turn_to(None)
+            else:
+                seq = next(self._sequence)
+                self._turn_to(_Probe(seq, target, now + self._timeout_s * self._health.multiplier))
+                steps.append(Direct(seq, target))
         return tuple(steps)
 
     def _ask_helpers(self, probe: _Probe, now: float) -> Indirect:
@@ -173,7 +185,7 @@ class Prober:
         self._next_probe_at = until
         others = [member for member in self._order if member != probe.target]
         helpers = tuple(sample(others, self._helpers, self._random))
-        self._probe = _Probe(probe.seq, probe.target, until, helpers=frozenset(helpers))
+        self._turn_to(_Probe(probe.seq, probe.target, until, helpers=frozenset(helpers)))
         return Indirect(probe.seq, probe.target, helpers)
 
     def _next_target(self) -> str | None:

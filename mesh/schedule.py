@@ -57,9 +57,11 @@ class Schedule:
         """When to call `on_time` next; it may be past."""
         if not self.started:
             return 0.0
-        if self._rest_due is None:
-            self._rest_due = self._find_rest_due()
-        return min(self._prober.next_deadline(), self._rest_due)
+        rest_due = self._rest_due
+        if rest_due is None:
+            rest_due = self._rest_due = self._find_rest_due()
+        probe_due = self._prober.due_at
+        return probe_due if probe_due < rest_due else rest_due  # noqa: FURB136 - min() takes three times as long
 
     def _find_rest_due(self) -> float:
         return min(
@@ -79,7 +81,7 @@ class Schedule:
         if not self.started:
             self._start(now)
         self._forgive_stall(now)
-        for step in self._prober.on_time(now):
+        for step in self._prober.on_time(now) if now >= self._prober.due_at else ():
             if isinstance(step, Silent):
                 self._health.on_silence(asked=step.asked, nacks=step.nacks)
                 self._rest_due = None
@@ -137,7 +139,7 @@ class Schedule:
 
     def _forgive_stall(self, now: float) -> None:
         """Give suspects back the time in which this node did not run: it told nobody, so nobody could refute."""
-        late_s = now - self._prober.next_deadline()
+        late_s = now - self._prober.due_at
         if late_s > self._config.probe_timeout_s:
             self._counts["stalls"] += 1
             self._health.on_stall()

@@ -264,7 +264,8 @@ class Node:
     def on_message(self, sender: str, message: AnyMessage, now: float) -> tuple[Effect, ...]:
         """Take a message that the shell has decoded and whose sender's id it knows."""
         if isinstance(message, Packet):
-            return self._route(self.membership.on_message(sender, message, now), now)
+            effects = self.membership.on_message(sender, message, now)
+            return self._route(effects, now) if effects else ()
         self._rest_due = None
         match message:
             case PushPull() | ListDigest() | ListDifference() | Ping():
@@ -328,9 +329,11 @@ class Node:
 
     def next_deadline(self) -> float:
         """Return when to call `on_time` next, on the scale of `now`; recompute after every call of anything."""
-        if self._rest_due is None:
-            self._rest_due = self._find_rest_due()
-        return min(self.membership.next_deadline(), self._rest_due)
+        rest_due = self._rest_due
+        if rest_due is None:
+            rest_due = self._rest_due = self._find_rest_due()
+        members_due = self.membership.next_deadline()
+        return members_due if members_due < rest_due else rest_due  # noqa: FURB136 - min() takes three times as long
 
     def _find_rest_due(self) -> float:
         return min(

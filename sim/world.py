@@ -133,6 +133,7 @@ class World:
         self._untraced = bytearray()
         """What the trace is still to take: one large piece costs less than many small ones."""
         self._stalls = Stalls(faults)
+        self._has_stalls = bool(self._stalls)
         self._own_verdict = False
         self.absences: tuple[Absence, ...] = ()
         """Who is gone when, of those that `Faults.churn` takes."""
@@ -302,7 +303,7 @@ class World:
 
     def _datagram(self, number: int, sender: int, data: bytes) -> None:
         place = self._places[number]
-        if self._stalls:
+        if self._has_stalls:
             until_us = self._stalls.deaf_until(number, self.now_us)
             if until_us > self.now_us:
                 place.held += 1
@@ -315,7 +316,7 @@ class World:
 
     def _stream_message(self, number: int, sender: int, generation: int, data: bytes) -> None:
         place = self._places[number]
-        if self._stalls:
+        if self._has_stalls:
             until_us = self._stalls.deaf_until(number, self.now_us)
             if until_us > self.now_us:
                 self.later(until_us, partial(self._stream_message, number, sender, generation, data))
@@ -331,7 +332,7 @@ class World:
 
     def _link_lost(self, number: int, to: int, generation: int) -> None:
         """Tell a node that its stream broke."""
-        if self._stalls:
+        if self._has_stalls:
             until_us = self._stalls.deaf_until(number, self.now_us)
             if until_us > self.now_us:
                 self.later(until_us, partial(self._link_lost, number, to, generation))
@@ -343,7 +344,7 @@ class World:
         place = self._places[number]
         if place.node is None or place.wakes_us != at_us:
             return  # the deadline has moved since
-        if self._stalls:
+        if self._has_stalls:
             # When a node goes on, what has arrived comes before its timers, as in a shell that drains first.
             until_us = self._stalls.frozen_until(number, self.now_us)
             if until_us > self.now_us:
@@ -362,7 +363,9 @@ class World:
         self._note(what, number, data)
         sender_id = self._ids[sender]
         message = decode_untrusted(data, peer=sender_id)
-        self._perform(number, place.node.on_message(sender_id, message, place.clock.now_s(self.now_us)))
+        effects = place.node.on_message(sender_id, message, place.clock.now_s(self.now_us))
+        if effects:
+            self._perform(number, effects)
         self._arm(number, place)
 
     # -- effects --------------------------------------------------------------------------------------------------
@@ -371,19 +374,12 @@ class World:
         """Do what a shell would; what concerns logs has no part in this world."""
         if not effects:
             return
-        leaves_us = self._stalls.mute_until(number, self.now_us) if self._stalls else self.now_us
+        leaves_us = self._stalls.mute_until(number, self.now_us) if self._has_stalls else self.now_us
         for effect in effects:
+            if isinstance(effect, SendDatagram):
+                self._send_datagram(number, effect, leaves_us)
+                continue
             match effect:
-                case SendDatagram(address=address, packet=packet):
-                    data = encode(packet)
-                    assert len(data) <= DATAGRAM_BYTES_MAX, f"datagram of {len(data)} bytes from {id_of(number)}"
-                    self.traffic.datagrams += 1
-                    self.traffic.datagram_bytes += len(data)
-                    to = self._numbers[address]
-                    self.bytes_sent[number] += len(data)
-                    self.bytes_sent_to[to] += len(data)
-                    for arrives_us in self.network.datagram(number, to, leaves_us):
-                        self.later(arrives_us, partial(self._datagram, to, number, data))
                 case SendStream(address=address, message=message):
                     self._send_stream(number, self._numbers[address], encode(message), leaves_us)
                 case MemberChanged(record=record):
@@ -402,6 +398,18 @@ class World:
                         self.on_acquired(number, effect)
                 case _:
                     pass
+
+    def _send_datagram(self, number: int, effect: SendDatagram, leaves_us: int) -> None:
+        data = encode(effect.packet)
+        size = len(data)
+        assert size <= DATAGRAM_BYTES_MAX, f"datagram of {size} bytes from {id_of(number)}"
+        traffic, to = self.traffic, self._numbers[effect.address]
+        traffic.datagrams += 1
+        traffic.datagram_bytes += size
+        self.bytes_sent[number] += size
+        self.bytes_sent_to[to] += size
+        for arrives_us in self.network.datagram(number, to, leaves_us):
+            self.later(arrives_us, partial(self._datagram, to, number, data))
 
     def _send_stream(self, number: int, to: int, data: bytes, leaves_us: int) -> None:
         self.traffic.stream_messages += 1
