@@ -40,6 +40,8 @@ class Lists:
         """Compare with a member, when it is time to."""
         if not self._pace.due(now, members=self._table.mesh_size()):
             return
+        if self._pace.is_settled:
+            self._outbox.end_introductions()
         partner = self._table.get(self._partner)
         self._partner = ""
         if partner is not None and is_usable(partner):

@@ -69,6 +69,14 @@ class Outbox:
         """
         self._introductions.pop(member, None)
 
+    def end_introductions(self) -> None:
+        """Stop introducing us to anybody: lists have been compared so often that all know us.
+
+        In a mesh of a thousand a member is met once in 1,000 periods. Without this most pings would carry our record for
+        the first quarter of an hour.
+        """
+        self._introductions.clear()
+
     def forget(self, member: str) -> None:
         """Stop introducing us to a member that is gone."""
         self._introductions.pop(member, None)

@@ -17,6 +17,10 @@ EAGER_COMPARISONS: Final = 3
 """Comparisons at this pace before it slows down. While a rumour spreads by comparing, whoever has it asks about this many
 others and as many more as the waits double; one in e^7 is left that nobody asks, and that must ask by itself."""
 
+SETTLED_COMPARISONS: Final = EAGER_COMPARISONS + 4
+"""Comparisons in a row that told nothing new, the last waits 2, 4, 8 and 16 s, after which there is nothing left to learn of
+what was going on. Whoever knows us not by then is one in e^7, and will hear of us when it compares itself."""
+
 
 class Pace:
     """The time of the next comparison."""
@@ -26,6 +30,7 @@ class Pace:
         self._random = random
         self._wait_s = period_s
         self._eager = 0
+        self._in_vain = 0
         self._next_at = float("inf")
 
     def start(self, now: float) -> None:
@@ -36,7 +41,13 @@ class Pace:
         """Take that a list has just told us something: there may be more that we missed."""
         self._wait_s = SOON_S
         self._eager = EAGER_COMPARISONS
+        self._in_vain = 0
         self._next_at = min(self._next_at, now + self._spread(SOON_S))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last comparisons told nothing new."""
+        return self._in_vain >= SETTLED_COMPARISONS
 
     def next_deadline(self) -> float:
         """When `due` is true."""
@@ -47,6 +58,7 @@ class Pace:
         if now < self._next_at:
             return False
         self._next_at = now + self._spread(self._wait_s)
+        self._in_vain = min(self._in_vain + 1, SETTLED_COMPARISONS)
         if self._eager:
             self._eager -= 1
         else:

@@ -266,15 +266,12 @@ class Node:
         if isinstance(message, Packet):
             effects = self.membership.on_message(sender, message, now)
             return self._route(effects, now) if effects else ()
+        if isinstance(message, SummaryDelta | SummaryPage | SummaryRequest | SummaryVersions):
+            return self._on_summary(sender, message, now)
         self._rest_due = None
         match message:
             case PushPull() | ListDigest() | ListDifference() | Ping():
                 return self._route(self.membership.on_message(sender, message, now), now)
-            case SummaryPage() | SummaryDelta() | SummaryRequest() | SummaryVersions():
-                record = self._known(sender)
-                if record is None:
-                    return ()
-                return self._route(self.summaries.on_message(sender, record.address, message, now), now)
             case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
@@ -574,6 +571,18 @@ class Node:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _on_summary(
+        self, sender: str, message: SummaryDelta | SummaryPage | SummaryRequest | SummaryVersions, now: float
+    ) -> tuple[Effect, ...]:
+        """Take a message that concerns summaries alone: nothing else can be due sooner for it."""
+        record = self._known(sender)
+        if record is None:
+            return ()
+        effects = self._route(self.summaries.on_message(sender, record.address, message, now), now)
+        if self._rest_due is not None:
+            self._rest_due = min(self._rest_due, self.summaries.next_deadline())
+        return effects
+
     def _known(self, sender: str) -> MemberRecord | None:
         """Return the sender's record; only members are listened to beyond membership itself."""
         record = self.membership.member(sender)
@@ -610,8 +619,12 @@ class Node:
         """Carry what one core says to those it concerns, and let through what is for the outside."""
         if not effects:
             return ()
-        if len(effects) == 1 and isinstance(effects[0], SendDatagram):  # nearly all of them, in a mesh at rest
-            return (effects[0],)
+        first = effects[0]
+        if len(effects) == 1 and (  # nearly all, in a mesh at rest and under load
+            isinstance(first, SendDatagram)
+            or (isinstance(first, SendStream) and not isinstance(first.message, PushPull | ListDigest | ListDifference))
+        ):
+            return (first,)
         self._rest_due = None
         out: list[Effect] = []
         compared: dict[str, None] = {}

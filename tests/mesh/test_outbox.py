@@ -56,6 +56,14 @@ def test_who_has_met_us_needs_no_introduction() -> None:
     assert rig.updates("b") == ["me"]
 
 
+def test_introductions_end_at_once_for_all() -> None:
+    rig = Rig(record("b"), record("c"))
+    rig.outbox.introduce("b")
+    rig.outbox.introduce("c")
+    rig.outbox.end_introductions()
+    assert (rig.updates("b"), rig.updates("c")) == ([], [])
+
+
 def test_an_introduction_counts_as_gossip_of_our_record() -> None:
     members = [record(f"m{i}") for i in range(100)]
     rig = Rig(*members)

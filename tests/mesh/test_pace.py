@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from p2pkv.mesh.pace import EAGER_COMPARISONS, SOON_S, Pace
+from p2pkv.mesh.pace import EAGER_COMPARISONS, SETTLED_COMPARISONS, SOON_S, Pace
 from p2pkv.mesh.push_pull import push_pull_scale
 
 
@@ -55,3 +55,15 @@ def test_news_never_puts_a_comparison_off() -> None:
         before = pace.next_deadline()
         pace.soon(tenth / 10)
         assert pace.next_deadline() <= before
+
+
+def test_it_is_settled_after_comparisons_in_vain_and_no_longer_when_one_has_told_something() -> None:
+    pace = Pace(period_s=30.0, random=Random(0))
+    pace.start(0.0)
+    pace.soon(0.0)
+    for _ in range(SETTLED_COMPARISONS):
+        assert not pace.is_settled
+        assert pace.due(pace.next_deadline(), members=10)
+    assert pace.is_settled
+    pace.soon(pace.next_deadline())
+    assert not pace.is_settled

@@ -220,8 +220,8 @@ def test_who_is_left_in_doubt_when_others_should_have_judged_tells_its_suspicion
     core = node(MeshConfig(observers=1, indirect_probes=0))  # it is no observer of "f"
     core.on_message("c", packet(suspicion("f", "c"), sender="c"), 0.0)
     before = [one for one in _told(run(core, 0.0, MIN_S - 0.1), "f") if one.suspected_by]
-    again = [one for one in _told(run(core, MIN_S - 0.1, MIN_S + 0.5), "f") if one.suspected_by]
-    between = [one for one in _told(run(core, MIN_S + 0.5, 1.4 * MIN_S), "f") if one.suspected_by]
+    again = [one for one in _told(run(core, MIN_S - 0.1, MIN_S + 1.0), "f") if one.suspected_by]
+    between = [one for one in _told(run(core, MIN_S + 1.0, 1.4 * MIN_S), "f") if one.suspected_by]
     assert before
     assert suspicion("f", "c") in again
     assert not between
