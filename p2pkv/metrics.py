@@ -70,6 +70,17 @@ class Metrics:
             "Session keys that ended before their time, because a peer had as many as it may.",
             registry=registry,
         )
+        self.bulk_connections = Gauge(
+            "p2pkv_bulk_connections",
+            "TCP connections that blocks of peers come over: in use, or kept for the next pull.",
+            ["state"],
+            registry=registry,
+        )
+        self.bulk_connections_lost = Counter(
+            "p2pkv_bulk_connections_lost",
+            "TCP connections that failed in a pull. Others that shared it brought what was missing, if there were any.",
+            registry=registry,
+        )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 
     def snapshot(self) -> dict[str, float]:
