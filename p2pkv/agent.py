@@ -129,6 +129,7 @@ class Agent:
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
+            on_overdue=self.metrics.overdue.labels("message").inc,
             ring=self._protection.rings,
             certified=self._guard.certified,
         )
@@ -360,6 +361,7 @@ class Agent:
                     block_s=self.config.fetch.lease_s,
                     open_part=self._open_part,
                     on_sent=partial(self._sent, TcpTransport.name),
+                    on_overdue=self.metrics.overdue.labels("blocks").inc,
                     on_fabric=partial(self._serve_fabric, channel, hello.node),
                 )
             else:
@@ -387,6 +389,7 @@ class Agent:
             idle_s=_BULK_IDLE_S,
             block_s=self.config.fetch.lease_s,
             on_sent=partial(self._sent, NixlTransport.name),
+            on_overdue=self.metrics.overdue.labels("blocks").inc,
         )
 
     def _sent(self, transport: str, count: int) -> None:
