@@ -67,6 +67,7 @@ _BULK_IDLE_S: Final = 300.0
 _INCOMING_MAX: Final = 4096
 """Streams of other nodes at a time; a further one is closed at once."""
 _GAUGES_S: Final = 1.0
+_LET_GO_S: Final = 5.0
 _DUPLICATE_FRESH_S: Final = 600.0
 """How long the metric counts another process with our id after it was last heard of; it is told ten times as often."""
 
@@ -223,6 +224,7 @@ class Agent:
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
                 nursery.start_soon(self._show_gauges)
+                nursery.start_soon(self._let_go, parts)
                 nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
                 task_status.started()
                 try:
@@ -423,6 +425,13 @@ class Agent:
         with contextlib.suppress(PeerError):
             return await self._shm.open(peer, socket_name(self.config.node.cluster, peer))
         return None
+
+    async def _let_go(self, parts: PartTransfers) -> None:
+        """Give up connections to peers that are gone: no event says so of those that nobody uses."""
+        while True:
+            await trio.sleep(_LET_GO_S)
+            self._bulk_tcp.let_go_of_closed()
+            parts.let_go_of_closed()
 
     async def _show_gauges(self) -> None:
         evicted = 0

@@ -66,6 +66,12 @@ class PartTransfers:
 
         self._runner.on_pull = take
 
+    def let_go_of_closed(self) -> None:
+        """Close kept streams that the other side has closed; to be called now and then, for it may have died."""
+        for entry in [entry for entry in self._idle if has_closed(entry[1])]:
+            self._idle.remove(entry)
+            entry[1].socket.close()
+
     async def aclose(self) -> None:
         """Close the kept streams."""
         for _, stream in self._idle:

@@ -28,7 +28,7 @@ from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.part_streams import OpenPart, serve_parts
 from p2pkv.transport.remaining import Remaining, until
 from p2pkv.transport.sealed_handshake import Rings, greet_as
-from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
+from p2pkv.transport.sealed_stream import Channel, SealedStream, has_closed, is_outdated
 from p2pkv.transport.wire import (
     FabricOffer,
     Hello,
@@ -165,6 +165,17 @@ class TcpTransport:
             await trio.aclose_forcefully(stream)
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
         return stream
+
+    def let_go_of_closed(self) -> None:
+        """Close kept connections that the other side has closed; to be called now and then, for it may have died."""
+        for address, streams in tuple(self._idle.items()):
+            kept = [(node, stream) for node, stream in streams if not has_closed(stream)]
+            for _, stream in streams:
+                if has_closed(stream):
+                    stream.socket.close()
+            self._idle[address] = kept
+            if not kept:
+                del self._idle[address]
 
     async def aclose(self) -> None:
         """Close the kept connections."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -37,8 +38,11 @@ GRACE_S = 2.0
 """How much longer an answer may take on a busy machine."""
 OTHER_BLOCKS = 80
 """Of a chain that with one of `BLOCKS` does not fit the memory of a node, 96 blocks."""
-BASE = ("--insecure", "--set", "mesh.suspicion_mult=60", "--set", "fetch.cooldown_s=0.1", "--host-bytes", "48MiB")
-WAYS = {
+PATIENT = ("--set", "mesh.suspicion_mult=60")
+"""Who is frozen for a while is not held for dead."""
+BASE = ("--insecure", "--set", "fetch.cooldown_s=0.1", "--host-bytes", "48MiB")
+Settings: TypeAlias = tuple[str, ...]
+WAYS: dict[str, Settings] = {
     "tcp": ("--set", "fetch.shared_memory=false"),
     "shm": (),
     "nixl": ("--set", "transport.prefer=nixl,tcp"),
@@ -117,8 +121,8 @@ class Stager:
 class Owner(Daemon_):
     """A daemon behind a relay, that can be stopped in its tracks."""
 
-    def __init__(self, folder: Path, name: str, relay: Relay, seed: str, way: str) -> None:
-        super().__init__(folder, name, "--join", seed, "--advertise", relay.address, *BASE, *WAYS[way])
+    def __init__(self, folder: Path, name: str, relay: Relay, seed: str, settings: Settings) -> None:
+        super().__init__(folder, name, "--join", seed, "--advertise", relay.address, *BASE, *settings)
         relay.to(f"127.0.0.1:{self.port}")
 
     def freeze(self) -> None:
@@ -132,8 +136,8 @@ class Owner(Daemon_):
 
 
 @contextmanager
-def taker(folder: Path, way: str) -> Iterator[tuple[Daemon_, Relay, Client]]:
-    with Relay() as relay, Daemon_(folder, "taker", "--advertise", relay.address, *BASE, *WAYS[way]) as daemon:
+def taker(folder: Path, settings: Settings) -> Iterator[tuple[Daemon_, Relay, Client]]:
+    with Relay() as relay, Daemon_(folder, "taker", "--advertise", relay.address, *BASE, *settings) as daemon:
         relay.to(f"127.0.0.1:{daemon.port}")
         with daemon.client(timeout_s=30) as client:
             yield daemon, relay, client
@@ -141,10 +145,10 @@ def taker(folder: Path, way: str) -> Iterator[tuple[Daemon_, Relay, Client]]:
 
 @contextmanager
 def holding(
-    folder: Path, relay: Relay, seed: Relay, taker: Client, way: str, name: str
+    folder: Path, relay: Relay, seed: Relay, taker: Client, settings: Settings, name: str
 ) -> Iterator[tuple[Owner, Client]]:
     """Run an owner from which `taker` has fetched already, so that what happens once has happened."""
-    with Owner(folder, name, relay, seed.address, way) as owner, owner.client(timeout_s=30) as client:
+    with Owner(folder, name, relay, seed.address, settings) as owner, owner.client(timeout_s=30) as client:
         wait_until(lambda: alive(taker) >= {name, "taker"}, "they meet")
         hold(client, taker, chain := Chain(200 + ord(name[-1]), 2, WIDE))
         bring_all(taker, chain)
@@ -160,10 +164,12 @@ def open_files(daemon: Daemon_) -> int:
     return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
 
 
-def check_nothing_is_left(daemon: Daemon_, client: Client) -> None:
+def check_books(daemon: Daemon_, client: Client, block_bytes: int = WIDE.block_bytes) -> None:
+    """Wait until nothing is leased, reserved or under way that should not be."""
+
     def settled() -> bool:
         status = client.status()
-        whole = status.tier["used_bytes"] == status.tier["blocks"] * WIDE.block_bytes
+        whole = status.tier["used_bytes"] == status.tier["blocks"] * block_bytes
         return whole and not (status.fetch["in_flight"] or status.tier["leases"])
 
     wait_until(settled, "no lease, no place and no block under way is left")
@@ -226,8 +232,8 @@ SLOW_NIXL = pytest.param(
 def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_spoils_nothing(tmp_path, way):
     with (
         Relay() as relay,
-        taker(tmp_path, way) as (b, before_b, at_b),
-        holding(tmp_path, relay, before_b, at_b, way, "a") as (a, at_a),
+        taker(tmp_path, settings := (*WAYS[way], *PATIENT)) as (b, before_b, at_b),
+        holding(tmp_path, relay, before_b, at_b, settings, "a") as (a, at_a),
     ):
         stager = Stager(relay, before_b)
         files = 0
@@ -244,24 +250,31 @@ def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_
             with at_b.acquire(other.keys, timeout_s=0) as lease:
                 assert other.arrived(lease) == OTHER_BLOCKS, "every byte is compared, now that the owner has gone on"
             bring_all(at_b, chain)
-            check_nothing_is_left(b, at_b)
-            check_nothing_is_left(a, at_a)
+            check_books(b, at_b)
+            check_books(a, at_a)
             files = files or open_files(a) + open_files(b)
         wait_until(lambda: open_files(a) + open_files(b) <= files, "no descriptor is left of any stage")
 
 
-@pytest.mark.parametrize("way", ["tcp", pytest.param("shm", marks=pytest.mark.slow), SLOW_NIXL])
-def test_an_owner_killed_at_any_stage_costs_no_more_than_the_blocks_it_alone_had(tmp_path, way):
-    with taker(tmp_path, way) as (b, before_b, at_b):
-        files = []
-        for number, stage in enumerate(STAGES):
+@pytest.mark.parametrize(
+    ("way", "stages"),
+    [
+        ("tcp", ("granted", "moving")),
+        pytest.param("tcp", STAGES, marks=pytest.mark.slow),
+        pytest.param("shm", STAGES, marks=pytest.mark.slow),
+        pytest.param("nixl", STAGES, marks=SLOW_NIXL.marks),
+    ],
+)
+def test_an_owner_killed_at_any_stage_costs_no_more_than_the_blocks_it_alone_had(tmp_path, way, stages):
+    with taker(tmp_path, WAYS[way]) as (b, before_b, at_b):
+        files = open_files(b)
+        for number, stage in enumerate(stages):
             chain = Chain(1 + number, BLOCKS, WIDE)
-            with Relay() as relay, holding(tmp_path, relay, before_b, at_b, way, f"a{number}") as (a, at_a):
+            with Relay() as relay, holding(tmp_path, relay, before_b, at_b, WAYS[way], f"a{number}") as (a, at_a):
                 stager = Stager(relay, before_b)
                 hold(at_a, at_b, chain)
                 arrived = fetched(at_b, chain, stager, stage, way, a.kill)
                 assert arrived in expected(stage, way), stage
-                check_nothing_is_left(b, at_b)
-            wait_until(lambda name=f"a{number}": name not in alive(at_b), "it is known to be dead", seconds=40)
-            files.append(open_files(b))
-        wait_until(lambda: open_files(b) <= files[0], "no descriptor is left of any owner")
+                check_books(b, at_b)
+        wait_until(lambda: alive(at_b) == {"taker"}, "they are known to be dead", seconds=40)
+        wait_until(lambda: open_files(b) <= files, "no descriptor is left of any owner", seconds=40)
