@@ -14,8 +14,7 @@ ARENA_BLOCKS = 64
 PATIENCE_S = 3.0
 
 
-@pytest.mark.parametrize("room", [0, 3])
-@pytest.mark.parametrize("shared_memory", ["true", "false"])
+@pytest.mark.parametrize(("shared_memory", "room"), [("true", 0), ("false", 3)])
 def test_what_there_is_no_room_for_is_a_miss_in_time_and_comes_when_there_is(tmp_path, shared_memory, room):
     held, wanted = Chain(1, ARENA_BLOCKS - room, WIDE), Chain(2, 8, WIDE)
     settings = ("--host-bytes", "32MiB", "--set", f"fetch.shared_memory={shared_memory}")

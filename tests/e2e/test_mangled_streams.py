@@ -14,13 +14,21 @@ from tests.daemons import alive, wait_until
 from tests.e2e.conftest import Chain
 from tests.e2e.relay import HangUp, Passage, Relay
 from tests.e2e.test_security import Daemon_, keyring, refused
-from tests.e2e.test_sharing import visible
 from tests.e2e.test_stages import bring_all, check_books, open_files
 
 LAYOUT = CanonicalLayout(layers=2, kv_heads=4, block_tokens=16, head_dim=256, dtype="fp32")
 """Blocks of 256 KiB."""
 BLOCKS = 6
-BASE = ("--set", "fetch.shared_memory=false", "--set", "fetch.cooldown_s=0.05", "--set", "mesh.suspicion_mult=60")
+BASE = (
+    "--set",
+    "fetch.shared_memory=false",
+    "--set",
+    "fetch.answer_timeout_s=0.7",
+    "--set",
+    "fetch.cooldown_s=0.05",
+    "--set",
+    "mesh.suspicion_mult=60",
+)
 SMALL_BYTES = 4096
 """Greetings, questions and headers; a piece that is longer and comes from an owner is of blocks."""
 
@@ -124,13 +132,14 @@ def refusals(client) -> float:
 
 ALL = [(place, harm) for place in PLACES for harm in HARMS]
 SOME = [(place, harm) for place, harm in ALL if place == "blocks" or harm in {flipped, reset}]
+FEW = [("blocks", flipped), ("blocks", reordered), ("blocks", ended)]
 
 
 @pytest.mark.parametrize(
     ("protection", "cases"),
     [
         ("plain", SOME),
-        ("aead", SOME),
+        ("aead", FEW),
         pytest.param("plain", ALL, marks=pytest.mark.slow),
         pytest.param("mac", ALL, marks=pytest.mark.slow),
         pytest.param("aead", ALL, marks=pytest.mark.slow),
@@ -143,15 +152,19 @@ def test_a_stream_that_is_altered_or_ends_costs_time_and_no_byte(tmp_path, prote
         daemons[1].client() as at_b,
         daemons[2].client(timeout_s=30) as engine,
     ):
+        chains = [[Chain(3 * number + i, BLOCKS, LAYOUT) for i in range(1, 4)] for number in range(len(cases))]
+        for alone, shared, elsewhere in chains:
+            for chain, owners in ((alone, (at_a,)), (shared, (at_a, at_b)), (elsewhere, (at_b,))):
+                for owner in owners:
+                    chain.publish(owner)
+        for alone, shared, elsewhere in chains:
+            for chain, count in ((alone, 1), (shared, 2), (elsewhere, 1)):
+                wait_until(
+                    lambda chain=chain, count=count: len(engine.match(chain.keys).holders) == count, "all is known"
+                )
         files = 0
-        for number, (place, harm) in enumerate(cases):
-            alone, shared, elsewhere = (Chain(3 * number + i, BLOCKS, LAYOUT) for i in range(1, 4))
-            alone.publish(at_a)
-            elsewhere.publish(at_b)
-            for owner in (at_a, at_b):
-                shared.publish(owner)
-            wait_until(visible(engine, alone), "the taker sees what one holds")
-            wait_until(lambda chain=shared: len(engine.match(chain.keys).holders) == 2, "and what both hold")
+        for (place, harm), (alone, shared, elsewhere) in zip(cases, chains, strict=True):
+            wait_until(lambda chain=shared: len(engine.explain(chain.keys).now.peers) == 2, "neither is left alone")
             before = sum(map(refusals, (at_a, at_b, engine)))
             mangler.arm(place, harm)
             with engine.acquire(shared.keys, timeout_s=4.0) as lease:
@@ -165,9 +178,9 @@ def test_a_stream_that_is_altered_or_ends_costs_time_and_no_byte(tmp_path, prote
             mangler.arm("", bytes)
             if place == "blocks":
                 if harm is flipped and protection != "plain":
-                    assert refused(engine, "bulk", "forged") == 2
+                    assert refused(engine, "bulk", "forged") >= 1
                 assert sum(map(refusals, (at_a, at_b, engine))) > before, f"{harm.__name__} is counted"
-            for chain in (shared, alone, elsewhere):  # of both, so that neither is left alone the next time
+            for chain in (shared, alone, elsewhere):  # a transfer of each that goes well
                 bring_all(engine, chain)
             for daemon, client in zip(daemons, (at_a, at_b, engine), strict=True):
                 check_books(daemon, client, LAYOUT.block_bytes)
