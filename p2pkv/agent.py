@@ -144,7 +144,7 @@ class Agent:
             hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
         )
         self.fabric: Final = self._on_fabric() if "nixl" in config.transport.prefer else None
-        nixl = (
+        self._nixl = nixl = (
             NixlTransport(
                 self.fabric, hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
             )
@@ -431,6 +431,8 @@ class Agent:
         while True:
             await trio.sleep(_LET_GO_S)
             self._bulk_tcp.let_go_of_closed()
+            if self._nixl is not None:
+                await self._nixl.let_go_of_closed()
             parts.let_go_of_closed()
 
     async def _show_gauges(self) -> None:

@@ -33,7 +33,7 @@ from p2pkv.transport.offload import run_blocking
 from p2pkv.transport.placed import places_untrusted
 from p2pkv.transport.remaining import Remaining
 from p2pkv.transport.sealed_handshake import Rings
-from p2pkv.transport.sealed_stream import Channel, is_outdated
+from p2pkv.transport.sealed_stream import Channel, has_closed, is_outdated
 from p2pkv.transport.tcp import connect
 from p2pkv.transport.wire import (
     FabricOffer,
@@ -121,6 +121,12 @@ class NixlTransport:
             PeerError: it is not there, or there is no fabric between us.
         """
         return (await self._session(peer, address)).peer
+
+    async def let_go_of_closed(self) -> None:
+        """End sessions that the other side has ended while nothing was asked; to be called now and then, for it may have died."""
+        for peer, session in tuple(self._sessions.items()):
+            if not session.turn.locked() and has_closed(session.stream):
+                await self._drop(peer, session)
 
     async def aclose(self) -> None:
         """Hang up everywhere. What the fabric holds ends with `FabricEnd.close`."""

@@ -39,6 +39,7 @@ from p2pkv.transport.wire import (
     decode_untrusted,
     encode,
 )
+from tests.contracts.test_cancelled_pulls import open_descriptors
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="NIXL is not installed: pip install p2pkv[nixl]")
 
@@ -492,6 +493,30 @@ def test_an_owner_that_runs_out_of_its_takers_time_writes_no_more() -> None:
         await stream.aclose()
 
     run_written_to(main)
+
+
+@pytest.mark.parametrize("facts", [COPIES, SOCKETS], ids=["reads", "is written to"])
+def test_a_session_that_the_peer_ends_while_idle_is_let_go_and_costs_nothing(facts: HostFacts) -> None:
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        assert isinstance(transport, NixlTransport)
+        peer = await NixlPeer("owner", LENT, facts).start(nursery)
+        descriptors: list[int] = []
+        for _ in range(4):
+            assert (await pull(transport, peer, [BLOCKS[0].wanted(0)])).error is None
+            (session,) = transport._sessions.values()
+            await transport.let_go_of_closed()
+            assert not session.dropped
+            peer.drop_connections()
+            with trio.fail_after(10):
+                while peer.open:
+                    await trio.sleep(0.01)
+            await transport.let_go_of_closed()
+            assert session.dropped
+            assert not transport._sessions
+            descriptors.append(open_descriptors())
+        assert descriptors[-1] <= descriptors[0]
+
+    (run_reading if facts is COPIES else run_written_to)(main)
 
 
 def test_a_block_that_no_window_has_room_for_does_not_come_this_way() -> None:
