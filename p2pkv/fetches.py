@@ -353,7 +353,7 @@ class Fetches:
             part = tuple(keys[start : start + KEYS_PER_LEASE_MAX])
             asked_bytes = len(part) * block_bytes
             self._ids += 1
-            self._questions.open(
+            question = self._questions.open(
                 self._ids, peer, part, now=now, deadline=deadline, asked_bytes=asked_bytes, hedge=hedge
             )
             self._queue(peer, asked_bytes)
@@ -362,7 +362,7 @@ class Fetches:
             if not hedge:
                 self._hedges.earn(asked_bytes)
             message = LeaseRequest(self._ids, join_keys(part), remaining_ms, self._mapped(peer))
-            effects.append(SendStream(self._address_of[peer], message))
+            effects.append(SendStream(self._address_of[peer], message, question.answer_by))
         return effects
 
     def _close(self, number: int) -> Question:

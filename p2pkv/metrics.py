@@ -81,6 +81,12 @@ class Metrics:
             "TCP connections that failed in a pull. Others that shared it brought what was missing, if there were any.",
             registry=registry,
         )
+        self.overdue = Counter(
+            "p2pkv_overdue",
+            "What was not sent, or not to its end, because whoever it was for had no time left for it.",
+            ["what"],
+            registry=registry,
+        )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 
     def snapshot(self) -> dict[str, float]:

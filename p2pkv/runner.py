@@ -195,8 +195,8 @@ class Runner:
                 case SendDatagram(address=address, packet=packet):
                     self._datagrams.send_bytes(address, self._seal.seal(encode(packet)))
                     self._metrics.datagrams.labels("sent").inc()
-                case SendStream(address=address, message=message):
-                    self._streams.send_nowait(address, message)
+                case SendStream(address=address, message=message, until=until):
+                    self._streams.send_nowait(address, message, until)
                 case Resolve(source=source):
                     self.on_resolve(source)
                 case StartTransfer():

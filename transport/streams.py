@@ -1,11 +1,14 @@
 """Control messages over TCP. One connection per direction: this node opens its own to whomever it has to tell something.
 
 A sender never waits: messages go into a bounded queue per address, a task per address writes them, and whatever is
-lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go.
+lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go. A message that nobody
+waits for any more when its turn comes is left out.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Final
+from contextlib import suppress
+from math import inf
+from typing import Final, TypeAlias
 
 import trio
 
@@ -21,6 +24,9 @@ from p2pkv.transport.wire import AnyMessage, Hello, decode_untrusted, encode
 _IDLE_S: Final = 60.0
 _READ_BYTES: Final = 64 * 1024
 
+Waiting: TypeAlias = tuple[AnyMessage, float]
+"""A message, and until when it is of use to whom it is for."""
+
 
 class ControlStreams:
     """Outgoing control messages of one node."""
@@ -31,6 +37,7 @@ class ControlStreams:
         hello: Callable[[], Hello],
         connect_timeout_s: float,
         on_lost: Callable[[str, PeerError], None],
+        on_overdue: Callable[[], None] = lambda: None,
         open_stream: Callable[[str, int], Awaitable[trio.abc.Stream]] = open_tcp,
         ring: Rings | None = None,
         certified: Certified | None = None,
@@ -41,8 +48,9 @@ class ControlStreams:
         self._ring = ring
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
+        self._on_overdue = on_overdue
         self._open_stream = open_stream
-        self._queues: dict[str, tuple[trio.MemorySendChannel[AnyMessage], trio.CancelScope]] = {}
+        self._queues: dict[str, tuple[trio.MemorySendChannel[Waiting], trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -51,16 +59,16 @@ class ControlStreams:
             task_status.started()
             await trio.sleep_forever()
 
-    def send_nowait(self, address: str, message: AnyMessage) -> None:
-        """Queue `message` for `address`."""
+    def send_nowait(self, address: str, message: AnyMessage, until: float = inf) -> None:
+        """Queue `message` for `address`, to leave before `until` or not at all."""
         assert self._nursery is not None, "run first"
         if address not in self._queues:
-            queue, source = trio.open_memory_channel[AnyMessage](STREAM_QUEUE_MAX)
+            queue, source = trio.open_memory_channel[Waiting](STREAM_QUEUE_MAX)
             writer = trio.CancelScope()
             self._queues[address] = (queue, writer)
             self._nursery.start_soon(self._write, address, source, writer)
         try:
-            self._queues[address][0].send_nowait(message)
+            self._queues[address][0].send_nowait((message, until))
         except trio.WouldBlock:
             self._drop(address, PeerGone(f"{STREAM_QUEUE_MAX} messages are waiting already", peer=address))
 
@@ -76,19 +84,17 @@ class ControlStreams:
             writer.cancel()
             self._on_lost(address, error)
 
-    async def _write(
-        self, address: str, source: trio.MemoryReceiveChannel[AnyMessage], writer: trio.CancelScope
-    ) -> None:
+    async def _write(self, address: str, source: trio.MemoryReceiveChannel[Waiting], writer: trio.CancelScope) -> None:
         with writer:
             await self._write_until_idle(address, source)
 
-    async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[AnyMessage]) -> None:
+    async def _write_until_idle(self, address: str, source: trio.MemoryReceiveChannel[Waiting]) -> None:
         stream: trio.abc.Stream | None = None
         try:
             stream = await self._connect(address)
             while True:
                 with trio.move_on_after(_IDLE_S) as idle:
-                    message = await source.receive()
+                    first = await source.receive()
                 if idle.cancelled_caught:
                     if source.statistics().current_buffer_used:  # given in the very moment the time was up
                         continue
@@ -100,7 +106,7 @@ class ControlStreams:
                     stream = await self._connect(address)
                 if has_closed(stream):  # peers say nothing here: it has closed, and a write would go nowhere
                     raise trio.BrokenResourceError("the peer closed it")
-                await stream.send_all(_frames(message, source))
+                await stream.send_all(b"".join(map(_framed, self._due(first, source))))
         except PeerError as exc:
             self._drop(address, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
@@ -111,6 +117,18 @@ class ControlStreams:
             source.close()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
+
+    def _due(self, first: Waiting, source: trio.MemoryReceiveChannel[Waiting]) -> list[AnyMessage]:
+        """Return `first` and all that wait behind it, for one write; less what nobody waits for any more."""
+        waiting = [first]
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                waiting.append(source.receive_nowait())
+        now = trio.current_time()
+        due = [message for message, until in waiting if now < until]
+        for _ in range(len(waiting) - len(due)):
+            self._on_overdue()
+        return due
 
     async def _connect(self, address: str) -> trio.abc.Stream:
         async def greet(stream: trio.abc.Stream) -> trio.abc.Stream:
@@ -123,14 +141,8 @@ class ControlStreams:
         return await reach(self._open_stream, address, greet, timeout_s=self._connect_timeout_s)
 
 
-def _frames(message: AnyMessage, source: trio.MemoryReceiveChannel[AnyMessage]) -> bytes:
-    """Return `message` and all that wait behind it, framed: one write for many."""
-    parts = [frame(encode(message))]
-    while True:
-        try:
-            parts.append(frame(encode(source.receive_nowait())))
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return b"".join(parts)
+def _framed(message: AnyMessage) -> bytes:
+    return frame(encode(message))
 
 
 def _no_answer(_: AnyMessage) -> AnyMessage | None:

@@ -18,6 +18,7 @@ from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.offload import Reports
+from p2pkv.transport.remaining import Remaining
 from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shares import Shares, run_bytes
 from p2pkv.transport.wire import Pull, bitmap, encode
@@ -64,7 +65,7 @@ class Runs:
     def __init__(
         self, stream: Channel, *, peer: str, lease: int, dealer: Dealer, connection: int, on_block: OnBlock
     ) -> None:
-        """To the dealer this is `connection`."""
+        """To the dealer this is `connection`. Made by the task that waits for it, whose deadline the owner is told."""
         self.answered = False
         self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled))
         self._stream = stream
@@ -72,6 +73,7 @@ class Runs:
         self._lease = lease
         self._dealer = dealer
         self._connection = connection
+        self._remaining = Remaining()
         self._asked: deque[list[int]] = deque()
 
     def run(self) -> None:
@@ -99,7 +101,7 @@ class Runs:
         if run:
             self._asked.append(run)
             positions = [self._dealer.wanted[block].position for block in run]
-            channel.send(frame(encode(Pull(self._lease, bitmap(positions)))))
+            channel.send(frame(encode(Pull(self._lease, bitmap(positions), self._remaining.ms))))
 
     def _idle(self) -> None:
         if self.reports.are_due:
