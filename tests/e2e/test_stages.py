@@ -24,7 +24,7 @@ from p2pkv.transport.wire import AnyMessage, LeaseGrant, LeaseRelease, LeaseRequ
 from tests.daemons import alive, wait_until
 from tests.e2e.conftest import Chain
 from tests.e2e.relay import Passage, Relay
-from tests.e2e.test_security import Daemon_
+from tests.e2e.test_security import Daemon_, keyring
 from tests.e2e.test_sharing import visible
 
 WIDE = CanonicalLayout(layers=2, kv_heads=8, block_tokens=16, head_dim=256, dtype="fp32")
@@ -46,8 +46,14 @@ Settings: TypeAlias = tuple[str, ...]
 WAYS: dict[str, Settings] = {
     "tcp": ("--set", "fetch.shared_memory=false"),
     "shm": (),
+    "aead": ("--set", "fetch.shared_memory=false"),
     "nixl": ("--set", "transport.prefer=nixl,tcp"),
 }
+"""With `aead` a keyring comes on top."""
+
+
+def settings_of(way: str, folder: Path) -> Settings:
+    return (*WAYS[way], "--keyring", str(keyring(folder))) if way == "aead" else WAYS[way]
 
 
 class Reader:
@@ -68,14 +74,17 @@ class Reader:
 class Stager:
     """Calls `act` once, when a fetch over two relays has come to a stage."""
 
-    def __init__(self, before_owner: Relay, before_taker: Relay) -> None:
+    def __init__(self, before_owner: Relay, before_taker: Relay, *, sealed: bool = False) -> None:
+        """Of streams that are `sealed` it cannot tell but when blocks move."""
         self._waiting: tuple[str, Callable[[], None]] | None = None
         self._cut: Passage | None = None
         self._begun: dict[Passage, int] = {}
         self.acted = threading.Event()
         self._at_owner, self._at_taker = Reader(), Reader()
         before_owner.passing = self._towards_owner
-        before_taker.passing = self._towards_taker
+        if not sealed:
+            before_taker.passing = self._towards_taker
+        self._sealed = sealed
 
     def at(self, stage: str, act: Callable[[], None]) -> None:
         self.acted.clear()
@@ -97,6 +106,8 @@ class Stager:
         return passage.passed - self._begun.setdefault(passage, passage.passed) > CHAIN_BYTES // 8
 
     def _towards_owner(self, passage: Passage, data: bytes) -> bytes:
+        if passage.to_node and self._sealed:
+            return data
         if passage.to_node:
             kinds = {type(message) for message in self._at_owner.messages(passage, data)}
             if LeaseRequest in kinds:
@@ -215,7 +226,7 @@ def fetched(client: Client, chain: Chain, stager: Stager, stage: str, way: str, 
     if stage == "before the question":
         act()
     else:
-        stager.at("copying" if stage == "moving" and way != "tcp" else stage, act)
+        stager.at("copying" if stage == "moving" and way in {"shm", "nixl"} else stage, act)
     began = time.monotonic()
     with client.acquire(chain.keys, timeout_s=PATIENCE_S) as lease:
         assert time.monotonic() - began < PATIENCE_S + GRACE_S
@@ -246,22 +257,23 @@ class Jam:
         return data
 
 
-SLOW_NIXL = pytest.param(
-    "nixl",
-    marks=[pytest.mark.slow, pytest.mark.skipif(not is_installed(), reason="NIXL is not installed: p2pkv[nixl]")],
+SLOW_NIXL = [pytest.mark.slow, pytest.mark.skipif(not is_installed(), reason="NIXL is not installed: p2pkv[nixl]")]
+SEALED = pytest.param("aead", ("before the question", "moving"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("way", "stages"),
+    [("tcp", STAGES), ("shm", STAGES), SEALED, pytest.param("nixl", STAGES, marks=SLOW_NIXL)],
 )
-
-
-@pytest.mark.parametrize("way", ["tcp", "shm", SLOW_NIXL])
-def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_spoils_nothing(tmp_path, way):
+def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_spoils_nothing(tmp_path, way, stages):
     with (
         Relay() as relay,
-        taker(tmp_path, settings := (*WAYS[way], *PATIENT)) as (b, before_b, at_b),
+        taker(tmp_path, settings := (*settings_of(way, tmp_path), *PATIENT)) as (b, before_b, at_b),
         holding(tmp_path, relay, before_b, at_b, settings, "a") as (a, at_a),
     ):
-        stager = Stager(relay, before_b)
+        stager = Stager(relay, before_b, sealed=way == "aead")
         files = 0
-        for number, stage in enumerate(STAGES):
+        for number, stage in enumerate(stages):
             chain, other = Chain(1 + number, BLOCKS, WIDE), Chain(100 + number, OTHER_BLOCKS, WIDE)
             hold(at_a, at_b, chain)
             try:
@@ -286,16 +298,18 @@ def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_
         ("tcp", ("granted", "moving")),
         pytest.param("tcp", STAGES, marks=pytest.mark.slow),
         pytest.param("shm", STAGES, marks=pytest.mark.slow),
-        pytest.param("nixl", STAGES, marks=SLOW_NIXL.marks),
+        SEALED,
+        pytest.param("nixl", STAGES, marks=SLOW_NIXL),
     ],
 )
 def test_an_owner_killed_at_any_stage_costs_no_more_than_the_blocks_it_alone_had(tmp_path, way, stages):
-    with taker(tmp_path, WAYS[way]) as (b, before_b, at_b):
+    settings = settings_of(way, tmp_path)
+    with taker(tmp_path, settings) as (b, before_b, at_b):
         files = open_files(b)
         for number, stage in enumerate(stages):
             chain = Chain(1 + number, BLOCKS, WIDE)
-            with Relay() as relay, holding(tmp_path, relay, before_b, at_b, WAYS[way], f"a{number}") as (a, at_a):
-                stager = Stager(relay, before_b)
+            with Relay() as relay, holding(tmp_path, relay, before_b, at_b, settings, f"a{number}") as (a, at_a):
+                stager = Stager(relay, before_b, sealed=way == "aead")
                 hold(at_a, at_b, chain)
                 arrived = fetched(at_b, chain, stager, stage, way, a.kill)
                 assert arrived in expected(stage, way, killed=True), stage
