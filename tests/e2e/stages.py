@@ -32,10 +32,13 @@ PATIENT = ("--set", "mesh.suspicion_mult=60")
 """Who is frozen for a while is not held for dead."""
 BASE = ("--insecure", "--set", "fetch.cooldown_s=0.1", "--host-bytes", "48MiB")
 Settings: TypeAlias = tuple[str, ...]
+ONE_CONNECTION: Settings = ("--set", "fetch.shared_memory=false", "--set", "transport.tcp_connections=1")
+"""How many are kept of several depends on what was faster."""
 WAYS: dict[str, Settings] = {
-    "tcp": ("--set", "fetch.shared_memory=false"),
+    "tcp": ONE_CONNECTION,
+    "several": ("--set", "fetch.shared_memory=false", "--set", "transport.tcp_connections=4"),
     "shm": (),
-    "aead": ("--set", "fetch.shared_memory=false"),
+    "aead": ONE_CONNECTION,
     "nixl": ("--set", "transport.prefer=nixl,tcp"),
 }
 """With `aead` a keyring comes on top."""

@@ -74,7 +74,13 @@ def fetched(client: Client, chain: Chain, stager: Stager, stage: str, way: str, 
 
 @pytest.mark.parametrize(
     ("way", "stages"),
-    [("tcp", STAGES), ("shm", STAGES), SEALED, pytest.param("nixl", STAGES, marks=SLOW_NIXL)],
+    [
+        ("tcp", STAGES),
+        pytest.param("several", STAGES, marks=pytest.mark.slow),
+        ("shm", STAGES),
+        SEALED,
+        pytest.param("nixl", STAGES, marks=SLOW_NIXL),
+    ],
 )
 def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_spoils_nothing(tmp_path, way, stages):
     with (
@@ -99,7 +105,7 @@ def test_an_owner_frozen_at_any_stage_and_thawed_when_its_places_are_used_again_
             bring_all(at_b, chain)
             check_books(b, at_b)
             check_books(a, at_a)
-            files = files or open_files(a) + open_files(b)
+            files = files or open_files(a) + open_files(b) + (8 if way == "several" else 0)
         wait_until(lambda: open_files(a) + open_files(b) <= files, "no descriptor is left of any stage")
 
 
