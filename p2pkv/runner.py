@@ -28,7 +28,7 @@ from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.subkeys import sender_digest
-from p2pkv.transport.wire import Ack, AnyMessage, Packet, decode_untrusted, encode
+from p2pkv.transport.wire import Ack, AnyMessage, LeaseRequest, Packet, decode_untrusted, encode
 
 T = TypeVar("T")
 
@@ -69,6 +69,8 @@ class Runner:
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
+        self.on_ask: Callable[[str, LeaseRequest], bool] = lambda _address, _request: False
+        """Called with a question whose blocks may come right behind its answer; says whether it was put where they can."""
         self.on_stop: Callable[[int], None] = _ignore
         """Called to break off a transfer."""
         self.on_resolve: Callable[[str], None] = _ignore
@@ -209,6 +211,10 @@ class Runner:
                 case SendDatagram(address=address, packet=packet):
                     self._datagrams.send_bytes(address, self._seal.seal(encode(packet)))
                     self._metrics.datagrams.labels("sent").inc()
+                case SendStream(address=address, message=LeaseRequest(direct_bytes=size) as request) if (
+                    size and self.on_ask(address, request)
+                ):
+                    pass
                 case SendStream(address=address, message=message):
                     self._streams.send_nowait(address, message)
                 case Resolve(source=source):

@@ -50,8 +50,12 @@ class Transfers:
 
     def begin(self, nursery: trio.Nursery, start: StartTransfer) -> None:
         """Carry out a transfer in `nursery`; from now on it can be stopped."""
-        self._open[start.transfer] = trio.CancelScope(deadline=start.deadline)
+        self.open(start)
         nursery.start_soon(self.carry_out, start)
+
+    def open(self, start: StartTransfer) -> None:
+        """Take that a transfer will be carried out; from now on it can be stopped."""
+        self._open[start.transfer] = trio.CancelScope(deadline=start.deadline)
 
     def stop(self, transfer: int) -> None:
         """Break off a transfer soon; harmless if it is over."""
@@ -59,8 +63,10 @@ class Transfers:
         if scope is not None:
             scope.cancel()
 
-    async def carry_out(self, start: StartTransfer) -> None:
+    async def carry_out(self, start: StartTransfer, transport: BulkTransport | None = None) -> None:
         """Move the blocks of `start`, and wait until nobody writes any more. Never raises for anything a peer does.
+
+        Another `transport` than that of all transfers may be given for this one.
 
         Cancellation is safe. In a node that stops, places whose fence is not passed stay in quarantine to the end.
         """
@@ -76,16 +82,17 @@ class Transfers:
         outcome: Outcome = "gone"
         limit = self._open.setdefault(start.transfer, trio.CancelScope(deadline=start.deadline))
         began = trio.current_time()
-        path = self._transport.path(start.peer)
+        transport = transport or self._transport
+        path = transport.path(start.peer)
         try:
             with limit:
                 if wanted:
-                    await self._transport.pull(
+                    await transport.pull(
                         peer=start.peer,
                         address=start.address,
                         lease=start.lease,
                         wanted=wanted,
-                        on_block=lambda one, how: self._settle(start, places.pop(one.position), how),
+                        on_block=lambda one, how: self._settle(start, places.pop(one.position), how, path),
                     )
                 outcome = "ok"
             if limit.cancelled_caught:
@@ -129,7 +136,7 @@ class Transfers:
 
         return self._runner.call(verb)
 
-    def _settle(self, start: StartTransfer, reservation: Reservation, outcome: Outcome) -> None:
+    def _settle(self, start: StartTransfer, reservation: Reservation, outcome: Outcome, path: str) -> None:
         info = reservation.info
         self._tier.seal(reservation.slot)
         self._metrics.fetch_blocks.labels(outcome).inc()
@@ -140,7 +147,7 @@ class Transfers:
             self._abort(reservation)
             self._runner.tell(lambda node, now: node.on_block(start.transfer, info.key, outcome, now))
             return
-        self._metrics.transfer_bytes.labels("received", self._transport.path(start.peer)).inc(info.length)
+        self._metrics.transfer_bytes.labels("received", path).inc(info.length)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
             node.commit_fetched(reservation, now)

@@ -37,8 +37,6 @@ class _Rest:
 _Source: TypeAlias = "trio.MemoryReceiveChannel[AnyMessage | _Rest]"
 
 
-
-
 @dataclass(slots=True)
 class _Line:
     """What goes to one address."""

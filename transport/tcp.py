@@ -27,10 +27,11 @@ from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.part_streams import OpenPart, serve_parts
 from p2pkv.transport.sealed_handshake import Rings, greet_as
-from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
+from p2pkv.transport.sealed_stream import Channel, SealedStream, has_closed, is_outdated
 from p2pkv.transport.wire import (
     FabricOffer,
     Hello,
+    LeaseRequest,
     Pull,
     PullParts,
     bit_positions,
@@ -41,6 +42,9 @@ from p2pkv.transport.wire import (
 
 S = TypeVar("S", bound=trio.abc.Stream)
 T = TypeVar("T")
+
+OnRequest: TypeAlias = Callable[[trio.SocketStream, LeaseRequest], Awaitable[bool]]
+"""Answers a direct question on the stream it came on; says whether the stream is of any more use."""
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
@@ -151,6 +155,26 @@ class TcpTransport:
                 return
         stream = await self.open_stream(peer, address)
         await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=False)
+        self._keep(peer, address, stream)
+
+    def borrow(self, address: str) -> tuple[str, trio.SocketStream] | None:
+        """Return a kept connection to `address` that is not sealed, and the node there; None if there is none.
+
+        Whoever has it gives it back, or closes it.
+        """
+        waiting = self._idle.get(address, [])
+        while waiting:
+            node, stream = waiting[-1]
+            if not isinstance(stream, trio.SocketStream):
+                return None
+            waiting.pop()
+            if not has_closed(stream):
+                return node, stream
+            stream.socket.close()
+        return None
+
+    def give_back(self, peer: str, address: str, stream: trio.SocketStream) -> None:
+        """Take a borrowed connection back, on which nothing is left to be read."""
         self._keep(peer, address, stream)
 
     async def open_stream(self, peer: str, address: str) -> Channel:
@@ -289,10 +313,11 @@ async def serve_bulk(
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
     open_part: OpenPart | None = None,
     on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
+    on_request: OnRequest | None = None,
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
 
-    A caller that offers a fabric is left to `on_fabric` from there on.
+    A caller that offers a fabric is left to `on_fabric` from there on; `on_request` answers direct questions.
 
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
@@ -315,6 +340,13 @@ async def serve_bulk(
         if isinstance(message, FabricOffer) and on_fabric is not None:
             await on_fabric(message)
             return
+        if isinstance(message, LeaseRequest) and on_request is not None and isinstance(stream, trio.SocketStream):
+            with trio.move_on_after(block_s) as patience:
+                if not await on_request(stream, message):
+                    return
+            if patience.cancelled_caught:
+                return
+            continue
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)
