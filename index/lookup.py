@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from p2pkv.index.announce import landmarks
+from p2pkv.index.announce import STEP, landmarks
 from p2pkv.index.matcher import Matcher
 
 TIPS_MAX: Final = 4
@@ -23,6 +23,8 @@ TIPS_MAX: Final = 4
 
 def lengths(matcher: Matcher, keys: Sequence[bytes]) -> dict[str, int]:
     """Return for each peer that seems to hold a prefix of `keys`, a chain from its root, its length in blocks."""
+    if len(keys) <= STEP:  # all of them are landmarks
+        return matcher.longest_of_few(keys)
     marks = landmarks(len(keys))
     runs = matcher.runs([keys[depth] for depth in marks])
     stops = np.array([0, *(depth + 1 for depth in marks)])

@@ -143,6 +143,8 @@ def _cut(
     peers = _candidates(start, stop, terms, prefill_block_s)
     if not peers:
         return (), 0.0
+    if len(peers) == 1:
+        return _alone(peers[0], start, stop, prefill_block_s, left_s)
     depths = [min(one.depth, stop) - start for one in peers]
     times = _times(peers, depths)
     blocks = len(times) if times[-1] <= left_s else int(np.searchsorted(times, left_s, side="right"))
@@ -166,6 +168,23 @@ def _cut(
         runs.append(Run(one.peer, position, position + count))
         position += count
     return tuple(runs), _makespan(dealt)
+
+
+def _alone(
+    one: Terms, start: int, stop: int, prefill_block_s: float | None, left_s: float
+) -> tuple[tuple[Run, ...], float]:
+    """Return what `_cut` does where there is one peer: its times are a straight line, of which one end is the best."""
+    blocks = min(one.depth, stop) - start
+    if one.wait_s + blocks * one.block_s > left_s:
+        blocks = int((left_s - one.wait_s) / one.block_s) if one.block_s else 0
+        while blocks > 0 and one.wait_s + blocks * one.block_s > left_s:  # it was rounded up
+            blocks -= 1
+    if blocks <= 0:
+        return (), 0.0
+    saves_s = inf if prefill_block_s is None else prefill_block_s - one.block_s
+    if saves_s <= 0 or one.wait_s >= blocks * saves_s:
+        return (), 0.0
+    return (Run(one.peer, start, start + blocks),), one.wait_s + blocks * one.block_s
 
 
 def _candidates(start: int, stop: int, terms: Iterable[Terms], prefill_block_s: float | None) -> list[Terms]:
