@@ -95,6 +95,8 @@ class DirectAsks:
                 self._tcp.give_back(peer, address, stream)
             else:
                 stream.socket.close()
+        result = "lost" if grant is None else "direct" if grant.direct else "pulled"
+        self._metrics.direct_questions.labels(result).inc()
 
     async def _answer(
         self, peer: str, address: str, stream: trio.SocketStream, request: LeaseRequest

@@ -399,7 +399,12 @@ class _Session:
     def _acquire_reply(self, acquired: Acquired) -> Reply:
         held = acquired.lease.blocks
         numbers = {peer: number for number, peer in enumerate(dict.fromkeys(acquired.sources))}
-        generations = self._served.tier.generations([one.slot for one in held])
+        tier = self._served.tier
+        generations = (
+            tier.generations([one.slot for one in held])
+            if len(held) > 1
+            else [tier.generation(one.slot) for one in held]
+        )
         blocks = tuple(
             [
                 LeasedBlock(

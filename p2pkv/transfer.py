@@ -139,21 +139,22 @@ class Transfers:
     def _settle(self, start: StartTransfer, reservation: Reservation, outcome: Outcome, path: str) -> None:
         info = reservation.info
         self._tier.seal(reservation.slot)
-        self._metrics.fetch_blocks.labels(outcome).inc()
         if outcome != "ok":
             if outcome == "corrupt":
                 self._metrics.integrity_failures.labels("wire").inc()
                 self._log.warning("corrupt block refused", peer=start.peer, key=info.key.hex()[:16])
             self._abort(reservation)
             self._runner.tell(lambda node, now: node.on_block(start.transfer, info.key, outcome, now))
+            self._metrics.fetch_blocks.labels(outcome).inc()
             return
-        self._metrics.transfer_bytes.labels("received", path).inc(info.length)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
             node.commit_fetched(reservation, now)
             return node.on_block(start.transfer, info.key, "ok", now)
 
-        self._runner.tell(verb)
+        self._runner.tell(verb)  # an engine may have its answer by that
+        self._metrics.fetch_blocks.labels(outcome).inc()
+        self._metrics.transfer_bytes.labels("received", path).inc(info.length)
 
     def _give_up(self, places: Sequence[Reservation], *, hot: bool) -> None:
         """Give places back that hold nothing, or keep those in quarantine that may still be written to."""

@@ -9,15 +9,17 @@ than the way to a worker thread and back.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
 from p2pkv.blocks import block_digest
-from p2pkv.errors import MalformedMessage, PeerGone
+from p2pkv.errors import MalformedMessage
 from p2pkv.fetch import Outcome
 from p2pkv.transport.base import Bodies, OnBlock, Wanted
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
-from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
+from p2pkv.transport.framing import frame
+from p2pkv.transport.handshake import fill_exactly, read_frame_exactly
 from p2pkv.transport.wire import LeaseGrant, LeaseRequest, decode_untrusted, encode
 
 
@@ -37,17 +39,7 @@ async def read_grant(stream: trio.SocketStream, request: LeaseRequest, *, peer: 
         PeerGone: the stream ended.
         MalformedMessage: something else came.
     """
-    reader = FrameReader(peer=peer)
-    need = LENGTH_BYTES
-    while True:
-        piece = bytearray(need)
-        await _fill(stream, memoryview(piece), peer=peer)
-        reader.feed(piece)
-        payload = reader.next_frame()
-        if payload is not None:
-            break
-        need = reader.missing_bytes()
-    grant = decode_untrusted(payload, peer=peer)
+    grant = decode_untrusted(await read_frame_exactly(stream, peer=peer), peer=peer)
     if not isinstance(grant, LeaseGrant) or grant.request != request.request:
         raise MalformedMessage(f"{type(grant).__name__} where the answer to {request.request} was due", peer=peer)
     if grant.direct and sum(grant.lengths) > request.direct_bytes:
@@ -68,7 +60,7 @@ async def receive_direct(
     by_position = {one.position: one for one in wanted}
     head = bytearray(HEADER_BYTES)
     for position, length in enumerate(grant.lengths):
-        await _fill(stream, memoryview(head), peer=peer)
+        await fill_exactly(stream, memoryview(head), peer=peer)
         header = unpack_untrusted(bytes(head), peer=peer)
         if (header.lease, header.position) != (grant.lease, position):
             raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=peer)
@@ -80,9 +72,9 @@ async def receive_direct(
         if header.length != length or (one is not None and header.digest != one.digest):
             raise MalformedMessage("block that is not the one granted", peer=peer)
         if one is None:
-            await _fill(stream, memoryview(bytearray(length)), peer=peer)
+            await fill_exactly(stream, memoryview(bytearray(length)), peer=peer)
             continue
-        await _fill(stream, one.into, peer=peer)
+        await fill_exactly(stream, one.into, peer=peer)
         outcome: Outcome = "ok" if block_digest(one.into, one.segment_bytes) == one.digest else "corrupt"
         on_block(one, outcome)
 
@@ -93,12 +85,17 @@ async def answer_direct(stream: trio.SocketStream, grant: LeaseGrant, bodies: Bo
     Raises:
         trio.BrokenResourceError: the other side is gone.
     """
-    views = [memoryview(frame(encode(grant)))]
+    answer = memoryview(frame(encode(grant)))
+    views: list[memoryview] = []
     if grant.direct:
+        # On its own, so that the other side makes places for the blocks while they are being copied to the kernel.
+        with suppress(OSError):
+            answer = answer[os.write(stream.socket.fileno(), answer) :]
         for position in range(len(bodies)):
             one = bodies[position]
             header = BulkHeader(grant.lease, position, len(one.body), one.segment_bytes, one.digest)
             views += memoryview(header.pack()), one.body
+    views = [answer, *views] if answer else views
     try:
         while views:
             sent = await stream.socket.sendmsg(views)
@@ -108,19 +105,3 @@ async def answer_direct(stream: trio.SocketStream, grant: LeaseGrant, bodies: Bo
                 views[0] = views[0][sent:]
     except OSError as exc:
         raise trio.BrokenResourceError(f"connection broke ({exc.strerror})") from exc
-
-
-async def _fill(stream: trio.SocketStream, view: memoryview, *, peer: str) -> None:
-    """Fill `view`, without a turn of the event loop for what is here already."""
-    done = 0
-    while done < len(view):
-        try:
-            count = os.readv(stream.socket.fileno(), [view[done:]])
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(stream.socket)
-            continue
-        except OSError as exc:
-            raise PeerGone(f"connection broke ({exc.strerror})", peer=peer) from exc
-        if not count:
-            raise PeerGone(f"stream ended {len(view) - done} bytes early", peer=peer)
-        done += count
