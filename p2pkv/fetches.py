@@ -529,8 +529,11 @@ class Fetches:
     def _is_claimed(self, key: BlockKey, peer: str) -> bool:
         """Say whether a block is one that `peer` claims, and not one asked for in hope."""
         flight = self._flights.get(key)
-        fetches = [self._fetches[number] for number in self._waiting(flight)] if flight is not None else []
-        return any(fetch.claims.get(peer, 0) > fetch.positions[key] for fetch in fetches)
+        for number in flight.waiters if flight is not None else ():
+            fetch = self._fetches.get(number)
+            if fetch is not None and fetch.claims.get(peer, 0) > fetch.positions[key]:
+                return True
+        return False
 
     def _ended(self, numbers: Sequence[int]) -> tuple[FetchEffect, ...]:
         """End those of the fetches whose usable prefix is decided."""

@@ -277,8 +277,8 @@ class Node:
             case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
-                record, grant = self._known(sender), self.grant(sender, message, now)
-                return (SendStream(record.address, grant),) if record is not None and grant is not None else ()
+                grant = self.grant(sender, message, now)
+                return (SendStream(self._address_of(sender), grant),) if grant is not None else ()
             case LeaseGrant(request=request) if self.parts.deliveries.asked(request):
                 return self.parts.on_grant(sender, message, now)
             case LeaseGrant():

@@ -13,7 +13,7 @@ which peers deeper than k give a block. The blocks are then dealt out from the h
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Final, TypeAlias
 
 import msgspec
@@ -247,6 +247,8 @@ def _moment(peers: Sequence[Terms], depths: Sequence[int], count: int) -> float:
     while able and left > 0:  # were there no limits, they would give as many at this moment
         rate = sum(1 / one.block_s for one, _ in able)
         moment_s = (left + sum(one.wait_s / one.block_s for one, _ in able)) / rate
+        if not isfinite(moment_s) or not isfinite(rate):  # figures so far apart say nothing together
+            return float(_earliest(peers, depths, count)[-1])
         early = [pair for pair in able if pair[0].wait_s < moment_s]
         if len(early) < len(able):
             able = early

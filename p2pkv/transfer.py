@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import trio
+from prometheus_client import Counter
 
 from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
@@ -42,6 +43,8 @@ class Transfers:
     ) -> None:
         self._runner = runner
         self._tier = tier
+        self._arrived = metrics.fetch_blocks.labels("ok")  # found once: that takes longer than to count
+        self._received_bytes: dict[str, Counter] = {}
         self._transport = transport
         self._metrics = metrics
         self._log = log
@@ -153,8 +156,10 @@ class Transfers:
             return node.on_block(start.transfer, info.key, "ok", now)
 
         self._runner.tell(verb)  # an engine may have its answer by that
-        self._metrics.fetch_blocks.labels(outcome).inc()
-        self._metrics.transfer_bytes.labels("received", path).inc(info.length)
+        self._arrived.inc()
+        if path not in self._received_bytes:
+            self._received_bytes[path] = self._metrics.transfer_bytes.labels("received", path)
+        self._received_bytes[path].inc(info.length)
 
     def _give_up(self, places: Sequence[Reservation], *, hot: bool) -> None:
         """Give places back that hold nothing, or keep those in quarantine that may still be written to."""

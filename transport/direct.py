@@ -16,7 +16,7 @@ import trio
 from p2pkv.blocks import block_digest
 from p2pkv.errors import MalformedMessage
 from p2pkv.fetch import Outcome
-from p2pkv.transport.base import Bodies, OnBlock, Wanted
+from p2pkv.transport.base import Bodies, Offered, OnBlock, Wanted
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import fill_exactly, read_frame_exactly
@@ -92,9 +92,7 @@ async def answer_direct(stream: trio.SocketStream, grant: LeaseGrant, bodies: Bo
         with suppress(OSError):
             answer = answer[os.write(stream.socket.fileno(), answer) :]
         for position in range(len(bodies)):
-            one = bodies[position]
-            header = BulkHeader(grant.lease, position, len(one.body), one.segment_bytes, one.digest)
-            views += memoryview(header.pack()), one.body
+            views += map(memoryview, _parts(grant.lease, position, bodies[position]))
     views = [answer, *views] if answer else views
     try:
         while views:
@@ -105,3 +103,8 @@ async def answer_direct(stream: trio.SocketStream, grant: LeaseGrant, bodies: Bo
                 views[0] = views[0][sent:]
     except OSError as exc:
         raise trio.BrokenResourceError(f"connection broke ({exc.strerror})") from exc
+
+
+def _parts(lease: int, position: int, one: Offered) -> list[bytes | memoryview]:
+    """Return what stands on the stream for one block."""
+    return [BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack(), one.body]

@@ -233,3 +233,8 @@ def test_a_plan_does_not_depend_on_the_order_of_claims(order: int) -> None:
 def test_when_all_is_here_is_known_without_looking_at_every_block(peers: list[Terms]) -> None:
     depths = [one.depth for one in peers]
     assert _time_of_all(peers, depths) == pytest.approx(_times(peers, depths)[-1])
+
+
+def test_figures_that_round_each_other_away_say_when_all_is_here_all_the_same() -> None:
+    far_apart = [Terms("a", 1, 0.0, 0.0625), Terms("b", 1, 1.0, 2.2e-313)]
+    assert _time_of_all(far_apart, [1, 1]) == _times(far_apart, [1, 1])[-1]
