@@ -78,6 +78,7 @@ _BULK_IDLE_S: Final = 300.0
 _INCOMING_MAX: Final = 4096
 """Streams of other nodes at a time; a further one is closed at once."""
 _GAUGES_S: Final = 1.0
+_LET_GO_S: Final = 5.0
 _DUPLICATE_FRESH_S: Final = 600.0
 """How long the metric counts another process with our id after it was last heard of; it is told ten times as often."""
 
@@ -140,6 +141,7 @@ class Agent:
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
+            on_overdue=self.metrics.overdue.labels("message").inc,
             ring=self._protection.rings,
             certified=self._guard.certified,
         )
@@ -153,7 +155,7 @@ class Agent:
             hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
         )
         self.fabric: Final = self._on_fabric() if "nixl" in config.transport.prefer else None
-        nixl = (
+        self._nixl = nixl = (
             NixlTransport(
                 self.fabric, hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
             )
@@ -218,7 +220,6 @@ class Agent:
             streams=self._streams,
             metrics=self.metrics,
             log=self.log,
-            answer_s=self.config.fetch.answer_timeout_s,
         )
         parts = PartTransfers(
             runner=self.runner,
@@ -242,6 +243,7 @@ class Agent:
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
                 nursery.start_soon(self._show_gauges)
+                nursery.start_soon(self._let_go, parts)
                 nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
                 task_status.started()
                 try:
@@ -380,6 +382,7 @@ class Agent:
                     block_s=self.config.fetch.lease_s,
                     open_part=self._open_part,
                     on_sent=partial(self._sent, TcpTransport.name),
+                    on_overdue=self.metrics.overdue.labels("blocks").inc,
                     on_fabric=partial(self._serve_fabric, channel, hello.node),
                     on_request=partial(self._answer_direct, hello.node),
                 )
@@ -408,6 +411,7 @@ class Agent:
             idle_s=_BULK_IDLE_S,
             block_s=self.config.fetch.lease_s,
             on_sent=partial(self._sent, NixlTransport.name),
+            on_overdue=self.metrics.overdue.labels("blocks").inc,
         )
 
     async def _answer_direct(self, peer: str, stream: trio.SocketStream, request: LeaseRequest) -> bool:
@@ -458,6 +462,15 @@ class Agent:
         with contextlib.suppress(PeerError):
             return await self._shm.open(peer, socket_name(self.config.node.cluster, peer))
         return None
+
+    async def _let_go(self, parts: PartTransfers) -> None:
+        """Give up connections to peers that are gone: no event says so of those that nobody uses."""
+        while True:
+            await trio.sleep(_LET_GO_S)
+            self._bulk_tcp.let_go_of_closed()
+            if self._nixl is not None:
+                await self._nixl.let_go_of_closed()
+            parts.let_go_of_closed()
 
     async def _show_gauges(self) -> None:
         evicted = 0

@@ -35,9 +35,8 @@ class DirectAsks:
         streams: ControlStreams,
         metrics: Metrics,
         log: Log,
-        answer_s: float,
     ) -> None:
-        """`transport` says which way a peer's blocks take; `answer_s` is how long a question waits for its answer."""
+        """`transport` says which way a peer's blocks take."""
         self._runner = runner
         self._transfers = transfers
         self._transport = transport
@@ -45,7 +44,6 @@ class DirectAsks:
         self._streams = streams
         self._metrics = metrics
         self._log = log
-        self._answer_s = answer_s
         self._nursery: trio.Nursery | None = None
         self._arriving: dict[tuple[str, int], list[StartTransfer]] = {}
         """By peer and lease, what is to be moved of an answer that is being delivered."""
@@ -58,8 +56,8 @@ class DirectAsks:
         self._runner.on_transfer = self.begin
         self._runner.on_stop = self._transfers.stop
 
-    def ask(self, address: str, request: LeaseRequest) -> bool:
-        """Put a question on a kept stream; say whether there was one. Does not wait."""
+    def ask(self, address: str, request: LeaseRequest, until: float) -> bool:
+        """Put a question, of use `until` then, on a kept stream; say whether there was one. Does not wait."""
         assert self._nursery is not None
         kept = self._tcp.borrow(address)
         if kept is None:
@@ -71,7 +69,7 @@ class DirectAsks:
         if not ask_nowait(stream, request):
             stream.socket.close()
             return False
-        self._nursery.start_soon(self._hear, peer, address, stream, request)
+        self._nursery.start_soon(self._hear, peer, address, stream, request, until)
         return True
 
     def begin(self, start: StartTransfer) -> None:
@@ -84,11 +82,13 @@ class DirectAsks:
             self._transfers.open(start)
             arriving.append(start)
 
-    async def _hear(self, peer: str, address: str, stream: trio.SocketStream, request: LeaseRequest) -> None:
+    async def _hear(
+        self, peer: str, address: str, stream: trio.SocketStream, request: LeaseRequest, until: float
+    ) -> None:
         """Wait for the answer and hand it on, then carry out what it causes. Never raises for anything a peer does."""
         is_whole = False
         try:
-            grant = await self._answer(peer, address, stream, request)
+            grant = await self._answer(peer, address, stream, request, until)
             is_whole = grant is not None and await self._take(peer, stream, grant)
         finally:
             if is_whole:
@@ -99,17 +99,17 @@ class DirectAsks:
         self._metrics.direct_questions.labels(result).inc()
 
     async def _answer(
-        self, peer: str, address: str, stream: trio.SocketStream, request: LeaseRequest
+        self, peer: str, address: str, stream: trio.SocketStream, request: LeaseRequest, until: float
     ) -> LeaseGrant | None:
         """Return the answer; None if it does not come here, or too late for anybody to wait for it."""
         try:
-            with trio.move_on_after(self._answer_s):
+            with trio.move_on_at(until):
                 return await read_grant(stream, request, peer=peer)
         except MalformedMessage as exc:
             self._metrics.malformed.labels("bulk").inc()
             self._log.warning("answer makes no sense", peer=peer, reason=str(exc))
         except (PeerGone, trio.ClosedResourceError):
-            self._streams.send_nowait(address, request)  # it had been closed while nobody used it
+            self._streams.send_nowait(address, request, until)  # it had been closed while nobody used it
         return None
 
     async def _take(self, peer: str, stream: trio.SocketStream, grant: LeaseGrant) -> bool:

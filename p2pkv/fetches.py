@@ -356,7 +356,7 @@ class Fetches:
             part = tuple(keys[start : start + KEYS_PER_LEASE_MAX])
             asked_bytes = len(part) * block_bytes
             self._ids += 1
-            self._questions.open(
+            question = self._questions.open(
                 self._ids, peer, part, now=now, deadline=deadline, asked_bytes=asked_bytes, hedge=hedge
             )
             self._queue(peer, asked_bytes)
@@ -369,7 +369,7 @@ class Fetches:
             may_be_direct = not hedge and not mapped and all(self._moving.mover(key) is None for key in part)
             direct_bytes = DIRECT_BYTES_MAX if may_be_direct and asked_bytes <= DIRECT_BYTES_MAX else 0
             message = LeaseRequest(self._ids, join_keys(part), remaining_ms, mapped, direct_bytes)
-            effects.append(SendStream(self._address_of[peer], message))
+            effects.append(SendStream(self._address_of[peer], message, question.answer_by))
         return effects
 
     def _close(self, number: int) -> Question:

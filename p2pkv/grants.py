@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from p2pkv.blocks import split_keys
 from p2pkv.config import FetchConfig
 from p2pkv.errors import PinLimit
+from p2pkv.fetch import grant_check
 from p2pkv.ledger import Lease, Ledger
 from p2pkv.shedding import Window
 from p2pkv.slots import Slot
@@ -71,7 +74,7 @@ class Grants:
         infos = [held.info for held in lease.blocks]
         slots = [held.slot for held in lease.blocks]
         told = self._generations if request.mapped else None
-        return LeaseGrant(
+        grant = LeaseGrant(
             request=request.request,
             lease=lease.id,
             granted=bitmap([i for i, _ in found]),
@@ -84,6 +87,7 @@ class Grants:
             generations=tuple(told(slots)) if told is not None else (),
             direct=on_bulk_stream and size <= request.direct_bytes,
         )
+        return msgspec.structs.replace(grant, check=grant_check(grant, [info.key for info in infos]))
 
     def on_renew(self, sender: str, renew: LeaseRenew, now: float) -> None:
         """Hold a lease for longer; one that ended, or is another's, or was renewed too often, is not."""

@@ -76,6 +76,12 @@ class Metrics:
             "Session keys that ended before their time, because a peer had as many as it may.",
             registry=registry,
         )
+        self.overdue = Counter(
+            "p2pkv_overdue",
+            "What was not sent, or not to its end, because whoever it was for had no time left for it.",
+            ["what"],
+            registry=registry,
+        )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)
 
     def snapshot(self) -> dict[str, float]:

@@ -278,7 +278,9 @@ class Node:
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
                 grant = self.grant(sender, message, now)
-                return (SendStream(self._address_of(sender), grant),) if grant is not None else ()
+                if grant is None:
+                    return ()
+                return (SendStream(self._address_of(sender), grant, now + grant.lease_ms / 1000),)
             case LeaseGrant(request=request) if self.parts.deliveries.asked(request):
                 return self.parts.on_grant(sender, message, now)
             case LeaseGrant():
@@ -533,7 +535,7 @@ class Node:
         self._locate_ids += 1
         anchor, place = self.directory.place(key) or (anchor_of(key), 0)
         self.ring(now)
-        question, effects = self.directory.ask([anchor], now + self.config.directory.timeout_s)
+        question, effects = self.directory.ask([anchor], now + self.config.directory.timeout_s, now)
         if question is None:
             return self._locate_ids, (Located(self._locate_ids, anchor, place, (), (), ()),)
         self._questions[question] = (self._locate_ids, anchor, place)
@@ -691,7 +693,7 @@ class Node:
     def _ask(self, ask: AskDirectory, now: float) -> tuple[Effect, ...]:
         """Ask the directory for an acquire, which goes on at once if there is nobody to ask."""
         self.ring(now)
-        question, effects = self.directory.ask(ask.anchors, ask.until)
+        question, effects = self.directory.ask(ask.anchors, ask.until, now)
         if question is None:
             return self._route(self._acquires.on_heard(ask.acquire, (), now), now)
         self._questions[question] = ask.acquire

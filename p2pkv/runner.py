@@ -69,7 +69,7 @@ class Runner:
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
-        self.on_ask: Callable[[str, LeaseRequest], bool] = lambda _address, _request: False
+        self.on_ask: Callable[[str, LeaseRequest, float], bool] = lambda _address, _request, _until: False
         """Called with a question whose blocks may come right behind its answer; says whether it was put where they can."""
         self.on_stop: Callable[[int], None] = _ignore
         """Called to break off a transfer."""
@@ -211,12 +211,12 @@ class Runner:
                 case SendDatagram(address=address, packet=packet):
                     self._datagrams.send_bytes(address, self._seal.seal(encode(packet)))
                     self._metrics.datagrams.labels("sent").inc()
-                case SendStream(address=address, message=LeaseRequest(direct_bytes=size) as request) if (
-                    size and self.on_ask(address, request)
+                case SendStream(address=address, message=LeaseRequest(direct_bytes=size) as request, until=until) if (
+                    size and self.on_ask(address, request, until)
                 ):
                     pass
-                case SendStream(address=address, message=message):
-                    self._streams.send_nowait(address, message)
+                case SendStream(address=address, message=message, until=until):
+                    self._streams.send_nowait(address, message, until)
                 case Resolve(source=source):
                     self.on_resolve(source)
                 case StartTransfer():

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import trio
 from prometheus_client import Counter
 
-from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, TierFull
+from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, SealRefused, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.ledger import Reservation
 from p2pkv.logs import Log
@@ -105,6 +105,8 @@ class Transfers:
             outcome = "refused" if refused else "slow" if isinstance(exc, PeerTooSlow) else "gone"
             if refused:
                 self._metrics.malformed.labels("bulk").inc()
+            if isinstance(exc, SealRefused):
+                self._runner.seal_refused("bulk", exc)
             self._log.warning("transfer failed", peer=start.peer, reason=str(exc), blocks_missing=len(places))
         finally:
             del self._open[start.transfer]

@@ -158,7 +158,7 @@ SHELLS = {
     *("echoes", "paths", "direct_asks", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
-    *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
     *("transport.nixl_pull", "transport.fabric_serve"),
     "bench.handshake",
     *("bench.lent", "bench.fabric", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),

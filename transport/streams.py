@@ -1,12 +1,15 @@
 """Control messages over TCP. One connection per direction: this node opens its own to whomever it has to tell something.
 
 A sender never waits: messages go into a bounded queue per address, a task per address writes them, and whatever is
-lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go.
+lost is reported once by `on_lost(address)`. An address that is not written to for a while is let go. A message that nobody
+waits for any more when its turn comes is left out.
 """
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Final, TypeAlias
 
 import trio
@@ -34,14 +37,16 @@ class _Rest:
     bytes: bytes
 
 
-_Source: TypeAlias = "trio.MemoryReceiveChannel[AnyMessage | _Rest]"
+Waiting: TypeAlias = tuple[AnyMessage | _Rest, float]
+"""A message, and until when it is of use to whom it is for."""
+_Source: TypeAlias = "trio.MemoryReceiveChannel[Waiting]"
 
 
 @dataclass(slots=True)
 class _Line:
     """What goes to one address."""
 
-    queue: trio.MemorySendChannel[AnyMessage | _Rest]
+    queue: trio.MemorySendChannel[Waiting]
     writer: trio.CancelScope
     idle: Channel | None = None
     """The stream while the writer waits for something to write: what must not wait may then be written past it."""
@@ -58,6 +63,7 @@ class ControlStreams:
         hello: Callable[[], Hello],
         connect_timeout_s: float,
         on_lost: Callable[[str, PeerError], None],
+        on_overdue: Callable[[], None] = lambda: None,
         open_stream: Callable[[str, int], Awaitable[trio.abc.Stream]] = open_tcp,
         ring: Rings | None = None,
         certified: Certified | None = None,
@@ -68,6 +74,7 @@ class ControlStreams:
         self._ring = ring
         self._connect_timeout_s = connect_timeout_s
         self._on_lost = on_lost
+        self._on_overdue = on_overdue
         self._open_stream = open_stream
         self._lines: dict[str, _Line] = {}
         self._nursery: trio.Nursery | None = None
@@ -78,21 +85,24 @@ class ControlStreams:
             task_status.started()
             await trio.sleep_forever()
 
-    def send_nowait(self, address: str, message: AnyMessage) -> None:
-        """Queue `message` for `address`, or write it at once if an engine waits for it and nothing is before it."""
+    def send_nowait(self, address: str, message: AnyMessage, until: float = inf) -> None:
+        """Queue `message` for `address`, to leave before `until` or not at all.
+
+        It is written at once if an engine waits for it and nothing is before it.
+        """
         assert self._nursery is not None, "run first"
         line = self._lines.get(address)
         if line is None:
-            queue, source = trio.open_memory_channel[AnyMessage | _Rest](STREAM_QUEUE_MAX)
+            queue, source = trio.open_memory_channel[Waiting](STREAM_QUEUE_MAX)
             line = self._lines[address] = _Line(queue, trio.CancelScope())
             self._nursery.start_soon(self._write, address, source, line)
-        queued: AnyMessage | _Rest = message
+        queued: Waiting = (message, until)
         if line.idle is not None and isinstance(message, _AT_ONCE):
-            rest = _write_at_once(line.idle, frame(encode(message)))
+            rest = _write_at_once(line.idle, _framed(message))
             line.written_at = trio.current_time()
             if rest is not None and not rest.bytes:
                 return
-            queued = rest or message
+            queued = queued if rest is None else (rest, inf)
         line.idle = None  # what comes next must not overtake it
         try:
             line.queue.send_nowait(queued)
@@ -124,7 +134,7 @@ class ControlStreams:
             while True:
                 line.idle = _writable_past(stream, source)
                 with trio.move_on_at(line.written_at + _IDLE_S) as idle:
-                    message = await source.receive()
+                    first = await source.receive()
                 line.idle = None
                 if idle.cancelled_caught:
                     if source.statistics().current_buffer_used:  # given in the very moment the time was up
@@ -134,15 +144,15 @@ class ControlStreams:
                     self._lines.pop(address).queue.close()
                     return
                 line.written_at = trio.current_time()
-                if isinstance(message, _Rest):
-                    await _below(stream).send_all(message.bytes)
+                if isinstance(first[0], _Rest):  # nothing was written since
+                    await _below(stream).send_all(first[0].bytes)
                     continue
                 if is_outdated(stream):
                     await trio.aclose_forcefully(stream)  # all was read: peers read until the end
                     stream = await self._connect(address)
                 if has_closed(stream):  # peers say nothing here: it has closed, and a write would go nowhere
                     raise trio.BrokenResourceError("the peer closed it")
-                await stream.send_all(_frames(message, source))
+                await stream.send_all(b"".join(map(_framed, self._due(first, source))))
         except PeerError as exc:
             self._drop(address, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
@@ -154,6 +164,18 @@ class ControlStreams:
             source.close()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
+
+    def _due(self, first: Waiting, source: _Source) -> list[AnyMessage]:
+        """Return `first` and all that wait behind it, for one write; less what nobody waits for any more."""
+        waiting = [first]
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                waiting.append(source.receive_nowait())
+        now = trio.current_time()
+        due = [message for message, until in waiting if now < until and not isinstance(message, _Rest)]
+        for _ in range(len(waiting) - len(due)):
+            self._on_overdue()
+        return due
 
     async def _connect(self, address: str) -> trio.abc.Stream:
         async def greet(stream: trio.abc.Stream) -> trio.abc.Stream:
@@ -191,16 +213,8 @@ def _write_at_once(stream: Channel, data: bytes) -> _Rest | None:
         return _Rest(bytes(out))
 
 
-def _frames(message: AnyMessage, source: _Source) -> bytes:
-    """Return `message` and all that wait behind it, framed: one write for many."""
-    parts = [frame(encode(message))]
-    while True:
-        try:
-            following = source.receive_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return b"".join(parts)
-        assert not isinstance(following, _Rest), "it is written to a line that has nothing else to write"
-        parts.append(frame(encode(following)))
+def _framed(message: AnyMessage) -> bytes:
+    return frame(encode(message))
 
 
 def _no_answer(_: AnyMessage) -> AnyMessage | None:

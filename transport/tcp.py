@@ -26,6 +26,7 @@ from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.part_streams import OpenPart, serve_parts
+from p2pkv.transport.remaining import Remaining, until
 from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.sealed_stream import Channel, SealedStream, has_closed, is_outdated
 from p2pkv.transport.wire import (
@@ -189,6 +190,17 @@ class TcpTransport:
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
         return stream
 
+    def let_go_of_closed(self) -> None:
+        """Close kept connections that the other side has closed; to be called now and then, for it may have died."""
+        for address, streams in tuple(self._idle.items()):
+            kept = [(node, stream) for node, stream in streams if not has_closed(stream)]
+            for _, stream in streams:
+                if has_closed(stream):
+                    stream.socket.close()
+            self._idle[address] = kept
+            if not kept:
+                del self._idle[address]
+
     async def aclose(self) -> None:
         """Close the kept connections."""
         for streams in self._idle.values():
@@ -259,11 +271,13 @@ class _BlockingPull:
         self._peer = peer
         self._lease = lease
         self._wanted = wanted
+        self._remaining = Remaining()
 
     def run(self) -> None:
         """Ask and receive, until all blocks are settled or something goes wrong."""
         with BlockingChannel(self._stream, timeout_s=None, peer=self._peer, on_idle=self._idle) as channel:
-            channel.send(frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted])))))
+            wanted = bitmap([one.position for one in self._wanted])
+            channel.send(frame(encode(Pull(self._lease, wanted, self._remaining.ms))))
             room = memoryview(bytearray(HEADER_BYTES))
             for one in self._wanted:
                 self.reports.add((one, self._receive(channel, room, one)))
@@ -311,11 +325,12 @@ async def serve_bulk(
     idle_s: float,
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
+    on_overdue: Callable[[], None] = lambda: None,
     open_part: OpenPart | None = None,
     on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
     on_request: OnRequest | None = None,
 ) -> None:
-    """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
+    """Answer pulls of a greeted caller until it goes away, misbehaves, is silent for `idle_s`, or has no time left for one.
 
     A caller that offers a fabric is left to `on_fabric` from there on; `on_request` answers direct questions.
 
@@ -334,14 +349,21 @@ async def serve_bulk(
             return
         message = decode_untrusted(payload, peer=peer)
         if isinstance(message, PullParts) and open_part is not None:
-            if not await serve_parts(stream, message, peer=peer, open_part=open_part, block_s=block_s, on_sent=on_sent):
+            goes_on = False
+            with trio.CancelScope(deadline=until(message.remaining_ms)) as limit:
+                goes_on = await serve_parts(
+                    stream, message, peer=peer, open_part=open_part, block_s=block_s, on_sent=on_sent
+                )
+            if limit.cancelled_caught:
+                on_overdue()
+            if not goes_on:
                 return
             continue
         if isinstance(message, FabricOffer) and on_fabric is not None:
             await on_fabric(message)
             return
         if isinstance(message, LeaseRequest) and on_request is not None and isinstance(stream, trio.SocketStream):
-            with trio.move_on_after(block_s) as patience:
+            with trio.move_on_after(min(block_s, message.remaining_ms / 1000)) as patience:
                 if not await on_request(stream, message):
                     return
             if patience.cancelled_caught:
@@ -350,9 +372,13 @@ async def serve_bulk(
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)
-        try:
-            await run_blocking(sending.run, interrupt=sending.interrupt)
-        except (PeerError, trio.ClosedResourceError):
+        with trio.CancelScope(deadline=until(message.remaining_ms)) as limit:
+            try:
+                await run_blocking(sending.run, interrupt=sending.interrupt)
+            except (PeerError, trio.ClosedResourceError):
+                return
+        if limit.cancelled_caught:  # what was being sent broke off in the middle: the stream is of no more use
+            on_overdue()
             return
 
 
