@@ -61,6 +61,7 @@ from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.tls import TlsStream
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
+from p2pkv.transport.widths import Widths
 from p2pkv.transport.wire import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -152,7 +153,10 @@ class Agent:
             control_address=self._control_address,
         )
         tcp = self._bulk_tcp = TcpTransport(
-            hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
+            hello=lambda: self._hello(BULK),
+            connect_timeout_s=timeout_s,
+            keys=self._guard.keys,
+            widths=Widths(config.transport.tcp_connections),
         )
         self.fabric: Final = self._on_fabric() if "nixl" in config.transport.prefer else None
         self._nixl = nixl = (
@@ -473,7 +477,7 @@ class Agent:
             parts.let_go_of_closed()
 
     async def _show_gauges(self) -> None:
-        evicted = 0
+        evicted = lost = 0
         while True:
             figures = self.runner.ask(lambda node: node.statistics()).ledger
             self.metrics.tier_bytes.labels("host").set(figures.used_bytes)
@@ -487,6 +491,10 @@ class Agent:
             now = trio.current_time()
             self._probes.give_back(now)
             twins = self.runner.ask(lambda node: node.membership.duplicates())
+            for use, count in zip(("busy", "idle"), self._bulk_tcp.open_connections(), strict=True):
+                self.metrics.bulk_connections.labels(use).set(count)
+            self.metrics.bulk_connections_lost.inc(self._bulk_tcp.connections_lost - lost)
+            lost = self._bulk_tcp.connections_lost
             self.metrics.duplicate_ids.set(sum(now - twin.heard_at < _DUPLICATE_FRESH_S for twin in twins))
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]
             for state in MemberState:

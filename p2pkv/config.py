@@ -710,6 +710,17 @@ class TransportConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = ("shm", "tcp")
+    tcp_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=16,
+            description=(
+                "Over TCP: the most connections that one large pull from a peer uses at a time, a thread at each end each. It "
+                "begins with one; now and then twice or half as many are tried, and kept if that was faster. 1: never more."
+            ),
+        ),
+    ] = 4
     ucx_tls: Annotated[
         str,
         Meta(

@@ -76,6 +76,17 @@ class Metrics:
             "Session keys that ended before their time, because a peer had as many as it may.",
             registry=registry,
         )
+        self.bulk_connections = Gauge(
+            "p2pkv_bulk_connections",
+            "TCP connections that blocks of peers come over: in use, or kept for the next pull.",
+            ["state"],
+            registry=registry,
+        )
+        self.bulk_connections_lost = Counter(
+            "p2pkv_bulk_connections_lost",
+            "TCP connections that failed in a pull. Others that shared it brought what was missing, if there were any.",
+            registry=registry,
+        )
         self.overdue = Counter(
             "p2pkv_overdue",
             "What was not sent, or not to its end, because whoever it was for had no time left for it.",

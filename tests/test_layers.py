@@ -145,7 +145,7 @@ CORES = {
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
-    *("transport.fabrics", "transport.choices", "checkup"),
+    *("transport.fabrics", "transport.choices", "transport.shares", "transport.widths", "checkup"),
     *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {
@@ -159,6 +159,7 @@ SHELLS = {
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
+    "transport.tcp_pull",
     *("transport.nixl_pull", "transport.fabric_serve"),
     "bench.handshake",
     *("bench.lent", "bench.fabric", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),

@@ -56,6 +56,8 @@ class ChosenTransport:
             else:
                 possible["nixl"] = False, self._refusals.reason(peer) or "not met on the fabric yet"
         choice = choose(self._prefer, possible)
+        if choice.transport == self._tcp.name:
+            return replace(choice, connections=self._tcp.connections(peer))
         return replace(choice, fabric=met.fabric) if met is not None and choice.transport == "nixl" else choice
 
     async def meet(self, peer: str, address: str) -> None:
