@@ -64,7 +64,7 @@ class DirectAsks:
             return False
         peer, stream = kept
         if self._transport.path(peer) != TcpTransport.name:
-            self._tcp.give_back(peer, address, stream)
+            self._tcp.keep(peer, address, stream)
             return False
         if not ask_nowait(stream, request):
             stream.socket.close()
@@ -92,7 +92,7 @@ class DirectAsks:
             is_whole = grant is not None and await self._take(peer, stream, grant)
         finally:
             if is_whole:
-                self._tcp.give_back(peer, address, stream)
+                self._tcp.keep(peer, address, stream)
             else:
                 stream.socket.close()
         result = "lost" if grant is None else "direct" if grant.direct else "pulled"

@@ -186,7 +186,7 @@ class TcpTransport:
     def borrow(self, address: str) -> tuple[str, trio.SocketStream] | None:
         """Return a kept connection to `address` that is not sealed, and the node there; None if there is none.
 
-        Whoever has it gives it back, or closes it.
+        Whoever has it has it kept again when nothing is left to be read on it, or closes it.
         """
         waiting = self._idle.get(address, [])
         while waiting:
@@ -198,10 +198,6 @@ class TcpTransport:
                 return node, stream
             stream.socket.close()
         return None
-
-    def give_back(self, peer: str, address: str, stream: trio.SocketStream) -> None:
-        """Take a borrowed connection back, on which nothing is left to be read."""
-        self._keep(peer, address, stream)
 
     async def open_stream(self, peer: str, address: str) -> Channel:
         """Open a greeted bulk stream to `peer` that nobody else uses.

@@ -170,7 +170,7 @@ class Taker:
         node = self.runner.ask(lambda node: node)
         node._acquires.on_fetch_ended = lambda ended, _: self.ended.append(ended) or ()  # type: ignore[method-assign,assignment,func-returns-value]
         self.runner.deliver("b", PushPull(records=(record("b", owner.address),), reply=False))
-        self.tcp.give_back("b", owner.address, await self.tcp.open_stream("b", owner.address))  # type: ignore[arg-type]
+        self.tcp.keep("b", owner.address, await self.tcp.open_stream("b", owner.address))  # type: ignore[arg-type]
 
     def _said(self, message: AnyMessage) -> None:
         if isinstance(message, LeaseRequest | LeaseRelease):
