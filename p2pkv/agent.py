@@ -15,6 +15,7 @@ import trio
 
 from p2pkv.checkup import checks
 from p2pkv.config import Config, format_address, parse_address
+from p2pkv.direct_asks import DirectAsks
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
 from p2pkv.echoes import Echoes
@@ -49,6 +50,7 @@ from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import Bodies, Offered
 from p2pkv.transport.choices import Choice
 from p2pkv.transport.choose import ChosenTransport
+from p2pkv.transport.direct import answer_direct
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabric_serve import refuse_fabric, serve_fabric
 from p2pkv.transport.fabrics import PROTECTED_BY, fabrics_of
@@ -60,7 +62,16 @@ from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.tls import TlsStream
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
 from p2pkv.transport.widths import Widths
-from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, FabricOffer, Hello, MemberRecord, PullParts
+from p2pkv.transport.wire import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    FabricOffer,
+    Hello,
+    LeaseRelease,
+    LeaseRequest,
+    MemberRecord,
+    PullParts,
+)
 
 CONTROL: Final = 0
 BULK: Final = 1
@@ -205,6 +216,15 @@ class Agent:
         transfers = Transfers(
             runner=self.runner, tier=self.tier, transport=self._bulk, metrics=self.metrics, log=self.log
         )
+        direct = DirectAsks(
+            runner=self.runner,
+            transfers=transfers,
+            transport=self._bulk,
+            tcp=self._bulk_tcp,
+            streams=self._streams,
+            metrics=self.metrics,
+            log=self.log,
+        )
         parts = PartTransfers(
             runner=self.runner,
             tier=self.tier,
@@ -220,8 +240,7 @@ class Agent:
                 await nursery.start(self._discovery.run)
                 self.runner.on_resolve = self._discovery.start
                 parts.attach(nursery)
-                self.runner.on_transfer = partial(transfers.begin, nursery)
-                self.runner.on_stop = transfers.stop
+                direct.attach(nursery, asks=self.fabric is None)  # on a fabric even few bytes go over that
                 if self._neighbourhood is not None:
                     await nursery.start(self._neighbourhood.run)
                 nursery.start_soon(self.runner.run)
@@ -369,6 +388,7 @@ class Agent:
                     on_sent=partial(self._sent, TcpTransport.name),
                     on_overdue=self.metrics.overdue.labels("blocks").inc,
                     on_fabric=partial(self._serve_fabric, channel, hello.node),
+                    on_request=partial(self._answer_direct, hello.node),
                 )
             else:
                 await self._guard.serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
@@ -397,6 +417,23 @@ class Agent:
             on_sent=partial(self._sent, NixlTransport.name),
             on_overdue=self.metrics.overdue.labels("blocks").inc,
         )
+
+    async def _answer_direct(self, peer: str, stream: trio.SocketStream, request: LeaseRequest) -> bool:
+        """Answer a question on the stream that it came on, with its blocks if they are few, and end their lease then."""
+        grant = self.runner.call(lambda node, now: (node.grant(peer, request, now, on_bulk_stream=True), ()))
+        if grant is None:
+            return False
+        bodies = self._open_lease(peer, grant.lease) if grant.direct else None
+        try:
+            await answer_direct(stream, grant, bodies or ())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        finally:
+            if grant.direct:
+                self.runner.tell(lambda node, now: node.on_message(peer, LeaseRelease(grant.lease), now))
+        if grant.direct:
+            self._sent(TcpTransport.name, sum(grant.lengths))
+        return True
 
     def _sent(self, transport: str, count: int) -> None:
         self.metrics.transfer_bytes.labels("sent", transport).inc(count)

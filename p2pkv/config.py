@@ -541,7 +541,7 @@ class FetchConfig(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description=(
-                "How long a peer's blocks stay pinned for a fetch, at most. Longer than the slowest fetch; a requester that "
+                "How long a peer's blocks stay pinned for a fetch, at most. Longer fetches renew it; a requester that "
                 "dies holds them this long."
             )
         ),

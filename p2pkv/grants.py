@@ -51,8 +51,11 @@ class Grants:
         """Bytes that may be, as it seems now."""
         return self._window.bytes
 
-    def on_request(self, sender: str, request: LeaseRequest, now: float) -> LeaseGrant:
-        """Pin for a peer what it asked for, as far as it is here, or say at once that there is too much to do."""
+    def on_request(self, sender: str, request: LeaseRequest, now: float, *, on_bulk_stream: bool = False) -> LeaseGrant:
+        """Pin for a peer what it asked for, as far as it is here, or say at once that there is too much to do.
+
+        What came `on_bulk_stream` may be granted directly.
+        """
         keys = split_keys(request.keys)
         found = [(i, held) for i, key in enumerate(keys) if (held := self._ledger.get(key)) is not None]
         size = sum(held.info.length for _, held in found)
@@ -82,6 +85,7 @@ class Grants:
             namespaces=b"".join(info.namespace for info in infos),
             offsets=tuple(slot.offset for slot in slots) if told is not None else (),
             generations=tuple(told(slots)) if told is not None else (),
+            direct=on_bulk_stream and size <= request.direct_bytes,
         )
         return msgspec.structs.replace(grant, check=grant_check(grant, [info.key for info in infos]))
 

@@ -27,6 +27,12 @@ class Metrics:
         self.fetch_blocks = Counter(
             "p2pkv_fetch_blocks", "Blocks asked of peers, by outcome.", ["outcome"], registry=registry
         )
+        self.direct_questions = Counter(
+            "p2pkv_direct_questions",
+            "Questions whose blocks may come right behind the answer: whether they did, were left to a pull, or were lost.",
+            ["result"],
+            registry=registry,
+        )
         self.fetch_seconds = Histogram(
             "p2pkv_fetch_seconds", "Time of a transfer from a peer.", ["transport"], buckets=_SECONDS, registry=registry
         )

@@ -33,6 +33,8 @@ class Granted:
     blocks: tuple[tuple[int, BlockInfo], ...]
     places: tuple[Place, ...]
     deadline: float
+    direct: bool = False
+    """Its blocks are on their way already, and its lease ends with them."""
 
     def only(self, wanted: Sequence[int]) -> "Granted":
         """Return it with those blocks alone that stand at `wanted`."""

@@ -277,13 +277,10 @@ class Node:
             case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
-                record = self._known(sender)
-                if record is None:
+                grant = self.grant(sender, message, now)
+                if grant is None:
                     return ()
-                if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
-                    self._reuse(split_keys(message.keys), now)
-                grant = self._grants.on_request(sender, message, now)
-                return (SendStream(record.address, grant, now + grant.lease_ms / 1000),)
+                return (SendStream(self._address_of(sender), grant, now + grant.lease_ms / 1000),)
             case LeaseGrant(request=request) if self.parts.deliveries.asked(request):
                 return self.parts.on_grant(sender, message, now)
             case LeaseGrant():
@@ -500,6 +497,17 @@ class Node:
             elif not self.links.usable(record.id, now):
                 found.append((record, depth, f"failed lately (breaker {state})"))
         return tuple(found)
+
+    def grant(
+        self, sender: str, request: LeaseRequest, now: float, *, on_bulk_stream: bool = False
+    ) -> LeaseGrant | None:
+        """Return the answer to a peer's question, None to a stranger's; one that came `on_bulk_stream` is answered there."""
+        self._rest_due = None
+        if self._known(sender) is None:
+            return None
+        if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
+            self._reuse(split_keys(request.keys), now)
+        return self._grants.on_request(sender, request, now, on_bulk_stream=on_bulk_stream)
 
     def release_peer(self, peer: str) -> None:
         """End all leases of a peer whose process is gone."""

@@ -72,7 +72,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fabric", "echoes", "probes", "host_condition"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
-    frozenset({"guard"}),
+    frozenset({"guard", "direct_asks"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -155,7 +155,7 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("echoes", "paths"),
+    *("echoes", "paths", "direct_asks", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),

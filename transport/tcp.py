@@ -32,6 +32,7 @@ from p2pkv.transport.widths import Widths
 from p2pkv.transport.wire import (
     FabricOffer,
     Hello,
+    LeaseRequest,
     Pull,
     PullParts,
     bit_positions,
@@ -40,6 +41,9 @@ from p2pkv.transport.wire import (
 
 S = TypeVar("S", bound=trio.abc.Stream)
 T = TypeVar("T")
+
+OnRequest: TypeAlias = Callable[[trio.SocketStream, LeaseRequest], Awaitable[bool]]
+"""Answers a direct question on the stream it came on; says whether the stream is of any more use."""
 
 _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer, or as many as a pull may use; two engines of one node rarely fetch from one peer at the same moment."""
@@ -179,6 +183,22 @@ class TcpTransport:
         busy = sum(pull.busy for pulls in self._under_way.values() for pull in pulls)
         return busy, sum(map(len, self._idle.values()))
 
+    def borrow(self, address: str) -> tuple[str, trio.SocketStream] | None:
+        """Return a kept connection to `address` that is not sealed, and the node there; None if there is none.
+
+        Whoever has it has it kept again when nothing is left to be read on it, or closes it.
+        """
+        waiting = self._idle.get(address, [])
+        while waiting:
+            node, stream = waiting[-1]
+            if not isinstance(stream, trio.SocketStream):
+                return None
+            waiting.pop()
+            if not has_closed(stream):
+                return node, stream
+            stream.socket.close()
+        return None
+
     async def open_stream(self, peer: str, address: str) -> Channel:
         """Open a greeted bulk stream to `peer` that nobody else uses.
 
@@ -263,10 +283,11 @@ async def serve_bulk(
     on_overdue: Callable[[], None] = lambda: None,
     open_part: OpenPart | None = None,
     on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
+    on_request: OnRequest | None = None,
 ) -> None:
     """Answer pulls of a greeted caller until it goes away, misbehaves, is silent for `idle_s`, or has no time left for one.
 
-    A caller that offers a fabric is left to `on_fabric` from there on.
+    A caller that offers a fabric is left to `on_fabric` from there on; `on_request` answers direct questions.
 
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
@@ -296,6 +317,13 @@ async def serve_bulk(
         if isinstance(message, FabricOffer) and on_fabric is not None:
             await on_fabric(message)
             return
+        if isinstance(message, LeaseRequest) and on_request is not None and isinstance(stream, trio.SocketStream):
+            with trio.move_on_after(min(block_s, message.remaining_ms / 1000)) as patience:
+                if not await on_request(stream, message):
+                    return
+            if patience.cancelled_caught:
+                return
+            continue
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)

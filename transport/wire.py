@@ -336,6 +336,8 @@ class LeaseRequest(Message, tag=10, frozen=True):
     """How long the requester will wait; never a wall-clock time, because clocks differ."""
     mapped: bool = False
     """The requester has the receiver's arena mapped, and would rather copy than be sent: say where the blocks lie."""
+    direct_bytes: Small = 0
+    """On a bulk stream: if what is granted is no more than that, send it right behind the grant. Elsewhere without meaning."""
 
 
 class LeaseGrant(Message, tag=11, frozen=True):
@@ -364,6 +366,8 @@ class LeaseGrant(Message, tag=11, frozen=True):
     """Not 0: nothing is granted, because too much is leased already to be sent in time; ask again after so long."""
     check: Annotated[bytes, Meta(max_length=8)] = b""
     """Of all fields in front of this one but `reason` and `busy_ms`, and of the keys granted; see `p2pkv.fetch.grant_check`."""
+    direct: bool = False
+    """On a bulk stream: all that is granted follows as if it had been pulled, and the lease ends when it is sent."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):

@@ -8,7 +8,7 @@ import sys
 
 from p2pkv.cli.main import main
 from p2pkv.errors import PeerGone
-from p2pkv.transport import streams, tcp
+from p2pkv.transport import direct, streams, tcp
 from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.framing import frame
 from p2pkv.transport.wire import LeaseGrant, encode
@@ -93,7 +93,8 @@ CONTROL = {
 if __name__ == "__main__":
     mode = sys.argv.pop(1)
     if mode in BULK:
-        tcp._parts = BULK[mode]
+        tcp._parts = direct._parts = BULK[mode]
     else:
+        streams._AT_ONCE = ()  # so that all grants come by there
         streams._framed = instead_of_a_grant(CONTROL[mode])
     main()

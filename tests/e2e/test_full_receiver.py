@@ -6,8 +6,8 @@ import pytest
 
 from tests.daemons import mesh, wait_until
 from tests.e2e.conftest import Chain
+from tests.e2e.stages import GRACE_S, WIDE, check_books
 from tests.e2e.test_sharing import visible
-from tests.e2e.test_stages import GRACE_S, WIDE, check_books
 
 ARENA_BLOCKS = 64
 """Of 512 KiB."""

@@ -13,8 +13,8 @@ from p2pkv.blocks import CanonicalLayout
 from tests.daemons import alive, wait_until
 from tests.e2e.conftest import Chain
 from tests.e2e.relay import HangUp, Passage, Relay
+from tests.e2e.stages import bring_all, check_books, open_files
 from tests.e2e.test_security import Daemon_, keyring, refused
-from tests.e2e.test_stages import bring_all, check_books, open_files
 
 LAYOUT = CanonicalLayout(layers=2, kv_heads=4, block_tokens=16, head_dim=256, dtype="fp32")
 """Blocks of 256 KiB."""

@@ -11,8 +11,8 @@ from random import Random
 
 from tests.daemons import Daemon, mesh, wait_until
 from tests.e2e.conftest import Chain
+from tests.e2e.stages import GRACE_S, WIDE, check_books
 from tests.e2e.test_sharing import visible
-from tests.e2e.test_stages import GRACE_S, WIDE, check_books
 
 CHAIN_BLOCKS = 8
 CHAINS = 12

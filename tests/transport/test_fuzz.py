@@ -77,6 +77,8 @@ MESSAGES: list[wire.AnyMessage] = [
     wire.DirectoryAsk(5, b"a" * 32, 200),
     wire.DirectoryAnswer(5, ("a", "b"), b"\x00\x00\x01\x20\x01\x00\x00\x05"),
     wire.LeaseRequest(9, b"k" * 64, 1000),
+    wire.LeaseRequest(9, b"k" * 64, 1000, direct_bytes=8192),
+    wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64, direct=True),
     wire.LeaseGrant(9, 3, b"\x03", 1000, (4096, 4096), (1024, 1024), b"d" * 32, b"n" * 64, check=b"c" * 8),
     wire.LeaseRelease(3),
     wire.LeaseRenew(3, 500),
