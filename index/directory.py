@@ -7,6 +7,7 @@ ALGORITHM.md; what it costs beside summaries is in decision 21.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final, TypeAlias
 
 from p2pkv.config import DirectoryConfig
@@ -36,6 +37,7 @@ GATHER_S_MAX: Final = 0.05
 BACKOFF_LOG2_MAX: Final = 10
 """An owner that asked for all again, in vain because of its bounds, waits up to this power of two of periods."""
 _USABLE: Final = (0, 1)
+_MS_MAX: Final = 2**31 - 1
 
 DirectoryMessage: TypeAlias = DirectoryPut | DirectoryResend | DirectoryAsk | DirectoryAnswer
 DirectoryEffect: TypeAlias = SendStream | Heard
@@ -119,7 +121,7 @@ class Directory:
 
     # -- what it wants to know ----------------------------------------------------------------------------------
 
-    def ask(self, anchors: Sequence[bytes], until: float) -> tuple[int | None, tuple[DirectoryEffect, ...]]:
+    def ask(self, anchors: Sequence[bytes], until: float, now: float) -> tuple[int | None, tuple[DirectoryEffect, ...]]:
         """Ask the owners of `anchors` who holds them; beyond ANCHORS_PER_ASK_MAX the rest is not asked for.
 
         `Heard` with the returned number says what came, at the latest at the first `on_time` from `until` on. The
@@ -142,7 +144,8 @@ class Directory:
                 answer = DirectoryAnswer(number, *self._records.answer(wanted, self._me))
                 effects += self._inquiries.on_answer(self._me, answer)
             else:
-                effects.append(SendStream(self._members[owner][1], DirectoryAsk(number, b"".join(wanted))))
+                question = DirectoryAsk(number, b"".join(wanted), max(1, min(_MS_MAX, int((until - now) * 1000))))
+                effects.append(SendStream(self._members[owner][1], question, until))
         return number, tuple(effects)
 
     # -- the verbs of every core --------------------------------------------------------------------------------
@@ -158,8 +161,8 @@ class Directory:
             case DirectoryResend():
                 self._registrar.tell_again(sender, now)
                 return ()
-            case DirectoryAsk(request=request, anchors=anchors):
-                return self._answer(sender, request, anchors, now)
+            case DirectoryAsk():
+                return self._answer(sender, message, now)
             case DirectoryAnswer():
                 return self._inquiries.on_answer(sender, message)
 
@@ -322,12 +325,14 @@ class Directory:
             return ()
         return (SendStream(self._members[sender][1], DirectoryResend()),)
 
-    def _answer(self, sender: str, request: int, anchors: bytes, now: float) -> tuple[DirectoryEffect, ...]:
+    def _answer(self, sender: str, ask: DirectoryAsk, now: float) -> tuple[DirectoryEffect, ...]:
+        anchors = ask.anchors
         if len(anchors) % ANCHOR_BYTES or not self._answer_budget.open(now):
             self._answers_shed += 1
             return ()
         asked = [anchors[at : at + ANCHOR_BYTES] for at in range(0, len(anchors), ANCHOR_BYTES)]
-        answer = DirectoryAnswer(request, *self._records.answer(asked, sender))
+        answer = DirectoryAnswer(ask.request, *self._records.answer(asked, sender))
         self._answer_budget.spend(len(answer.claims) + FRAME_BYTES)
         self._answered += 1
-        return (SendStream(self._members[sender][1], answer),)
+        until = now + ask.remaining_ms / 1000 if ask.remaining_ms else inf
+        return (SendStream(self._members[sender][1], answer, until),)

@@ -149,7 +149,8 @@ class Summaries:
 
     def without_absent(self, claims: Mapping[str, int], keys: Sequence[bytes], now: float) -> dict[str, int]:
         """Return others' claims of how much of a chain peers hold, without what those have said lately they lack."""
-        return {peer: length for peer, length in self._absent.capped(claims, keys, now).items() if length}
+        capped = self._absent.capped(claims, keys, now)
+        return {peer: length for peer, length in capped.items() if length} if capped != claims else capped
 
     def is_trusted(self, peer: str, now: float) -> bool:
         """Say whether most of what a peer's summary claimed lately was there. Others are asked before one that is not."""

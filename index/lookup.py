@@ -9,31 +9,44 @@ A length may be too large: a false positive adds a step, with probability p, or 
 or a block within a step is not there. The holder says so when it is asked, and the prefix gets shorter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
-import numpy as np
-
-from p2pkv.index.announce import landmarks
+from p2pkv.index.announce import STEP, landmarks
 from p2pkv.index.matcher import Matcher
 
 TIPS_MAX: Final = 4
 """Lengths, from the longest down, that are looked at between two landmarks; each costs up to seven keys more."""
 
+_LENGTHS_MAX: Final = 256
+"""Lengths of chains of which it is remembered where their landmarks are, some KB each."""
+
 
 def lengths(matcher: Matcher, keys: Sequence[bytes]) -> dict[str, int]:
     """Return for each peer that seems to hold a prefix of `keys`, a chain from its root, its length in blocks."""
-    marks = landmarks(len(keys))
-    runs = matcher.runs([keys[depth] for depth in marks])
-    stops = np.array([0, *(depth + 1 for depth in marks)])
-    found = stops[runs]
-    tips: list[tuple[int, Sequence[bytes]]] = []
-    for run in np.unique(runs[runs > 0])[-TIPS_MAX:].tolist():
+    if len(keys) <= STEP:  # all of them are landmarks
+        return matcher.longest_of_few(keys)
+    marks, stops, choose = _landmarks_of(len(keys))
+    runs = matcher.runs(choose(keys)).tolist()
+    tips: dict[int, Sequence[bytes]] = {}
+    for run in sorted(set(runs))[-TIPS_MAX:]:
         start, stop = stops[run], marks[run] if run < len(marks) else len(keys)
-        if start < stop:
-            tips.append((run, keys[start:stop]))
-    if tips:
-        last = matcher.last_claimed([part for _, part in tips])
-        for (run, _), of_part in zip(tips, last, strict=True):
-            found += np.where(runs == run, of_part, 0)
-    return {peer: length for peer, length in zip(matcher.peers(), found.tolist(), strict=True) if length}
+        if run and start < stop:
+            tips[run] = keys[start:stop]
+    if not tips:
+        return {peer: stops[run] for peer, run in zip(matcher.peers(), runs, strict=True) if run}
+    more = dict(zip(tips, matcher.last_claimed(list(tips.values())).tolist(), strict=True))
+    return {
+        peer: stops[run] + (more[run][place] if run in more else 0)
+        for place, (peer, run) in enumerate(zip(matcher.peers(), runs, strict=True))
+        if run
+    }
+
+
+@lru_cache(_LENGTHS_MAX)
+def _landmarks_of(blocks: int) -> tuple[list[int], list[int], Callable[[Sequence[bytes]], tuple[bytes, ...]]]:
+    """Return the landmarks of a chain of more than `STEP` blocks, what it is sure to have by their number, and their keys."""
+    marks = landmarks(blocks)
+    return marks, [0, *(depth + 1 for depth in marks)], itemgetter(*marks)

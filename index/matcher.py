@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from p2pkv.index.bloom import BloomFilter, HashedKeys
+from p2pkv.index.bloom import BloomFilter, HashedKeys, key_positions
 from p2pkv.index.runs import Runs, last_claims
 from p2pkv.index.slab import Rows, Slab
 
@@ -96,6 +96,24 @@ class Matcher:
         """
         return {peer: run for peer, run in zip(self._places, self.runs(keys).tolist(), strict=True) if run}
 
+    def longest_of_few(self, keys: Sequence[bytes]) -> dict[str, int]:
+        """Return `longest`, without arrays: for a few keys making them takes ten times as long as looking."""
+        ended: dict[Slab, list[tuple[int, int]]] = {}
+        for (bits_log2, hashes), of_shape in self._slabs.items():
+            positions = [key_positions(key, bits_log2, hashes) for key in keys]
+            for slab in of_shape:
+                runs = _runs_of_few(slab, positions)
+                if runs:
+                    ended[slab] = runs
+        if not ended:
+            return {}
+        found: dict[str, int] = {}
+        for peer, (_, slab) in self._places.items():
+            for depth, columns in ended.get(slab, ()):
+                if columns >> slab.columns[peer] & 1:
+                    found[peer] = depth
+        return found
+
     def runs(self, keys: Sequence[bytes]) -> Lengths:
         """Return `[peers]`, how many of `keys` from the first on without a gap each of `peers()` claims.
 
@@ -152,6 +170,20 @@ class Matcher:
             self._slabs[shape].remove(slab)
             if not self._slabs[shape]:
                 del self._slabs[shape]
+
+
+def _runs_of_few(slab: Slab, positions: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return the lengths of runs that are not 0, and the columns, a bit each, that have one so long."""
+    runs: list[tuple[int, int]] = []
+    alive = slab.occupied_bits()
+    for depth, of_key in enumerate(positions):
+        going = slab.claiming(of_key, alive)
+        if depth and going != alive:
+            runs.append((depth, alive ^ going))
+        alive = going
+        if not alive:
+            return runs
+    return [*runs, (len(positions), alive)] if positions else []
 
 
 def _rows(hashed: HashedKeys, shape: _Shape) -> Rows:

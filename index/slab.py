@@ -9,7 +9,7 @@ p * capacity + c of a flat array, least significant first in each byte. The capa
 one column the slab is the filter itself, so a shape that nobody shares costs no more than a filter does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -116,6 +116,25 @@ class Slab:
             bits[list(self._columns.values())] = 1
             self._occupied = np.packbits(bits, bitorder="little").view(self._word())
         return self._occupied
+
+    def occupied_bits(self) -> int:
+        """Return `occupied` as one number, bit c of it for column c."""
+        return int.from_bytes(self.occupied().tobytes(), "little")
+
+    def claiming(self, positions: Sequence[int], columns: int) -> int:
+        """Return those of `columns` that claim a key with these positions, as bits of a number; `claims` of one key."""
+        capacity = self._capacity
+        if capacity < 8:  # noqa: PLR2004 - several rows share a byte
+            for position in positions:
+                at = position * capacity
+                columns &= int(self._bits[at >> 3]) >> (at & 7)
+            return columns
+        width = capacity >> 3
+        for position in positions:
+            columns &= int.from_bytes(self._bits[position * width : (position + 1) * width].tobytes(), "little")
+            if not columns:
+                break
+        return columns
 
     def claims(self, rows: Rows) -> Words:
         """Return `[keys, words]`, for each key the columns that claim it; those of no peer say anything."""

@@ -5,8 +5,8 @@ MESH_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 .PHONY: bench-mesh bench-mesh-hour bench-mesh-loss bench-mesh-thousand bench-mesh-scale
 
 bench-mesh: setup ## All figures of the mesh, and of what it finds: simulated, then on this machine (hours)
-	$(BIN)/p2pkv sim detection --nodes 32 --seed 1 --runs 200 -o json
-	$(BIN)/p2pkv sim detection --nodes 100 --seed 1 --runs 60 -o json
+	$(BIN)/p2pkv sim detection --nodes 32 --seed 1 --runs 200 --jobs $(MESH_JOBS) -o json
+	$(BIN)/p2pkv sim detection --nodes 100 --seed 1 --runs 100 --jobs $(MESH_JOBS) -o json
 	$(BIN)/p2pkv sim lifeguard --nodes 32 --seed 1 --jobs $(MESH_JOBS) --plot $(SIM_PLOTS)/lifeguard.svg -o json
 	$(BIN)/p2pkv sim lifeguard --experiment threshold --seed 1 --jobs $(MESH_JOBS) -o json
 	$(BIN)/p2pkv sim freeze --nodes 64 --seed 1 -o json

@@ -61,7 +61,7 @@ class Beliefs:
         if change is not None:
             self._settle(change, accusers, now, effects, listed=listed)
         elif record.state == MemberState.SUSPECT and not accusers:
-            self._stand_by_verdict(record)
+            self._look_at_the_dead(record)
 
     def _confirm(self, suspect: MemberRecord, accusers: frozenset[str]) -> None:
         known = self._accusers_of(suspect.id)
@@ -69,14 +69,24 @@ class Beliefs:
             self._counts["confirmations"] += 1
             self._queue.put(with_accusers(suspect, known | accusers, first=accusers - known))
 
-    def _stand_by_verdict(self, suspected: MemberRecord) -> None:
-        """Tell again, under our own name, that a member is dead whom somebody only suspects, and cannot say by whom.
+    def _look_at_the_dead(self, suspected: MemberRecord) -> None:
+        """Probe a member that is dead to us and that somebody only suspects, and cannot say by whom; if we observe it.
 
-        It was cut off or stood still when the verdict was told, and alone it would take long to come to one: nobody
-        else probes the dead. A few of those who hear of its suspicion are accusers enough.
+        Who says so was cut off or stood still when the verdict was told, and alone it would take long to come to one:
+        nobody else probes the dead. But the verdict may itself be from before a partition was mended, when its
+        accusers could not reach the member; so it is not said again before somebody has looked again.
         """
         known = self._dead_in_this_life(suspected)
-        if known is not None and self._verdicts.enabled and known.id not in self._queue:
+        if known is not None and self._verdicts.observes(known.id) and known.id not in self._queue:
+            self._observations.begin(known.id)
+
+    def stand_by_verdict(self, member: str) -> None:
+        """Tell again, under our own name, that `member` is dead: it gave no answer now either.
+
+        A few observers that say so are accusers enough for whoever missed the verdict.
+        """
+        known = self._table.get(member)
+        if known is not None and known.state == MemberState.DEAD:
             self._queue.put(with_accusers(known, frozenset({self._own.record.id})))
 
     def verdict_on(self, suspected: MemberRecord) -> MemberRecord | None:

@@ -143,17 +143,20 @@ class Schedule:
         if late_s > self._config.probe_timeout_s:
             self._counts["stalls"] += 1
             self._health.on_stall()
-            self._suspects.postpone(late_s)
+            self._suspects.postpone(late_s, now=now)
 
     def _probe(self, step: Step, now: float, effects: list[Effect], *, nack: bool) -> None:
         target = self._table.get(step.target)
-        assert target is not None, "a probed member is listed"
+        if target is None:  # it was dead when it was looked at, and has been reaped since
+            return
         match step:
             case Direct(seq, _):
                 body = Ping(seq=seq, target=target.id)
                 effects.append(self._outbox.datagram(target.id, target.address, body))
             case Indirect(seq, _, helpers):
                 self._ask_helpers(target, seq, helpers, effects, nack=nack)
+            case Silent() if target.state == MemberState.DEAD:
+                self._beliefs.stand_by_verdict(target.id)
             case Silent():
                 self._counts["silent_probes"] += 1
                 suspect = msgspec.structs.replace(target, state=int(MemberState.SUSPECT))

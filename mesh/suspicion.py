@@ -133,14 +133,19 @@ class Suspects:
         """End a suspicion, if there is one: it was refuted, or has become certainty."""
         self._suspicions.pop(member, None)
 
-    def postpone(self, seconds: float) -> None:
-        """Add time to all suspicions, for time in which this node could neither tell nor hear."""
+    def postpone(self, seconds: float, *, now: float) -> None:
+        """Add the last `seconds` to all suspicions, for time in which this node could neither tell nor hear.
+
+        One that was heard of since then has lost only its own age: after a stall what has arrived is read first, and a
+        suspicion found there would otherwise have to wait for as long again as the stall.
+        """
         for member, suspicion in self._suspicions.items():
+            lost_s = min(seconds, now - suspicion.since)
             self._suspicions[member] = replace(
                 suspicion,
-                since=suspicion.since + seconds,
-                prolonged_until=suspicion.prolonged_until + seconds,
-                asks_at=suspicion.asks_at + seconds,
+                since=suspicion.since + lost_s,
+                prolonged_until=suspicion.prolonged_until + lost_s,
+                asks_at=suspicion.asks_at + lost_s,
             )
 
     def next_deadline(self) -> float:

@@ -15,6 +15,7 @@ import trio
 
 from p2pkv.checkup import checks
 from p2pkv.config import Config, format_address, parse_address
+from p2pkv.direct_asks import DirectAsks
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
 from p2pkv.echoes import Echoes
@@ -49,6 +50,7 @@ from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import Bodies, Offered
 from p2pkv.transport.choices import Choice
 from p2pkv.transport.choose import ChosenTransport
+from p2pkv.transport.direct import answer_direct
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabric_serve import refuse_fabric, serve_fabric
 from p2pkv.transport.fabrics import PROTECTED_BY, fabrics_of
@@ -59,7 +61,17 @@ from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
 from p2pkv.transport.tls import TlsStream
 from p2pkv.transport.udp import Datagrams, bind_both, numeric_target
-from p2pkv.transport.wire import PROTOCOL_MAX, PROTOCOL_MIN, FabricOffer, Hello, MemberRecord, PullParts
+from p2pkv.transport.widths import Widths
+from p2pkv.transport.wire import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    FabricOffer,
+    Hello,
+    LeaseRelease,
+    LeaseRequest,
+    MemberRecord,
+    PullParts,
+)
 
 CONTROL: Final = 0
 BULK: Final = 1
@@ -67,6 +79,7 @@ _BULK_IDLE_S: Final = 300.0
 _INCOMING_MAX: Final = 4096
 """Streams of other nodes at a time; a further one is closed at once."""
 _GAUGES_S: Final = 1.0
+_LET_GO_S: Final = 5.0
 _DUPLICATE_FRESH_S: Final = 600.0
 """How long the metric counts another process with our id after it was last heard of; it is told ten times as often."""
 
@@ -129,6 +142,7 @@ class Agent:
             hello=lambda: self._hello(CONTROL),
             connect_timeout_s=timeout_s,
             on_lost=self._link_lost,
+            on_overdue=self.metrics.overdue.labels("message").inc,
             ring=self._protection.rings,
             certified=self._guard.certified,
         )
@@ -139,10 +153,13 @@ class Agent:
             control_address=self._control_address,
         )
         tcp = self._bulk_tcp = TcpTransport(
-            hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
+            hello=lambda: self._hello(BULK),
+            connect_timeout_s=timeout_s,
+            keys=self._guard.keys,
+            widths=Widths(config.transport.tcp_connections),
         )
         self.fabric: Final = self._on_fabric() if "nixl" in config.transport.prefer else None
-        nixl = (
+        self._nixl = nixl = (
             NixlTransport(
                 self.fabric, hello=lambda: self._hello(BULK), connect_timeout_s=timeout_s, keys=self._guard.keys
             )
@@ -199,6 +216,15 @@ class Agent:
         transfers = Transfers(
             runner=self.runner, tier=self.tier, transport=self._bulk, metrics=self.metrics, log=self.log
         )
+        direct = DirectAsks(
+            runner=self.runner,
+            transfers=transfers,
+            transport=self._bulk,
+            tcp=self._bulk_tcp,
+            streams=self._streams,
+            metrics=self.metrics,
+            log=self.log,
+        )
         parts = PartTransfers(
             runner=self.runner,
             tier=self.tier,
@@ -214,14 +240,14 @@ class Agent:
                 await nursery.start(self._discovery.run)
                 self.runner.on_resolve = self._discovery.start
                 parts.attach(nursery)
-                self.runner.on_transfer = partial(transfers.begin, nursery)
-                self.runner.on_stop = transfers.stop
+                direct.attach(nursery, asks=self.fabric is None)  # on a fabric even few bytes go over that
                 if self._neighbourhood is not None:
                     await nursery.start(self._neighbourhood.run)
                 nursery.start_soon(self.runner.run)
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
                 nursery.start_soon(self._show_gauges)
+                nursery.start_soon(self._let_go, parts)
                 nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
                 task_status.started()
                 try:
@@ -360,7 +386,9 @@ class Agent:
                     block_s=self.config.fetch.lease_s,
                     open_part=self._open_part,
                     on_sent=partial(self._sent, TcpTransport.name),
+                    on_overdue=self.metrics.overdue.labels("blocks").inc,
                     on_fabric=partial(self._serve_fabric, channel, hello.node),
+                    on_request=partial(self._answer_direct, hello.node),
                 )
             else:
                 await self._guard.serve_control(channel, peer=hello.node, deliver=self.runner.deliver)
@@ -387,7 +415,25 @@ class Agent:
             idle_s=_BULK_IDLE_S,
             block_s=self.config.fetch.lease_s,
             on_sent=partial(self._sent, NixlTransport.name),
+            on_overdue=self.metrics.overdue.labels("blocks").inc,
         )
+
+    async def _answer_direct(self, peer: str, stream: trio.SocketStream, request: LeaseRequest) -> bool:
+        """Answer a question on the stream that it came on, with its blocks if they are few, and end their lease then."""
+        grant = self.runner.call(lambda node, now: (node.grant(peer, request, now, on_bulk_stream=True), ()))
+        if grant is None:
+            return False
+        bodies = self._open_lease(peer, grant.lease) if grant.direct else None
+        try:
+            await answer_direct(stream, grant, bodies or ())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        finally:
+            if grant.direct:
+                self.runner.tell(lambda node, now: node.on_message(peer, LeaseRelease(grant.lease), now))
+        if grant.direct:
+            self._sent(TcpTransport.name, sum(grant.lengths))
+        return True
 
     def _sent(self, transport: str, count: int) -> None:
         self.metrics.transfer_bytes.labels("sent", transport).inc(count)
@@ -421,8 +467,17 @@ class Agent:
             return await self._shm.open(peer, socket_name(self.config.node.cluster, peer))
         return None
 
+    async def _let_go(self, parts: PartTransfers) -> None:
+        """Give up connections to peers that are gone: no event says so of those that nobody uses."""
+        while True:
+            await trio.sleep(_LET_GO_S)
+            self._bulk_tcp.let_go_of_closed()
+            if self._nixl is not None:
+                await self._nixl.let_go_of_closed()
+            parts.let_go_of_closed()
+
     async def _show_gauges(self) -> None:
-        evicted = 0
+        evicted = lost = 0
         while True:
             figures = self.runner.ask(lambda node: node.statistics()).ledger
             self.metrics.tier_bytes.labels("host").set(figures.used_bytes)
@@ -436,6 +491,10 @@ class Agent:
             now = trio.current_time()
             self._probes.give_back(now)
             twins = self.runner.ask(lambda node: node.membership.duplicates())
+            for use, count in zip(("busy", "idle"), self._bulk_tcp.open_connections(), strict=True):
+                self.metrics.bulk_connections.labels(use).set(count)
+            self.metrics.bulk_connections_lost.inc(self._bulk_tcp.connections_lost - lost)
+            lost = self._bulk_tcp.connections_lost
             self.metrics.duplicate_ids.set(sum(now - twin.heard_at < _DUPLICATE_FRESH_S for twin in twins))
             states = [record.state for record in self.runner.ask(lambda node: node.membership.members())]
             for state in MemberState:

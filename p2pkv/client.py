@@ -16,7 +16,6 @@ import contextlib
 import mmap
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +76,7 @@ from p2pkv.local_wire import (
 )
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.staging import Staging
-from p2pkv.transport.framing import LENGTH_BYTES
+from p2pkv.transport.framing import LENGTH_BYTES, FrameReader
 
 R = TypeVar("R", bound=Reply)
 Fill = Callable[[int, NDArray[np.uint8]], None]
@@ -85,6 +84,7 @@ Fill = Callable[[int, NDArray[np.uint8]], None]
 _ANSWER_GRACE_S: Final = 5.0
 """How much longer than the time it was given the daemon may take to answer before it counts as dead."""
 _RECONNECT_S: Final = 1.0
+_READ_BYTES: Final = 256 * 1024
 STAGING_BYTES_DEFAULT: Final = 128 * 2**20
 
 
@@ -539,27 +539,22 @@ class Client(PartCalls):
         self._socket.sendall(data)
 
     def _receive(self, timeout_s: float) -> tuple[Reply, list[int]]:
+        """Return the next reply, and what came with it if that is the first; nothing comes behind it until it is asked for."""
         assert self._socket is not None
-        self._socket.settimeout(timeout_s)
-        head, descriptors = self._receive_exactly(LENGTH_BYTES)
-        (length,) = struct.unpack("<I", head)
-        if length > LOCAL_MESSAGE_BYTES_MAX:
-            raise MalformedMessage(f"reply of {length} bytes", peer="local daemon")
-        payload, more = self._receive_exactly(length)
-        return decode_reply_untrusted(payload, peer="local daemon"), descriptors + more
-
-    def _receive_exactly(self, count: int) -> tuple[bytes, list[int]]:
-        assert self._socket is not None
-        parts: list[bytes] = []
+        if self._socket.gettimeout() != timeout_s:  # a call into the kernel each time
+            self._socket.settimeout(timeout_s)
+        reader = FrameReader(peer="local daemon", frame_bytes_max=LOCAL_MESSAGE_BYTES_MAX)
         descriptors: list[int] = []
-        while count:
-            data, arrived, _, _ = socket.recv_fds(self._socket, min(count, 1 << 20), 1)
-            descriptors += arrived
+        while (payload := reader.next_frame()) is None:
+            if self._arena is None:
+                data, arrived, _, _ = socket.recv_fds(self._socket, _READ_BYTES, 1)
+                descriptors += arrived
+            else:
+                data = self._socket.recv(_READ_BYTES)
             if not data:
                 raise ConnectionResetError("the daemon closed the connection")
-            parts.append(data)
-            count -= len(data)
-        return b"".join(parts), descriptors
+            reader.feed(data)
+        return decode_reply_untrusted(payload, peer="local daemon"), descriptors
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "attached" if self._socket is not None else "detached"

@@ -541,7 +541,7 @@ class FetchConfig(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description=(
-                "How long a peer's blocks stay pinned for a fetch, at most. Longer than the slowest fetch; a requester that "
+                "How long a peer's blocks stay pinned for a fetch, at most. Longer fetches renew it; a requester that "
                 "dies holds them this long."
             )
         ),
@@ -710,6 +710,17 @@ class TransportConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = ("shm", "tcp")
+    tcp_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=16,
+            description=(
+                "Over TCP: the most connections that one large pull from a peer uses at a time, a thread at each end each. It "
+                "begins with one; now and then twice or half as many are tried, and kept if that was faster. 1: never more."
+            ),
+        ),
+    ] = 4
     ucx_tls: Annotated[
         str,
         Meta(

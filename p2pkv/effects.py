@@ -7,6 +7,7 @@ The two that are made for every message are structs, which are made in a quarter
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import msgspec
 
@@ -23,11 +24,13 @@ class SendDatagram(msgspec.Struct, frozen=True):
 class SendStream(msgspec.Struct, frozen=True):
     """Send `message` to `address` over a stream, in order with earlier ones to the same address.
 
-    If it cannot be delivered the shell reports `on_link_lost(address)`.
+    If it cannot be delivered the shell reports `on_link_lost(address)`. If it cannot leave before `until`, on the scale of
+    `now`, it is not sent at all: nobody waits for it any more.
     """
 
     address: str
     message: AnyMessage
+    until: float = inf
 
 
 @dataclass(frozen=True, slots=True)

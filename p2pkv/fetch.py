@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES, BlockInfo, BlockKey
+import msgspec
+import xxhash
+
+from p2pkv.blocks import DIGEST_BYTES, KEY_BYTES, BlockInfo, BlockKey, join_keys
 from p2pkv.effects import Note, SendStream
 from p2pkv.generations import Place
 from p2pkv.transport.wire import LeaseGrant, bit_positions
@@ -63,8 +66,33 @@ class Answered:
 FetchEffect: TypeAlias = SendStream | StartTransfer | StopTransfer | FetchEnded | Note
 
 
+def grant_check(grant: LeaseGrant, keys: Sequence[BlockKey]) -> bytes:
+    """Return what binds a grant to the `keys` it speaks of, in their order.
+
+    The digest of a block says what its bytes are and not whose. Without this, two flipped bits of `granted`, on a control
+    stream that nothing else protects, have a block's bytes come in good order under another block's key.
+    """
+    said = (
+        grant.request,
+        grant.lease,
+        grant.granted,
+        grant.lease_ms,
+        grant.lengths,
+        grant.segment_bytes,
+        grant.digests,
+        grant.namespaces,
+        grant.offsets,
+        grant.generations,
+        join_keys(keys),
+    )
+    return xxhash.xxh3_64_digest(msgspec.msgpack.encode(said))
+
+
 def granted_blocks(grant: LeaseGrant, keys: Sequence[BlockKey]) -> tuple[tuple[int, BlockInfo], ...] | None:
-    """Return (position in the grant, block) of each granted key, or None if the fields do not fit together."""
+    """Return (position in the grant, block) of each granted key, or None if the fields do not fit together.
+
+    A grant without a check is one of an earlier version.
+    """
     positions = bit_positions(grant.granted)
     count = len(positions)
     fits = (
@@ -76,7 +104,7 @@ def granted_blocks(grant: LeaseGrant, keys: Sequence[BlockKey]) -> tuple[tuple[i
         and len(grant.offsets) in {0, count}
         and all(length % segment == 0 for length, segment in zip(grant.lengths, grant.segment_bytes, strict=False))
     )
-    if not fits:
+    if not fits or (grant.check and grant.check != grant_check(grant, [keys[position] for position in positions])):
         return None
     return tuple(
         (

@@ -28,6 +28,8 @@ from p2pkv.planner import Plan
 from p2pkv.questions import Question, Questions
 from p2pkv.transport.wire import KEYS_PER_LEASE_MAX, LeaseGrant, LeaseRelease, LeaseRequest
 
+DIRECT_BYTES_MAX: Final = 512 * 2**10
+"""So much, all blocks together, may come right behind the answer: some 0.1 ms of either side's event loop."""
 _BLOCK_BYTES_ASSUMED: Final = 256 * 1024
 """Of a block whose length nobody has said, in the count of what is on its way."""
 
@@ -241,6 +243,7 @@ class Fetches:
             infos,
             tuple(map(Place, grant.offsets, grant.generations)),
             question.deadline,
+            grant.direct,
         )
         effects = list(self._take(granted_now, now))
         if not infos:
@@ -278,7 +281,7 @@ class Fetches:
         elif not moving.blamed and not self._speaks_against(moving, outcome, now):
             self._links.on_inconclusive(peer)
         effects: list[FetchEffect] = []
-        if not moving.stopped:
+        if not moving.stopped and not (moving.granted.direct and outcome == "ok"):
             effects.append(SendStream(moving.granted.address, LeaseRelease(moving.granted.lease)))
         effects += self._settle([(key, outcome) for key in left], peer, now, transfer, moving)
         for granted in moving.waiting:
@@ -353,7 +356,7 @@ class Fetches:
             part = tuple(keys[start : start + KEYS_PER_LEASE_MAX])
             asked_bytes = len(part) * block_bytes
             self._ids += 1
-            self._questions.open(
+            question = self._questions.open(
                 self._ids, peer, part, now=now, deadline=deadline, asked_bytes=asked_bytes, hedge=hedge
             )
             self._queue(peer, asked_bytes)
@@ -361,8 +364,12 @@ class Fetches:
                 self._flights[key].attempts.add(self._ids)
             if not hedge:
                 self._hedges.earn(asked_bytes)
-            message = LeaseRequest(self._ids, join_keys(part), remaining_ms, self._mapped(peer))
-            effects.append(SendStream(self._address_of[peer], message))
+            # A hedge may have to wait for what is in its way, and a mapped arena is faster than any stream.
+            mapped = self._mapped(peer)
+            may_be_direct = not hedge and not mapped and all(self._moving.mover(key) is None for key in part)
+            direct_bytes = DIRECT_BYTES_MAX if may_be_direct and asked_bytes <= DIRECT_BYTES_MAX else 0
+            message = LeaseRequest(self._ids, join_keys(part), remaining_ms, mapped, direct_bytes)
+            effects.append(SendStream(self._address_of[peer], message, question.answer_by))
         return effects
 
     def _close(self, number: int) -> Question:
@@ -418,8 +425,8 @@ class Fetches:
             flight, mover = self._flights.get(info.key), self._moving.mover(info.key)
             if flight is None or granted.question not in flight.attempts:
                 continue
-            if mover is not None and not self._moving.may_be_stopped(mover):
-                flight.attempts.discard(granted.question)  # it is well on its way
+            if mover is not None and (granted.direct or not self._moving.may_be_stopped(mover)):
+                flight.attempts.discard(granted.question)  # it is well on its way, or what was sent here cannot wait
                 assert flight.attempts
                 continue
             if mover is not None:
@@ -522,8 +529,11 @@ class Fetches:
     def _is_claimed(self, key: BlockKey, peer: str) -> bool:
         """Say whether a block is one that `peer` claims, and not one asked for in hope."""
         flight = self._flights.get(key)
-        fetches = [self._fetches[number] for number in self._waiting(flight)] if flight is not None else []
-        return any(fetch.claims.get(peer, 0) > fetch.positions[key] for fetch in fetches)
+        for number in flight.waiters if flight is not None else ():
+            fetch = self._fetches.get(number)
+            if fetch is not None and fetch.claims.get(peer, 0) > fetch.positions[key]:
+                return True
+        return False
 
     def _ended(self, numbers: Sequence[int]) -> tuple[FetchEffect, ...]:
         """End those of the fetches whose usable prefix is decided."""

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from p2pkv.blocks import split_keys
 from p2pkv.config import FetchConfig
 from p2pkv.errors import PinLimit
+from p2pkv.fetch import grant_check
 from p2pkv.ledger import Lease, Ledger
 from p2pkv.shedding import Window
 from p2pkv.slots import Slot
@@ -48,8 +51,11 @@ class Grants:
         """Bytes that may be, as it seems now."""
         return self._window.bytes
 
-    def on_request(self, sender: str, request: LeaseRequest, now: float) -> LeaseGrant:
-        """Pin for a peer what it asked for, as far as it is here, or say at once that there is too much to do."""
+    def on_request(self, sender: str, request: LeaseRequest, now: float, *, on_bulk_stream: bool = False) -> LeaseGrant:
+        """Pin for a peer what it asked for, as far as it is here, or say at once that there is too much to do.
+
+        What came `on_bulk_stream` may be granted directly.
+        """
         keys = split_keys(request.keys)
         found = [(i, held) for i, key in enumerate(keys) if (held := self._ledger.get(key)) is not None]
         size = sum(held.info.length for _, held in found)
@@ -68,7 +74,7 @@ class Grants:
         infos = [held.info for held in lease.blocks]
         slots = [held.slot for held in lease.blocks]
         told = self._generations if request.mapped else None
-        return LeaseGrant(
+        grant = LeaseGrant(
             request=request.request,
             lease=lease.id,
             granted=bitmap([i for i, _ in found]),
@@ -79,7 +85,9 @@ class Grants:
             namespaces=b"".join(info.namespace for info in infos),
             offsets=tuple(slot.offset for slot in slots) if told is not None else (),
             generations=tuple(told(slots)) if told is not None else (),
+            direct=on_bulk_stream and size <= request.direct_bytes,
         )
+        return msgspec.structs.replace(grant, check=grant_check(grant, [info.key for info in infos]))
 
     def on_renew(self, sender: str, renew: LeaseRenew, now: float) -> None:
         """Hold a lease for longer; one that ended, or is another's, or was renewed too often, is not."""

@@ -89,6 +89,8 @@ class Ledger:
         self._chunk_busy: dict[int, int] = {}
         """How many pins and reservations stand in a chunk."""
         self._leases: dict[int, Lease] = {}
+        self._extensions: dict[int, list[Held]] = {}
+        """What was pinned under a lease after it was made; a tuple grown block by block would be copied as often."""
         self._leases_of: dict[str, set[int]] = {}
         self._lease_ids = 0
         self._evictions = 0
@@ -270,11 +272,11 @@ class Ledger:
         return lease
 
     def extend(self, lease_id: int, key: BlockKey) -> None:
-        """Pin one more committed block under a lease; nothing happens if either is gone."""
+        """Pin one more committed block as long as a lease, which does not name it; nothing happens if either is gone."""
         lease, held = self._leases.get(lease_id), self._held.get(key)
         if lease is not None and held is not None:
             self._pin(held)
-            self._leases[lease_id] = replace(lease, blocks=(*lease.blocks, held))
+            self._extensions.setdefault(lease_id, []).append(held)
 
     def postpone(self, lease_id: int, deadline: float) -> None:
         """Have a lease end later; nothing happens if it has ended."""
@@ -331,7 +333,7 @@ class Ledger:
         mine.discard(lease_id)
         if not mine:
             del self._leases_of[lease.holder]
-        for held in lease.blocks:
+        for held in (*lease.blocks, *self._extensions.pop(lease_id, ())):
             self._occupy(held.slot, -1)
             count = self._pins[held.info.key] - 1
             if count:

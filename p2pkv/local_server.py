@@ -3,6 +3,7 @@
 What a client holds (leases, staging memory) ends with its connection, however that ends.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -87,6 +88,9 @@ from p2pkv.transport.wire import MemberRecord
 T = TypeVar("T")
 
 _READ_BYTES: Final = 64 * 1024
+_UNWATCHED_S: Final = 0.02
+"""How long a client may wait for its answer before it is looked whether it still does."""
+_HERE: Final = SourceName("", "local")
 _STAGED_AT_ONCE: Final = 64
 """Blocks copied per trip to a worker thread, so that a large publish lets others in between."""
 
@@ -121,7 +125,7 @@ class LocalServer:
     def __init__(self, served: Served) -> None:
         self._served = served
         self._numbers = count(1)
-        self._waiting: dict[int, tuple[trio.Event, list[Acquired]]] = {}
+        self._waiting: dict[int, Callable[[Acquired], None]] = {}
         self._locating: dict[int, tuple[trio.Event, list[Located]]] = {}
         served.runner.on_acquired = self._acquired
         served.runner.on_located = self._located
@@ -139,28 +143,41 @@ class LocalServer:
                 nursery.start_soon(session.run)
 
     async def acquire(
-        self, holder: str, keys: tuple[BlockKey, ...], *, first: int, deadline: float, cost: Cost | None
-    ) -> Acquired:
-        """Have the node acquire `keys` for `holder`, and wait for the result.
+        self,
+        holder: str,
+        keys: tuple[BlockKey, ...],
+        *,
+        first: int,
+        deadline: float,
+        cost: Cost | None,
+        take: Callable[[Acquired], None],
+        wait: Callable[[trio.Event], Awaitable[None]],
+    ) -> None:
+        """Have the node acquire `keys` for `holder`, and wait for the result, as `wait` does.
 
-        Cancellation: what was begun ends, and leases at peers with it.
+        `take` is called with it in the moment in which it is known, before this returns, and must not raise.
+
+        Cancellation: what was begun ends, and leases at peers with it; `take` is not called any more.
         """
-        event, result = trio.Event(), list[Acquired]()
+        event = trio.Event()
+
+        def ended(acquired: Acquired) -> None:
+            take(acquired)
+            event.set()
 
         def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:
             number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
-            self._waiting[number] = (event, result)
+            self._waiting[number] = ended
             return number, effects
 
         number = self._served.runner.call(verb)
         try:
-            if not result:
-                await event.wait()
+            if not event.is_set():
+                await wait(event)
         finally:
             self._waiting.pop(number, None)
-            if not result:
+            if not event.is_set():
                 self._served.runner.tell(lambda node, now: node.cancel(number, now))
-        return result[0]
 
     async def locate(self, key: BlockKey) -> Located:
         """Have the owners of a key's stretch asked where it is; takes `directory.timeout_s` at most."""
@@ -190,9 +207,7 @@ class LocalServer:
             lease = acquired.lease
             self._served.runner.ask(lambda node: node.ledger.release(lease.id, holder=lease.holder))
             return
-        event, result = waiter
-        result.append(acquired)
-        event.set()
+        waiter(acquired)
 
 
 class _Session:
@@ -207,6 +222,8 @@ class _Session:
         self._descriptors: list[int] = []
         self._staging: StagingReader | None = None
         self._attached = False
+        self._unsent = memoryview(b"")
+        """Of an answer, what the socket has not taken yet."""
         self._parts = PartSession(runner=served.runner, tier=served.tier, holder=holder, bell=server.bell)
 
     async def run(self) -> None:
@@ -217,7 +234,12 @@ class _Session:
             while (payload := await self._next_frame()) is not None:
                 request = decode_request_untrusted(payload, peer=self._holder)
                 log.debug("request", kind=type(request).__name__)
-                await self._send(await self._answered(request))
+                reply = await self._answered(request)
+                if isinstance(reply, Welcome):
+                    await self._welcome(reply)
+                elif reply is not None:
+                    self._begin_to_send(reply)
+                await self._send_rest()
         except MalformedMessage as exc:
             self._served.metrics.malformed.labels("local").inc()
             log.warning("malformed request", reason=str(exc))
@@ -232,6 +254,17 @@ class _Session:
             self._parts.close()
             self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
             self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
+
+    async def _wait(self, event: trio.Event) -> None:
+        """Wait for what an acquire brings; that the client has hung up is looked for only when it takes long.
+
+        Raises:
+            PeerGone: it has.
+        """
+        with trio.move_on_after(_UNWATCHED_S):
+            await event.wait()
+            return
+        await self._unless_gone(event.wait)
 
     async def _unless_gone(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what `work` returns, and cancel it if the client hangs up.
@@ -265,8 +298,8 @@ class _Session:
             raise PeerGone("the client hung up before its answer came", peer=self._holder)
         return results[0]
 
-    async def _answered(self, request: Request) -> Reply:
-        """Return the reply; an error of ours becomes a `Failure`, and the session goes on."""
+    async def _answered(self, request: Request) -> Reply | None:
+        """Return the reply, None if it is on its way; an error of ours becomes a `Failure`, and the session goes on."""
         try:
             return await self._answer(request)
         except (MalformedMessage, PeerGone):
@@ -274,7 +307,7 @@ class _Session:
         except P2pkvError as exc:
             return Failure(type(exc).__name__, str(exc)[:4096], exc.hint[:4096])
 
-    async def _answer(self, request: Request) -> Reply:
+    async def _answer(self, request: Request) -> Reply | None:
         if isinstance(request, Attach):
             return self._attach(request)
         if not self._attached:
@@ -283,7 +316,8 @@ class _Session:
             case MatchRequest(keys=keys):
                 return self._match(_chain(keys, self._holder))
             case AcquireRequest():
-                return await self._acquire(request)
+                await self._acquire(request)
+                return None
             case ReleaseRequest(lease=lease):
                 self._served.runner.ask(lambda node: node.ledger.release(lease, holder=self._holder))
                 return Done()
@@ -341,33 +375,57 @@ class _Session:
         holders = tuple(Holder(record.id, record.name, depth) for record, depth in match.holders)
         return MatchReply(match.local, match.reachable, holders)
 
-    async def _acquire(self, request: AcquireRequest) -> Reply:
+    async def _acquire(self, request: AcquireRequest) -> None:
         keys = _chain(request.keys, self._holder)
         cost = _cost(request.block_bytes, request.prefill_block_us)
         deadline = trio.current_time() + request.timeout_ms / 1000
-        acquire = partial(self._server.acquire, self._holder, keys, first=request.first, deadline=deadline, cost=cost)
-        acquired = await self._unless_gone(acquire)
-        names = self._served.runner.ask(lambda node: {record.id: record.name for record in node.membership.members()})
-        peers = list(dict.fromkeys(acquired.sources))
+        results: list[Acquired] = []
+
+        def take(acquired: Acquired) -> None:
+            results.append(acquired)
+            self._begin_to_send(self._acquire_reply(acquired))
+
+        await self._server.acquire(
+            self._holder,
+            keys,
+            first=request.first,
+            deadline=deadline,
+            cost=cost,
+            take=take,
+            wait=self._wait,
+        )
+        self._count(len(keys) - request.first, results[0])
+
+    def _acquire_reply(self, acquired: Acquired) -> Reply:
+        held = acquired.lease.blocks
+        numbers = {peer: number for number, peer in enumerate(dict.fromkeys(acquired.sources))}
+        tier = self._served.tier
+        generations = (
+            tier.generations([one.slot for one in held])
+            if len(held) > 1
+            else [tier.generation(one.slot) for one in held]
+        )
         blocks = tuple(
-            LeasedBlock(
-                key=held.info.key,
-                namespace=held.info.namespace,
-                offset=held.slot.offset,
-                length=held.info.length,
-                segment_bytes=held.info.segment_bytes,
-                generation=self._served.tier.generation(held.slot),
-                digest=held.info.digest,
-                source=peers.index(peer),
-            )
-            for held, peer in zip(acquired.lease.blocks, acquired.sources, strict=True)
+            [
+                LeasedBlock(
+                    key=one.info.key,
+                    namespace=one.info.namespace,
+                    offset=one.slot.offset,
+                    length=one.info.length,
+                    segment_bytes=one.info.segment_bytes,
+                    generation=generation,
+                    digest=one.info.digest,
+                    source=numbers[peer],
+                )
+                for one, generation, peer in zip(held, generations, acquired.sources, strict=True)
+            ]
         )
-        sources = tuple(
-            SourceName(names.get(peer, peer), self._served.path(peer)) if peer else SourceName("", "local")
-            for peer in peers
-        )
-        self._count(len(keys) - request.first, acquired)
+        sources = tuple(SourceName(self._name(peer), self._served.path(peer)) if peer else _HERE for peer in numbers)
         return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
+
+    def _name(self, peer: str) -> str:
+        record = self._served.runner.ask(lambda node: node.membership.member(peer))
+        return record.name if record is not None else peer
 
     async def _locate(self, key: BlockKey) -> Reply:
         location = self._served.runner.call(lambda node, now: (node.locate(key, now), ()))
@@ -538,15 +596,26 @@ class _Session:
             os.close(descriptor)
         del self._descriptors[keep:]
 
-    async def _send(self, reply: Reply) -> None:
+    def _begin_to_send(self, reply: Reply) -> None:
+        """Send what the socket takes of a reply now: the engine need not wait for the turn of this session's task.
+
+        An error is left for `_send_rest` to find.
+        """
         payload = encode(reply)
+        self._unsent = memoryview(len(payload).to_bytes(LENGTH_BYTES, "little") + payload)
+        with contextlib.suppress(OSError):
+            self._unsent = self._unsent[os.write(self._connection.fileno(), self._unsent) :]
+
+    async def _welcome(self, welcome: Welcome) -> None:
+        """Send what comes with the arena's descriptor."""
+        payload = encode(welcome)
         data = memoryview(len(payload).to_bytes(LENGTH_BYTES, "little") + payload)
-        if isinstance(reply, Welcome):
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [self._served.tier.fd]))]
-            sent = await self._connection.sendmsg([data], rights)
-            data = data[sent:]
-        while data:
-            data = data[await self._connection.send(data) :]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [self._served.tier.fd]))]
+        self._unsent = data[await self._connection.sendmsg([data], rights) :]
+
+    async def _send_rest(self) -> None:
+        while self._unsent:
+            self._unsent = self._unsent[await self._connection.send(self._unsent) :]
 
 
 def _depths(request: PublishRequest) -> dict[bytes, tuple[int, BlockKey | None]]:

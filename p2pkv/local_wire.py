@@ -664,6 +664,8 @@ class PathView(msgspec.Struct, frozen=True, gc=False):
     """Why something is missing."""
     clock_skew_s: float | None
     """How far the member's clock is ahead of this one's; None if it has not said."""
+    connections: int = 0
+    """That a large pull uses, as far as is known; 0 if blocks do not come over TCP connections of ours."""
 
 
 class PathsReply(LocalMessage, tag=63, frozen=True):

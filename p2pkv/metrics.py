@@ -27,6 +27,12 @@ class Metrics:
         self.fetch_blocks = Counter(
             "p2pkv_fetch_blocks", "Blocks asked of peers, by outcome.", ["outcome"], registry=registry
         )
+        self.direct_questions = Counter(
+            "p2pkv_direct_questions",
+            "Questions whose blocks may come right behind the answer: whether they did, were left to a pull, or were lost.",
+            ["result"],
+            registry=registry,
+        )
         self.fetch_seconds = Histogram(
             "p2pkv_fetch_seconds", "Time of a transfer from a peer.", ["transport"], buckets=_SECONDS, registry=registry
         )
@@ -68,6 +74,23 @@ class Metrics:
         self.sessions_ended_early = Counter(
             "p2pkv_sessions_ended_early",
             "Session keys that ended before their time, because a peer had as many as it may.",
+            registry=registry,
+        )
+        self.bulk_connections = Gauge(
+            "p2pkv_bulk_connections",
+            "TCP connections that blocks of peers come over: in use, or kept for the next pull.",
+            ["state"],
+            registry=registry,
+        )
+        self.bulk_connections_lost = Counter(
+            "p2pkv_bulk_connections_lost",
+            "TCP connections that failed in a pull. Others that shared it brought what was missing, if there were any.",
+            registry=registry,
+        )
+        self.overdue = Counter(
+            "p2pkv_overdue",
+            "What was not sent, or not to its end, because whoever it was for had no time left for it.",
+            ["what"],
             registry=registry,
         )
         self.links_lost = Counter("p2pkv_links_lost", "Control streams that failed.", registry=registry)

@@ -33,6 +33,8 @@ class Granted:
     blocks: tuple[tuple[int, BlockInfo], ...]
     places: tuple[Place, ...]
     deadline: float
+    direct: bool = False
+    """Its blocks are on their way already, and its lease ends with them."""
 
     def only(self, wanted: Sequence[int]) -> "Granted":
         """Return it with those blocks alone that stand at `wanted`."""
@@ -140,7 +142,7 @@ class Moving:
                 transfer.renew_at = now + renewal_s if transfer.granted.deadline > now + left_s else inf
                 self.renewed += 1
                 message = LeaseRenew(transfer.granted.lease, max(0, int(left_s * 1000)))
-                yield SendStream(transfer.granted.address, message)
+                yield SendStream(transfer.granted.address, message, transfer.granted.deadline)
 
     def to_hedge(self, now: float) -> Sequence[Transfer]:
         """Return those that have just become late; each once."""

@@ -275,12 +275,10 @@ class Node:
             case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
-                record = self._known(sender)
-                if record is None:
+                grant = self.grant(sender, message, now)
+                if grant is None:
                     return ()
-                if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
-                    self._reuse(split_keys(message.keys), now)
-                return (SendStream(record.address, self._grants.on_request(sender, message, now)),)
+                return (SendStream(self._address_of(sender), grant, now + grant.lease_ms / 1000),)
             case LeaseGrant(request=request) if self.parts.deliveries.asked(request):
                 return self.parts.on_grant(sender, message, now)
             case LeaseGrant():
@@ -500,6 +498,17 @@ class Node:
                 found.append((record, depth, f"failed lately (breaker {state})"))
         return tuple(found)
 
+    def grant(
+        self, sender: str, request: LeaseRequest, now: float, *, on_bulk_stream: bool = False
+    ) -> LeaseGrant | None:
+        """Return the answer to a peer's question, None to a stranger's; one that came `on_bulk_stream` is answered there."""
+        self._rest_due = None
+        if self._known(sender) is None:
+            return None
+        if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
+            self._reuse(split_keys(request.keys), now)
+        return self._grants.on_request(sender, request, now, on_bulk_stream=on_bulk_stream)
+
     def release_peer(self, peer: str) -> None:
         """End all leases of a peer whose process is gone."""
         self._rest_due = None
@@ -526,7 +535,7 @@ class Node:
         self._locate_ids += 1
         anchor, place = self.directory.place(key) or (anchor_of(key), 0)
         self.ring(now)
-        question, effects = self.directory.ask([anchor], now + self.config.directory.timeout_s)
+        question, effects = self.directory.ask([anchor], now + self.config.directory.timeout_s, now)
         if question is None:
             return self._locate_ids, (Located(self._locate_ids, anchor, place, (), (), ()),)
         self._questions[question] = (self._locate_ids, anchor, place)
@@ -700,7 +709,7 @@ class Node:
     def _ask(self, ask: AskDirectory, now: float) -> tuple[Effect, ...]:
         """Ask the directory for an acquire, which goes on at once if there is nobody to ask."""
         self.ring(now)
-        question, effects = self.directory.ask(ask.anchors, ask.until)
+        question, effects = self.directory.ask(ask.anchors, ask.until, now)
         if question is None:
             return self._route(self._acquires.on_heard(ask.acquire, (), now), now)
         self._questions[question] = ask.acquire

@@ -23,6 +23,7 @@ from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.offload import run_blocking
 from p2pkv.transport.part_streams import PartReader
+from p2pkv.transport.remaining import Remaining
 from p2pkv.transport.sealed_stream import Channel, has_closed, is_outdated
 
 _IDLE_MAX: Final = 64
@@ -64,6 +65,12 @@ class PartTransfers:
                 self._scopes[effect.pull].cancel()
 
         self._runner.on_pull = take
+
+    def let_go_of_closed(self) -> None:
+        """Close kept streams that the other side has closed; to be called now and then, for it may have died."""
+        for entry in [entry for entry in self._idle if has_closed(entry[1])]:
+            self._idle.remove(entry)
+            entry[1].socket.close()
 
     async def aclose(self) -> None:
         """Close the kept streams."""
@@ -173,6 +180,7 @@ class _Work:
         self._arena = arena
         self._arrived = arrived
         self._interrupted = False
+        self._remaining = Remaining()
         self._token = trio.lowlevel.current_trio_token()
         self._verified: deque[tuple[int, Part, bytes]] = deque()
         grid, _ = start.destination(start.part)
@@ -195,7 +203,14 @@ class _Work:
         """Bring everything, in order."""
         start = self._start
         with BlockingChannel(self._stream, timeout_s=None, peer=start.peer) as channel:
-            reader = PartReader(channel, peer=start.peer, pushed=start.pushed, lease=start.lease, grid=start.grid)
+            reader = PartReader(
+                channel,
+                peer=start.peer,
+                pushed=start.pushed,
+                lease=start.lease,
+                grid=start.grid,
+                remaining=self._remaining,
+            )
             if any(block.digest != UNKNOWN_DIGEST for block in start.blocks):
                 self._read_tables(reader)
             steps = [start.part.layer(number) for number in start.part.numbers()] if start.by_layer else [start.part]

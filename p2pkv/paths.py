@@ -125,6 +125,7 @@ class Paths:
             bandwidth_gbps=bandwidth,
             note=note,
             clock_skew_s=self._skew_s(record.id),
+            connections=choice.connections,
         )
 
     async def _round_trip(self, record: MemberRecord) -> float:

@@ -13,7 +13,7 @@ which peers deeper than k give a block. The blocks are then dealt out from the h
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Final, TypeAlias
 
 import msgspec
@@ -110,7 +110,7 @@ def plan(
     recompute_s = inf if prefill_block_s is None else (stop - start) * prefill_block_s
     runs, fetch_s = _cut(start, stop, known, prefill_block_s, run_blocks_min, left_s)
     position = runs[-1].stop if runs else start
-    if position == max((min(one.depth, stop) for one in known), default=start):
+    if doubted and position == max((min(one.depth, stop) for one in known), default=start):
         # In truth they come at the same time; one after the other is the worst that can be.
         more, more_s = _cut(position, stop, doubted, prefill_block_s, run_blocks_min, left_s - fetch_s)
         runs, fetch_s = (*runs, *more), fetch_s + more_s
@@ -143,18 +143,25 @@ def _cut(
     peers = _candidates(start, stop, terms, prefill_block_s)
     if not peers:
         return (), 0.0
+    if len(peers) == 1:
+        return _alone(peers[0], start, stop, prefill_block_s, left_s)
     depths = [min(one.depth, stop) - start for one in peers]
-    times = _times(peers, depths)
-    blocks = len(times) if times[-1] <= left_s else int(np.searchsorted(times, left_s, side="right"))
-    if not blocks:
-        return (), 0.0
-    if prefill_block_s is not None:
-        totals = times[:blocks] + np.arange(stop - start - 1, stop - start - 1 - blocks, -1) * prefill_block_s
-        best = int(totals.argmin())
-        if totals[best] >= (stop - start) * prefill_block_s:
+    blocks, all_s = depths[-1], inf
+    if prefill_block_s is None and all(one.block_s > 0 for one in peers):  # as many as can be: one moment says it
+        all_s = _time_of_all(peers, depths)
+    if all_s == inf or all_s > left_s:
+        times = _times(peers, depths)
+        blocks = len(times) if times[-1] <= left_s else int(np.searchsorted(times, left_s, side="right"))
+        if not blocks:
             return (), 0.0
-        blocks = best + 1
-    dealt = _deal(list(zip(peers, depths, strict=True)), blocks, float(times[blocks - 1]))
+        if prefill_block_s is not None:
+            totals = times[:blocks] + np.arange(stop - start - 1, stop - start - 1 - blocks, -1) * prefill_block_s
+            best = int(totals.argmin())
+            if totals[best] >= (stop - start) * prefill_block_s:
+                return (), 0.0
+            blocks = best + 1
+        all_s = float(times[blocks - 1])
+    dealt = _deal(list(zip(peers, depths, strict=True)), blocks, all_s)
     whole = _without_scraps(dealt, start, run_blocks_min)
     most_s = inf if prefill_block_s is None else blocks * prefill_block_s
     split_s, whole_s = _makespan(dealt), _makespan(whole)
@@ -166,6 +173,23 @@ def _cut(
         runs.append(Run(one.peer, position, position + count))
         position += count
     return tuple(runs), _makespan(dealt)
+
+
+def _alone(
+    one: Terms, start: int, stop: int, prefill_block_s: float | None, left_s: float
+) -> tuple[tuple[Run, ...], float]:
+    """Return what `_cut` does where there is one peer: its times are a straight line, of which one end is the best."""
+    blocks = min(one.depth, stop) - start
+    if one.wait_s + blocks * one.block_s > left_s:
+        blocks = int((left_s - one.wait_s) / one.block_s) if one.block_s else 0
+        while blocks > 0 and one.wait_s + blocks * one.block_s > left_s:  # it was rounded up
+            blocks -= 1
+    if blocks <= 0:
+        return (), 0.0
+    saves_s = inf if prefill_block_s is None else prefill_block_s - one.block_s
+    if saves_s <= 0 or one.wait_s >= blocks * saves_s:
+        return (), 0.0
+    return (Run(one.peer, start, start + blocks),), one.wait_s + blocks * one.block_s
 
 
 def _candidates(start: int, stop: int, terms: Iterable[Terms], prefill_block_s: float | None) -> list[Terms]:
@@ -202,6 +226,53 @@ def _times(peers: Sequence[Terms], depths: Sequence[int]) -> Moments:
         while first < len(peers) and depths[first] == behind:
             first += 1
     return times
+
+
+def _time_of_all(peers: Sequence[Terms], depths: Sequence[int]) -> float:
+    """Return the last of `_times`, without the others."""
+    last_s = 0.0
+    behind = first = 0
+    while first < len(peers):  # as in `_times`
+        last_s = max(last_s, _moment(peers[first:], depths[first:], depths[-1] - behind))
+        behind = depths[first]
+        while first < len(peers) and depths[first] == behind:
+            first += 1
+    return last_s
+
+
+def _moment(peers: Sequence[Terms], depths: Sequence[int], count: int) -> float:
+    """Return the last of `_earliest`: the moment at which these peers have given `count` blocks, none more than its depth."""
+    able = list(zip(peers, depths, strict=True))
+    left, moment_s = count, 0.0
+    while able and left > 0:  # were there no limits, they would give as many at this moment
+        rate = sum(1 / one.block_s for one, _ in able)
+        moment_s = (left + sum(one.wait_s / one.block_s for one, _ in able)) / rate
+        if not isfinite(moment_s) or not isfinite(rate):  # figures so far apart say nothing together
+            return float(_earliest(peers, depths, count)[-1])
+        early = [pair for pair in able if pair[0].wait_s < moment_s]
+        if len(early) < len(able):
+            able = early
+            continue
+        within = [(one, depth) for one, depth in able if moment_s - one.wait_s < depth * one.block_s]
+        if len(within) == len(able):
+            break
+        left -= sum(depth for one, depth in able if moment_s - one.wait_s >= depth * one.block_s)
+        able = within
+    given = [
+        max(0, min(depth, int((moment_s - one.wait_s) / one.block_s))) for one, depth in zip(peers, depths, strict=True)
+    ]
+    missing = count - sum(given)
+    if missing < 0:  # one that seemed to begin too late gives something after all
+        return float(_earliest(peers, depths, count)[-1])
+    while missing > 0:  # less than one for each peer
+        _, at = min(
+            (one.wait_s + (given[i] + 1) * one.block_s, i) for i, one in enumerate(peers) if given[i] < depths[i]
+        )
+        given[at] += 1
+        missing -= 1
+    return max(
+        (one.wait_s + number * one.block_s for one, number in zip(peers, given, strict=True) if number), default=0.0
+    )
 
 
 def _earliest(peers: Sequence[Terms], depths: Sequence[int], count: int) -> Moments:

@@ -28,7 +28,7 @@ from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
 from p2pkv.transport.subkeys import sender_digest
-from p2pkv.transport.wire import Ack, AnyMessage, Packet, decode_untrusted, encode
+from p2pkv.transport.wire import Ack, AnyMessage, LeaseRequest, Packet, decode_untrusted, encode
 
 T = TypeVar("T")
 
@@ -64,11 +64,13 @@ class Runner:
         self._log = log
         self._seal = seal or NoSeal()
         self._timer: trio.CancelScope | None = None
-        self._timer_is_due = False
-        """Whether the timer will be set anew in this turn of the event loop."""
+        self._timekeeper: trio.lowlevel.Task | None = None
+        """Whoever sets the timer anew, while there is nothing to set."""
         self._complain_at = 0.0
         self.on_transfer: Callable[[StartTransfer], None] = _ignore
         """Called to start moving blocks."""
+        self.on_ask: Callable[[str, LeaseRequest, float], bool] = lambda _address, _request, _until: False
+        """Called with a question whose blocks may come right behind its answer; says whether it was put where they can."""
         self.on_stop: Callable[[int], None] = _ignore
         """Called to break off a transfer."""
         self.on_resolve: Callable[[str], None] = _ignore
@@ -140,18 +142,32 @@ class Runner:
 
     async def run(self) -> None:
         """Receive gossip and fire timers until cancelled."""
-        while True:
-            with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
-                await self._datagrams.wait()
-            self._timer = None
-            for data, source in self._datagrams.drain():
-                self._take_datagram(data, source)
-            self.tell(lambda node, now: node.on_time(now))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_timer)
+            while True:
+                with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
+                    await self._datagrams.wait()
+                self._timer = None
+                for data, source in self._datagrams.drain():
+                    self._take_datagram(data, source)
+                self.tell(lambda node, now: node.on_time(now))
 
-    def _set_timer(self) -> None:
-        self._timer_is_due = False
-        if self._timer is not None:
-            self._timer.deadline = self._next_deadline()
+    async def _keep_timer(self) -> None:
+        """Set the timer anew when something has happened: once for all of it, and behind whoever waits for an answer.
+
+        A fetch of 64 blocks is 128 verbs, and asking every core for its next deadline after each took a third of its time.
+        """
+
+        def stop(_: object) -> trio.lowlevel.Abort:
+            self._timekeeper = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            self._timekeeper = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(stop)
+            await trio.lowlevel.checkpoint()
+            if self._timer is not None:
+                self._timer.deadline = self._next_deadline()
 
     def _next_deadline(self) -> float:
         return max(self._node.next_deadline(), trio.current_time() + _LOOP_REST_S)
@@ -195,8 +211,12 @@ class Runner:
                 case SendDatagram(address=address, packet=packet):
                     self._datagrams.send_bytes(address, self._seal.seal(encode(packet)))
                     self._metrics.datagrams.labels("sent").inc()
-                case SendStream(address=address, message=message):
-                    self._streams.send_nowait(address, message)
+                case SendStream(address=address, message=LeaseRequest(direct_bytes=size) as request, until=until) if (
+                    size and self.on_ask(address, request, until)
+                ):
+                    pass
+                case SendStream(address=address, message=message, until=until):
+                    self._streams.send_nowait(address, message, until)
                 case Resolve(source=source):
                     self.on_resolve(source)
                 case StartTransfer():
@@ -229,8 +249,6 @@ class Runner:
                     level("member changed", member=record.name, address=record.address, before=known, now=state)
                 case Note(event=event, facts=facts, warning=warning):
                     (self._log.warning if warning else self._log.info)(event, **dict(facts))
-        if self._timer is not None and not self._timer_is_due:
-            # Once for all that happens in this moment: a fetch of 64 blocks is 128 verbs, and asking every core for its
-            # next deadline after each took a third of the fetch's time.
-            self._timer_is_due = True
-            trio.lowlevel.current_trio_token().run_sync_soon(self._set_timer)
+        if self._timekeeper is not None:
+            keeper, self._timekeeper = self._timekeeper, None
+            trio.lowlevel.reschedule(keeper)  # and not by a message to the loop, which is a socket written and read

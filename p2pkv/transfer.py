@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import trio
+from prometheus_client import Counter
 
-from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, TierFull
+from p2pkv.errors import MalformedMessage, PeerError, PeerTooSlow, SealRefused, TierFull
 from p2pkv.fetch import Outcome, StartTransfer
 from p2pkv.ledger import Reservation
 from p2pkv.logs import Log
@@ -42,6 +43,8 @@ class Transfers:
     ) -> None:
         self._runner = runner
         self._tier = tier
+        self._arrived = metrics.fetch_blocks.labels("ok")  # found once: that takes longer than to count
+        self._received_bytes: dict[str, Counter] = {}
         self._transport = transport
         self._metrics = metrics
         self._log = log
@@ -50,8 +53,12 @@ class Transfers:
 
     def begin(self, nursery: trio.Nursery, start: StartTransfer) -> None:
         """Carry out a transfer in `nursery`; from now on it can be stopped."""
-        self._open[start.transfer] = trio.CancelScope(deadline=start.deadline)
+        self.open(start)
         nursery.start_soon(self.carry_out, start)
+
+    def open(self, start: StartTransfer) -> None:
+        """Take that a transfer will be carried out; from now on it can be stopped."""
+        self._open[start.transfer] = trio.CancelScope(deadline=start.deadline)
 
     def stop(self, transfer: int) -> None:
         """Break off a transfer soon; harmless if it is over."""
@@ -59,8 +66,10 @@ class Transfers:
         if scope is not None:
             scope.cancel()
 
-    async def carry_out(self, start: StartTransfer) -> None:
+    async def carry_out(self, start: StartTransfer, transport: BulkTransport | None = None) -> None:
         """Move the blocks of `start`, and wait until nobody writes any more. Never raises for anything a peer does.
+
+        Another `transport` than that of all transfers may be given for this one.
 
         Cancellation is safe. In a node that stops, places whose fence is not passed stay in quarantine to the end.
         """
@@ -76,16 +85,17 @@ class Transfers:
         outcome: Outcome = "gone"
         limit = self._open.setdefault(start.transfer, trio.CancelScope(deadline=start.deadline))
         began = trio.current_time()
-        path = self._transport.path(start.peer)
+        transport = transport or self._transport
+        path = transport.path(start.peer)
         try:
             with limit:
                 if wanted:
-                    await self._transport.pull(
+                    await transport.pull(
                         peer=start.peer,
                         address=start.address,
                         lease=start.lease,
                         wanted=wanted,
-                        on_block=lambda one, how: self._settle(start, places.pop(one.position), how),
+                        on_block=lambda one, how: self._settle(start, places.pop(one.position), how, path),
                     )
                 outcome = "ok"
             if limit.cancelled_caught:
@@ -95,6 +105,8 @@ class Transfers:
             outcome = "refused" if refused else "slow" if isinstance(exc, PeerTooSlow) else "gone"
             if refused:
                 self._metrics.malformed.labels("bulk").inc()
+            if isinstance(exc, SealRefused):
+                self._runner.seal_refused("bulk", exc)
             self._log.warning("transfer failed", peer=start.peer, reason=str(exc), blocks_missing=len(places))
         finally:
             del self._open[start.transfer]
@@ -129,24 +141,27 @@ class Transfers:
 
         return self._runner.call(verb)
 
-    def _settle(self, start: StartTransfer, reservation: Reservation, outcome: Outcome) -> None:
+    def _settle(self, start: StartTransfer, reservation: Reservation, outcome: Outcome, path: str) -> None:
         info = reservation.info
         self._tier.seal(reservation.slot)
-        self._metrics.fetch_blocks.labels(outcome).inc()
         if outcome != "ok":
             if outcome == "corrupt":
                 self._metrics.integrity_failures.labels("wire").inc()
                 self._log.warning("corrupt block refused", peer=start.peer, key=info.key.hex()[:16])
             self._abort(reservation)
             self._runner.tell(lambda node, now: node.on_block(start.transfer, info.key, outcome, now))
+            self._metrics.fetch_blocks.labels(outcome).inc()
             return
-        self._metrics.transfer_bytes.labels("received", self._transport.path(start.peer)).inc(info.length)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
             node.commit_fetched(reservation, now)
             return node.on_block(start.transfer, info.key, "ok", now)
 
-        self._runner.tell(verb)
+        self._runner.tell(verb)  # an engine may have its answer by that
+        self._arrived.inc()
+        if path not in self._received_bytes:
+            self._received_bytes[path] = self._metrics.transfer_bytes.labels("received", path)
+        self._received_bytes[path].inc(info.length)
 
     def _give_up(self, places: Sequence[Reservation], *, hot: bool) -> None:
         """Give places back that hold nothing, or keep those in quarantine that may still be written to."""

@@ -43,6 +43,9 @@ class Anchor:
     limit: float
     held: bool
     """Whether the median is below the limit; of false deaths, whether there was none in any run."""
+    runs: int
+    within: int
+    """Runs below the limit. Chitchat's tests are one run each, so they hold as often as this is of `runs`."""
 
 
 def run_anchors(*, seed: int, runs: int, progress: Callable[[Anchor], None] = lambda _: None) -> list[Anchor]:
@@ -53,6 +56,7 @@ def run_anchors(*, seed: int, runs: int, progress: Callable[[Anchor], None] = la
     def add(figure: str, nodes: int, loss: float, unit: str, values: Sequence[float], limit: float) -> None:
         middle, worst = median(values), max(values)
         held = worst == 0 if limit == 0 else middle < limit
+        within = sum(value < limit or value == limit == 0 for value in values)
         anchor = Anchor(
             figure=figure,
             nodes=nodes,
@@ -62,6 +66,8 @@ def run_anchors(*, seed: int, runs: int, progress: Callable[[Anchor], None] = la
             worst=round(worst, 3),
             limit=limit,
             held=held,
+            runs=len(values),
+            within=within,
         )
         anchors.append(anchor)
         progress(anchor)

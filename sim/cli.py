@@ -178,20 +178,21 @@ def lifeguard(
     show_default=True,
     help="Share of datagrams that vanish.",
 )
+@jobs_option
 @plot_option
 @rows_output_option
-def detection(nodes: int, seed: int, runs: int, loss: float, plot: Path | None, output: str) -> None:
-    """Kill one member in each of many runs, and measure how soon the first and the last of the others notice.
+def detection(nodes: int, seed: int, runs: int, loss: float, jobs: int, plot: Path | None, output: str) -> None:
+    """Kill one member in each of many runs, and measure how soon the others suspect it, and hold it for dead.
 
     Exit codes: 0 everybody noticed every crash, 1 otherwise; then standard error has the command that replays one.
     """
     from dataclasses import asdict
 
-    from p2pkv.sim.detection import run_detection, sum_up
+    from p2pkv.sim.detection import run_detections, sum_up
     from p2pkv.sim.figures import detection_figure
     from p2pkv.sim.plots import write_figure
 
-    found = [run_detection(nodes=nodes, seed=seed + run, loss=loss) for run in range(runs)]
+    found = run_detections(nodes=nodes, seed=seed, runs=runs, loss=loss, jobs=jobs)
     row = asdict(sum_up(found))
     if output == "json":
         options = {"nodes": nodes, "seed": seed, "runs": runs, "loss": loss}

@@ -154,7 +154,7 @@ class _Mesh:
 
     def lookup(self, asker: str, chain: Sequence[bytes]) -> Heard:
         """Ask for a chain; the answers are there at once."""
-        number, effects = self.holders[asker].directory.ask(anchors(chain), self.now + 1.0)
+        number, effects = self.holders[asker].directory.ask(anchors(chain), self.now + 1.0, self.now)
         assert number is not None
         self.carry(asker, effects)
         return self.heard.pop((asker, number))

@@ -6,7 +6,7 @@ Nobody in these runs is dead but one, killed near the end, so every other dead v
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -26,6 +26,8 @@ PROTOCOLS: Final[dict[str, MeshConfig]] = {
     "observers_datagrams": without_stream(VARIANTS["observers"]),
 }
 """What is compared. `..._datagrams`: without the ping over the stream, which is how SWIM was published."""
+PUBLISHED: Final = "swim_datagrams"
+"""What the others are measured by."""
 SETTLE_S: Final = 15.0
 """Everybody knows everybody by then. In uniform loss that is lost from the start as well."""
 CRASH_BEFORE_END_S: Final = 60.0
@@ -75,6 +77,10 @@ class LossResult:
     datagrams_per_node_s: float
     bytes_per_node_s: float
     """Datagrams and streams."""
+    verdict_ratio: float | None = None
+    """`verdicts` in units of those of SWIM as it was published; None if that was not run besides, or had none."""
+    raised_ratio: float | None = None
+    """The same of `raised`."""
 
 
 class _Watch:
@@ -154,9 +160,28 @@ def run_protocols(
         for result in map(run_loss, runs):
             progress(result)
             results.append(result)
-        return results
+        return beside_published(results)
     with ProcessPoolExecutor(jobs) as pool:
         for result in pool.map(run_loss, runs):
             progress(result)
             results.append(result)
-    return results
+    return beside_published(results)
+
+
+def beside_published(results: list[LossResult]) -> list[LossResult]:
+    """Return the results with their ratios to SWIM's as it was published, if that is among them."""
+    published = next((result for result in results if result.protocol == PUBLISHED), None)
+    if published is None:
+        return results
+
+    def ratio(mine: int, base: int) -> float | None:
+        return round(mine / base, 5) if base else None
+
+    return [
+        replace(
+            result,
+            verdict_ratio=ratio(result.verdicts, published.verdicts),
+            raised_ratio=ratio(result.raised, published.raised),
+        )
+        for result in results
+    ]

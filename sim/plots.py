@@ -22,6 +22,8 @@ _NAMES_LEVEL_MAX: Final = 30
 """Letters of all names below an axis that still fit side by side; longer ones are turned."""
 _LEGEND_INSIDE_MAX: Final = 3
 """Entries of a legend that is still laid over the lines; a longer one stands beside them."""
+_LEGEND_ABOVE_POINTS: Final = 20.0
+"""Room between the title and the bars for a legend, which would hide some of them: bars fill what lines leave free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,9 @@ def _draw(axes: Any, chart: Chart) -> None:
                 width = _BARS_WIDTH / len(bars)
                 left = -_BARS_WIDTH / 2 + (bars.index(series) + 0.5) * width
                 axes.bar([x + left for x in series.x], values, width, color=colour, label=series.label or None)
-    axes.set_title(chart.title, fontsize=11)
+    entries = sum(bool(series.label) for series in chart.series) + (chart.aim is not None)
+    is_legend_above = bool(bars) and 0 < entries <= _LEGEND_INSIDE_MAX
+    axes.set_title(chart.title, fontsize=11, pad=_LEGEND_ABOVE_POINTS if is_legend_above else None)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.set_axisbelow(True)
@@ -153,8 +157,11 @@ def _draw(axes: Any, chart: Chart) -> None:
             fontsize=8,
             color="#666666",
         )  # fmt: skip - one thought
-    entries = sum(bool(series.label) for series in chart.series) + (chart.aim is not None)
-    if entries > _LEGEND_INSIDE_MAX:
+    if is_legend_above:
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=entries, borderaxespad=0
+        )
+    elif entries > _LEGEND_INSIDE_MAX:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     elif entries:
         axes.legend(frameon=False, fontsize=8)

@@ -72,7 +72,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fabric", "echoes", "probes", "host_condition"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
-    frozenset({"guard"}),
+    frozenset({"guard", "direct_asks"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -145,7 +145,7 @@ CORES = {
     ),
     *("mesh", "index", "transport.wire", "transport.framing", "transport.bulk_header"),
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
-    *("transport.fabrics", "transport.choices", "checkup"),
+    *("transport.fabrics", "transport.choices", "transport.shares", "transport.widths", "checkup"),
     *("transport.bulk_protection", "transport.mac"),
 }
 OUTSIDE = {
@@ -155,10 +155,11 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("echoes", "paths"),
+    *("echoes", "paths", "direct_asks", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
-    *("transport.shm", "transport.shm_serve", "transport.offload", "transport.choose"),
+    *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
+    "transport.tcp_pull",
     *("transport.nixl_pull", "transport.fabric_serve"),
     "bench.handshake",
     *("bench.lent", "bench.fabric", "bench.peers_known", "bench.peers_limits", "bench.peers_lmcache", "bench.transfer"),

@@ -88,7 +88,7 @@ class BulkTransport(Protocol):
         ...
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-        """Bring `wanted`, in order.
+        """Bring `wanted`, in order; where several connections share that, each of them in order.
 
         Raises:
             PeerGone: the peer vanished or refused. Blocks not reported before have not arrived.

@@ -21,6 +21,8 @@ class Choice:
     """Why this one, and why none that is preferred."""
     fabric: str = ""
     """Of `nixl`: which of `p2pkv.transport.fabrics`."""
+    connections: int = 0
+    """Of `tcp`: how many a large pull uses, as far as is known."""
 
 
 def choose(prefer: Sequence[str], possible: dict[str, tuple[bool, str]]) -> Choice:

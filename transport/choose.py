@@ -39,6 +39,9 @@ class ChosenTransport:
 
     def path(self, peer: str) -> str:
         """Return the name of the transport that blocks of `peer` take now."""
+        if self._nixl is None:  # asked for with every fetch, where a reason would be made for nobody
+            first = next((name for name in self._prefer if name in {"shm", "tcp"}), "tcp")
+            return "shm" if first == "shm" and self._shm.is_open(peer) else "tcp"
         return self.choice(peer).transport
 
     def choice(self, peer: str) -> Choice:
@@ -53,6 +56,8 @@ class ChosenTransport:
             else:
                 possible["nixl"] = False, self._refusals.reason(peer) or "not met on the fabric yet"
         choice = choose(self._prefer, possible)
+        if choice.transport == self._tcp.name:
+            return replace(choice, connections=self._tcp.connections(peer))
         return replace(choice, fabric=met.fabric) if met is not None and choice.transport == "nixl" else choice
 
     async def meet(self, peer: str, address: str) -> None:

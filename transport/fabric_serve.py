@@ -16,6 +16,7 @@ from p2pkv.transport.fabrics import ONE_SIDED
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.nixl import Piece
+from p2pkv.transport.remaining import until
 from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.shm_serve import OpenPlaces
 from p2pkv.transport.wire import (
@@ -57,6 +58,7 @@ async def serve_fabric(
     idle_s: float,
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
+    on_overdue: Callable[[], None] = lambda: None,
 ) -> None:
     """Meet a caller that made an `offer`, and serve its pulls until it goes away or is silent for `idle_s`.
 
@@ -85,7 +87,9 @@ async def serve_fabric(
             if isinstance(message, Pull) and met.fabric in ONE_SIDED:
                 await _send(stream, _places(message, peer, open_places))
             elif isinstance(message, FabricPull) and met.fabric not in ONE_SIDED:
-                written = await _write(message, met, end, peer, open_lease, block_s=block_s, on_sent=on_sent)
+                written = await _write(
+                    message, met, end, peer, open_lease, block_s=block_s, on_sent=on_sent, on_overdue=on_overdue
+                )
                 await _send(stream, Written(message.ticket, bitmap(written)))
             else:
                 raise MalformedMessage(f"{type(message).__name__} over {met.fabric}", peer=peer)
@@ -128,8 +132,9 @@ async def _write(
     *,
     block_s: float,
     on_sent: Callable[[int], None],
+    on_overdue: Callable[[], None],
 ) -> list[int]:
-    """Write what the lease has of a pull, and return the positions of that.
+    """Write what the lease has of a pull, as long as its sender has time, and return the positions of that.
 
     Cancellation: what is being written is waited for, `block_s` at most; nothing is written after this.
     """
@@ -141,7 +146,11 @@ async def _write(
     if any(offset + length > landing.length for _, offset, length in asked):
         raise MalformedMessage("FabricPull to outside of the landing place", peer=peer)
     written: list[int] = []
+    over_at = until(pull.remaining_ms)
     while asked:
+        if trio.current_time() >= over_at:
+            on_overdue()
+            break
         # Asked anew for every few blocks: a lease that ended meanwhile no longer protects its slots. What is written
         # while it ends is caught by the receiver's digest.
         bodies = open_lease(peer, pull.lease)

@@ -1,5 +1,7 @@
 """The first exchange on every stream: who calls whom, for what, in which version. Both sides log a refusal's reason."""
 
+import os
+
 import trio
 
 from p2pkv.errors import MalformedMessage, PeerGone, SealRefused, VersionMismatch
@@ -21,11 +23,36 @@ async def read_frame_exactly(stream: trio.abc.Stream, *, peer: str, begun: bytes
     reader = FrameReader(peer=peer)
     reader.feed(begun)
     while (payload := reader.next_frame()) is None:
+        if isinstance(stream, trio.SocketStream):
+            piece = bytearray(reader.missing_bytes())
+            await fill_exactly(stream, memoryview(piece), peer=peer)
+            reader.feed(piece)
+            continue
         data = await stream.receive_some(reader.missing_bytes())
         if not data:
             raise PeerGone("stream ended where a message was due", peer=peer)
         reader.feed(data)
     return payload
+
+
+async def fill_exactly(stream: trio.SocketStream, view: memoryview, *, peer: str) -> None:
+    """Fill `view`, without a turn of the event loop for what is here already.
+
+    Raises:
+        PeerGone: the stream ended, or broke.
+    """
+    done = 0
+    while done < len(view):
+        try:
+            count = os.readv(stream.socket.fileno(), [view[done:]])
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(stream.socket)
+            continue
+        except OSError as exc:
+            raise PeerGone(f"connection broke ({exc.strerror})", peer=peer) from exc
+        if not count:
+            raise PeerGone("stream ended where more was due", peer=peer)
+        done += count
 
 
 async def greet(stream: trio.abc.Stream, hello: Hello, *, peer: str) -> str:

@@ -45,6 +45,9 @@ _PAUSE_S_MAX: Final = 2e-3
 """Bounds of the pauses between two looks at a transfer: there is no descriptor to wait on."""
 _NOTICES_MAX: Final = 4096
 """Notices nobody has asked for yet; the oldest go first, and who waited for one takes another way."""
+_RESTING_MAX: Final = 64
+"""Agents that stay connected though nobody has met them just now. To disconnect one and meet it again leaves a socket behind
+each time, until its process ends."""
 _AGENT_HEAD: Final = b"nixlSerDes|Agent"
 _LENGTH: Final = struct.Struct("<Q")
 _REGION: Final = struct.Struct("<QQQ")
@@ -101,6 +104,8 @@ class NixlAgent:
             raise FabricError(f"the library does not start ({_text(exc)})", device="nixl") from exc
         self._registered: list[tuple[Region, Any]] = []
         self._met: dict[str, int] = {}
+        self._resting: OrderedDict[str, None] = OrderedDict()
+        """Agents that are connected and that nobody has met just now, the one longest so first."""
         self._notices: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -143,17 +148,28 @@ class NixlAgent:
             if os.fsdecode(told) != name:
                 raise MalformedMessage("metadata of another agent than it says", peer=node)
             self._met[name] = self._met.get(name, 0) + 1
+            self._resting.pop(name, None)
+            for earlier in [one for one in self._resting if one.startswith(f"{node}/")]:  # of a process that is gone
+                self._disconnect(earlier)
         return name
 
     def part(self, name: str) -> None:
-        """Undo one `meet`; after the last one the peer's agent is disconnected."""
+        """Undo one `meet`. After the last one the peer's agent stays connected for the next, as one of `_RESTING_MAX`."""
         with self._lock:
-            left = self._met.pop(name, 1) - 1
-            if left:
+            left = self._met.pop(name, 0) - 1
+            if left > 0:
                 self._met[name] = left
-                return
-            with contextlib.suppress(*self._errors):  # it may be gone already
-                self._agent.invalidateRemoteMD(name)
+            elif left == 0:  # or else a transfer that did not end has disconnected it
+                self._resting[name] = None
+            while len(self._resting) > _RESTING_MAX:
+                self._disconnect(next(iter(self._resting)))
+
+    def _disconnect(self, name: str) -> None:
+        """Disconnect an agent; with the lock."""
+        self._met.pop(name, None)
+        self._resting.pop(name, None)
+        with contextlib.suppress(*self._errors):  # it may be gone already
+            self._agent.invalidateRemoteMD(name)
 
     # -- bytes --------------------------------------------------------------------------------------------------
 
@@ -223,8 +239,7 @@ class NixlAgent:
             if time.monotonic() > limit:
                 # Taking the endpoint down is what ends a transfer for certain; merely letting go of it is not.
                 with self._lock:
-                    self._met.pop(agent, None)
-                    self._agent.invalidateRemoteMD(agent)
+                    self._disconnect(agent)
                 raise PeerTooSlow("a transfer does not end", peer=agent.partition("/")[0])
             time.sleep(pause)
             pause = min(2 * pause, _PAUSE_S_MAX)
@@ -245,9 +260,9 @@ class NixlAgent:
 
     def close(self) -> None:
         """End the progress thread and disconnect everybody; what was registered may be unmapped after that."""
-        for name in tuple(self._met):
-            self._met[name] = 1
-            self.part(name)
+        with self._lock:
+            for name in (*self._met, *self._resting):
+                self._disconnect(name)
         for _, described in self._registered:
             with contextlib.suppress(*self._errors):
                 self._agent.deregisterMem(described, [self._backend])

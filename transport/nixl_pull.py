@@ -31,8 +31,9 @@ from p2pkv.transport.message_line import AbandonedAnswer, MessageLine, Stopped
 from p2pkv.transport.nixl import Piece, Region
 from p2pkv.transport.offload import run_blocking
 from p2pkv.transport.placed import places_untrusted
+from p2pkv.transport.remaining import Remaining
 from p2pkv.transport.sealed_handshake import Rings
-from p2pkv.transport.sealed_stream import Channel, is_outdated
+from p2pkv.transport.sealed_stream import Channel, has_closed, is_outdated
 from p2pkv.transport.tcp import connect
 from p2pkv.transport.wire import (
     FabricOffer,
@@ -120,6 +121,12 @@ class NixlTransport:
             PeerError: it is not there, or there is no fabric between us.
         """
         return (await self._session(peer, address)).peer
+
+    async def let_go_of_closed(self) -> None:
+        """End sessions that the other side has ended while nothing was asked; to be called now and then, for it may have died."""
+        for peer, session in tuple(self._sessions.items()):
+            if not session.turn.locked() and has_closed(session.stream):
+                await self._drop(peer, session)
 
     async def aclose(self) -> None:
         """Hang up everywhere. What the fabric holds ends with `FabricEnd.close`."""
@@ -264,6 +271,7 @@ class _Batch:
         self._met = session.peer
         self._lease = lease
         self._asked = False
+        self._remaining = Remaining()
         self._used_bytes = 0
         """Of the window."""
 
@@ -303,7 +311,7 @@ class _Batch:
             told: list[tuple[Wanted, Place | None]] = [(one, one.place) for one in self.waiting.values()]
         else:
             if not self._asked:
-                self.line.send(Pull(self._lease, bitmap(list(self.waiting))))
+                self.line.send(Pull(self._lease, bitmap(list(self.waiting)), self._remaining.ms))
                 self._asked = True
             places = places_untrusted(self.line.receive(), self._lease, peer=self.peer)
             self.answered = True
@@ -382,6 +390,7 @@ class _Batch:
                 offsets=tuple(self.window.offset + start for start in starts),
                 lengths=tuple(one.length for one in blocks),
                 ticket=ticket,
+                remaining_ms=self._remaining.ms,
             )
         )
         answer = self.line.receive()

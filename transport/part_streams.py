@@ -26,6 +26,7 @@ from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.remaining import Remaining
 from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.wire import PullParts, bit_positions, bitmap, encode
 
@@ -92,12 +93,15 @@ def _pieces(
 class PartReader:
     """The receiving side on one stream, for a worker thread. After an error the stream is of no more use."""
 
-    def __init__(self, channel: BlockingChannel, *, peer: str, pushed: bool, lease: int, grid: Grid) -> None:
+    def __init__(
+        self, channel: BlockingChannel, *, peer: str, pushed: bool, lease: int, grid: Grid, remaining: Remaining
+    ) -> None:
         self._channel = channel
         self._peer = peer
         self._pushed = pushed
         self._lease = lease
         self._grid = grid
+        self._remaining = remaining
         self._room = memoryview(bytearray(HEADER_BYTES))
 
     def ask(self, part: Part, positions: list[int], *, bodies: bool) -> None:
@@ -113,6 +117,7 @@ class PartReader:
             first_head=part.first_head,
             part_heads=part.heads,
             bodies=bodies,
+            remaining_ms=self._remaining.ms,
         )
         self._channel.send(frame(encode(question)))
 

@@ -102,6 +102,11 @@ class SealedStream(Guarded):
                 end = await trio.to_thread.run_sync(self.sealer.seal_into, piece, record)
             await self._stream.send_all(record[:end])
 
+    def seal(self, data: bytes) -> memoryview:
+        """Return `data`, which fits one record, as it stands on the wire; it has to be written there, all of it and next."""
+        record = self.record_room(RECORD_OVERHEAD_BYTES + len(data))
+        return record[: self.sealer.seal_into(memoryview(data), record)]
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket takes bytes."""
         await self._stream.wait_send_all_might_not_block()

@@ -28,6 +28,7 @@ from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader, frame
 from p2pkv.transport.offload import Reports, run_blocking
 from p2pkv.transport.placed import places_untrusted
+from p2pkv.transport.remaining import Remaining
 from p2pkv.transport.sealed_handshake import Rings, greet_as
 from p2pkv.transport.wire import ArenaOffer, Hello, Pull, bitmap, decode_untrusted, encode
 
@@ -277,6 +278,7 @@ class _Question:
         self._peer = peer
         self._lease = lease
         self._asked = False
+        self._remaining = Remaining()
 
     def take_some(self) -> list[tuple[Wanted, Outcome]]:
         """Ask if that was not done, and copy what the next answer speaks of."""
@@ -291,7 +293,7 @@ class _Question:
             with socket.socket(fileno=os.dup(self._fd)) as connection:
                 connection.setblocking(True)
                 if first:
-                    connection.sendall(frame(encode(Pull(self._lease, bitmap(list(self.waiting))))))
+                    connection.sendall(frame(encode(Pull(self._lease, bitmap(list(self.waiting)), self._remaining.ms))))
                 payload = _read_frame(connection, peer=self._peer)
         except (OSError, PeerGone) as exc:
             if first:

@@ -8,6 +8,7 @@ A connection carries one pull at a time and is kept for the next one; whatever g
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Final, TypeAlias, TypeVar
@@ -16,34 +17,36 @@ import trio
 
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
-from p2pkv.fetch import Outcome
-from p2pkv.running_digest import RunningDigest
 from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
-from p2pkv.transport.bulk_header import HEADER_BYTES, BulkHeader, unpack_untrusted
+from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
-from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly
-from p2pkv.transport.offload import Reports, run_blocking
+from p2pkv.transport.offload import run_blocking, workers
 from p2pkv.transport.part_streams import OpenPart, serve_parts
+from p2pkv.transport.remaining import until
 from p2pkv.transport.sealed_handshake import Rings, greet_as
-from p2pkv.transport.sealed_stream import Channel, SealedStream, is_outdated
+from p2pkv.transport.sealed_stream import Channel, SealedStream, has_closed, is_outdated
+from p2pkv.transport.tcp_pull import SharedPull
+from p2pkv.transport.widths import Widths
 from p2pkv.transport.wire import (
     FabricOffer,
     Hello,
+    LeaseRequest,
     Pull,
     PullParts,
     bit_positions,
-    bitmap,
     decode_untrusted,
-    encode,
 )
 
 S = TypeVar("S", bound=trio.abc.Stream)
 T = TypeVar("T")
 
+OnRequest: TypeAlias = Callable[[trio.SocketStream, LeaseRequest], Awaitable[bool]]
+"""Answers a direct question on the stream it came on; says whether the stream is of any more use."""
+
 _IDLE_CONNECTIONS_MAX: Final = 2
-"""Kept per peer; two engines of one node rarely fetch from one peer at the same moment."""
+"""Kept per peer, or as many as a pull may use; two engines of one node rarely fetch from one peer at the same moment."""
 _IDLE_ADDRESSES_MAX: Final = 256
 """Addresses with kept connections; beyond it the one not used for longest goes. Peers come and go, sockets must not."""
 _SEND_BYTES: Final = 8 * 2**20
@@ -123,11 +126,21 @@ class TcpTransport:
         connect_timeout_s: float,
         ring: Rings | None = None,
         keys: BulkKeys | None = None,
+        widths: Widths | None = None,
     ) -> None:
         """`hello` makes the greeting of a bulk stream; it is asked late, when the node knows its own address.
 
-        With a `ring` every stream is sealed under it; with `keys`, under what those say.
+        With a `ring` every stream is sealed under it; with `keys`, under what those say. Without `widths` a pull uses one
+        connection.
         """
+        self._widths = widths or Widths(1)
+        self._idle_max = max(_IDLE_CONNECTIONS_MAX, self._widths.most)
+        self.connections_lost = 0
+        """That failed in a pull, since start."""
+        self._under_way: dict[str, set[SharedPull]] = {}
+        """Peer -> its pulls."""
+        self._overlapped: set[SharedPull] = set()
+        """Those of them that had not been alone; how long they took says nothing about one path."""
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
         self._keys = keys or SharedKeys(ring)
@@ -139,19 +152,52 @@ class TcpTransport:
         return self.name
 
     async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-        """See `BulkTransport`."""
-        kept = self._take(peer, address)
-        if kept is not None:
-            try:
-                await self._pull_on(kept, peer, lease, wanted, on_block, first_answer=True)
-            except _StaleConnection:  # it had died while idle: nothing was reported yet, so a fresh one may try
-                pass
-            else:
-                self._keep(peer, address, kept)
-                return
-        stream = await self.open_stream(peer, address)
-        await self._pull_on(stream, peer, lease, wanted, on_block, first_answer=False)
-        self._keep(peer, address, stream)
+        """See `BulkTransport`. Large pulls are shared by several connections where that is faster."""
+        pull_bytes = sum(one.length for one in wanted)
+        # A thread each. When they are scarce further ones are better left to other pulls, and to answers above all.
+        width = min(self._widths.choose(peer, pull_bytes), 1 + int(workers().available_tokens) // 2)
+        pull = SharedPull(
+            _Streams(self, peer, address), peer=peer, lease=lease, wanted=wanted, on_block=on_block, connections=width
+        )
+        others = self._under_way.setdefault(peer, set())
+        self._overlapped.update(others, (pull,) if others else ())
+        others.add(pull)
+        began = trio.current_time()
+        try:
+            await pull.run()
+            if pull not in self._overlapped and not pull.lost and not pull.late:
+                self._widths.measured(peer, width, pull_bytes, trio.current_time() - began)
+        finally:
+            self.connections_lost += pull.lost
+            self._overlapped.discard(pull)
+            others.discard(pull)
+            if not others:
+                del self._under_way[peer]
+
+    def connections(self, peer: str) -> int:
+        """Return how many connections a large pull from `peer` uses, as far as is known now."""
+        return self._widths.settled(peer)
+
+    def open_connections(self) -> tuple[int, int]:
+        """Return how many connections bring blocks now, and how many are kept for the next pull."""
+        busy = sum(pull.busy for pulls in self._under_way.values() for pull in pulls)
+        return busy, sum(map(len, self._idle.values()))
+
+    def borrow(self, address: str) -> tuple[str, trio.SocketStream] | None:
+        """Return a kept connection to `address` that is not sealed, and the node there; None if there is none.
+
+        Whoever has it has it kept again when nothing is left to be read on it, or closes it.
+        """
+        waiting = self._idle.get(address, [])
+        while waiting:
+            node, stream = waiting[-1]
+            if not isinstance(stream, trio.SocketStream):
+                return None
+            waiting.pop()
+            if not has_closed(stream):
+                return node, stream
+            stream.socket.close()
+        return None
 
     async def open_stream(self, peer: str, address: str) -> Channel:
         """Open a greeted bulk stream to `peer` that nobody else uses.
@@ -165,6 +211,17 @@ class TcpTransport:
             raise PeerGone(f"another node ({node}) answers at {address}", peer=peer)
         return stream
 
+    def let_go_of_closed(self) -> None:
+        """Close kept connections that the other side has closed; to be called now and then, for it may have died."""
+        for address, streams in tuple(self._idle.items()):
+            kept = [(node, stream) for node, stream in streams if not has_closed(stream)]
+            for _, stream in streams:
+                if has_closed(stream):
+                    stream.socket.close()
+            self._idle[address] = kept
+            if not kept:
+                del self._idle[address]
+
     async def aclose(self) -> None:
         """Close the kept connections."""
         for streams in self._idle.values():
@@ -175,7 +232,7 @@ class TcpTransport:
     async def _connect(self, address: str, ring: Rings | None) -> tuple[Channel, str]:
         return await connect(address, self._hello(), timeout_s=self._connect_timeout_s, ring=ring)
 
-    def _take(self, peer: str, address: str) -> Channel | None:
+    def take(self, peer: str, address: str) -> Channel | None:
         """Return a kept connection; one to another node that had the address before, or under an old key, is closed."""
         waiting = self._idle.get(address, [])
         while waiting:
@@ -185,9 +242,10 @@ class TcpTransport:
             stream.socket.close()
         return None
 
-    def _keep(self, peer: str, address: str, stream: Channel) -> None:
+    def keep(self, peer: str, address: str, stream: Channel) -> None:
+        """Take a connection back that the next pull may use."""
         streams = self._idle[address] = self._idle.pop(address, [])
-        if len(streams) < _IDLE_CONNECTIONS_MAX:
+        if len(streams) < self._idle_max:
             streams.append((peer, stream))
         else:
             stream.socket.close()
@@ -195,88 +253,23 @@ class TcpTransport:
             for _, oldest in self._idle.pop(next(iter(self._idle))):
                 oldest.socket.close()
 
-    async def _pull_on(
-        self,
-        stream: Channel,
-        peer: str,
-        lease: int,
-        wanted: Sequence[Wanted],
-        on_block: OnBlock,
-        *,
-        first_answer: bool,
-    ) -> None:
-        """Pull on one stream, in a worker thread; it is closed unless all went well."""
-        pull = _BlockingPull(stream, peer, lease, wanted, on_block)
-        try:
-            await run_blocking(pull.run, interrupt=pull.interrupt)
-            pull.reports.take_all()
-        except (PeerGone, trio.ClosedResourceError) as exc:
-            await trio.aclose_forcefully(stream)
-            pull.reports.take_all()
-            if first_answer and not pull.answered:
-                raise _StaleConnection from exc
-            if isinstance(exc, PeerGone):
-                raise
-            raise PeerGone("connection was closed here", peer=peer) from exc
-        except BaseException as exc:
-            await trio.aclose_forcefully(stream)
-            if not isinstance(exc, trio.Cancelled):
-                pull.reports.take_all()
-            raise
 
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """The connections of one pull: see `p2pkv.transport.tcp_pull.Streams`."""
 
-class _BlockingPull:
-    """One pull, for a worker thread."""
+    transport: TcpTransport
+    peer: str
+    address: str
 
-    def __init__(self, stream: Channel, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-        self.answered = False
-        self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled))
-        self._stream = stream
-        self._peer = peer
-        self._lease = lease
-        self._wanted = wanted
+    def take(self) -> Channel | None:
+        return self.transport.take(self.peer, self.address)
 
-    def run(self) -> None:
-        """Ask and receive, until all blocks are settled or something goes wrong."""
-        with BlockingChannel(self._stream, timeout_s=None, peer=self._peer, on_idle=self._idle) as channel:
-            channel.send(frame(encode(Pull(self._lease, bitmap([one.position for one in self._wanted])))))
-            room = memoryview(bytearray(HEADER_BYTES))
-            for one in self._wanted:
-                self.reports.add((one, self._receive(channel, room, one)))
-                channel.watch()
+    async def open(self) -> Channel:
+        return await self.transport.open_stream(self.peer, self.address)
 
-    def interrupt(self) -> None:
-        """Have `run` end soon and nothing be reported any more; for the event loop's thread."""
-        self.reports.close()
-        with suppress(OSError):
-            self._stream.socket.shutdown(socket.SHUT_RDWR)
-
-    def _idle(self) -> None:
-        if self.reports.are_due:
-            self.reports.tell()
-
-    def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
-        channel.receive_body_into(room)
-        self.answered = True
-        header = unpack_untrusted(bytes(room), peer=self._peer)
-        if (header.lease, header.position) != (self._lease, one.position):
-            raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=self._peer)
-        if header.absent:
-            return "absent"
-        if header.length != one.length or header.digest != one.digest:
-            raise MalformedMessage("block that is not the one granted", peer=self._peer)
-        digest = RunningDigest(one.segment_bytes)
-
-        def take(piece: memoryview) -> None:
-            digest.take(piece)
-            self.reports.keep_up()
-
-        channel.receive_body_into(one.into, take)
-        return "ok" if digest.digest() == one.digest else "corrupt"
-
-
-class _StaleConnection(Exception):
-    """A kept connection had been closed by the other side before it answered anything."""
+    def keep(self, stream: Channel) -> None:
+        self.transport.keep(self.peer, self.address, stream)
 
 
 async def serve_bulk(
@@ -287,12 +280,14 @@ async def serve_bulk(
     idle_s: float,
     block_s: float = 60.0,
     on_sent: Callable[[int], None] = lambda count: None,  # noqa: ARG005 - who counts nothing says nothing
+    on_overdue: Callable[[], None] = lambda: None,
     open_part: OpenPart | None = None,
     on_fabric: Callable[[FabricOffer], Awaitable[None]] | None = None,
+    on_request: OnRequest | None = None,
 ) -> None:
-    """Answer pulls of a greeted caller until it goes away, misbehaves, or is silent for `idle_s`.
+    """Answer pulls of a greeted caller until it goes away, misbehaves, is silent for `idle_s`, or has no time left for one.
 
-    A caller that offers a fabric is left to `on_fabric` from there on.
+    A caller that offers a fabric is left to `on_fabric` from there on; `on_request` answers direct questions.
 
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
@@ -309,18 +304,36 @@ async def serve_bulk(
             return
         message = decode_untrusted(payload, peer=peer)
         if isinstance(message, PullParts) and open_part is not None:
-            if not await serve_parts(stream, message, peer=peer, open_part=open_part, block_s=block_s, on_sent=on_sent):
+            goes_on = False
+            with trio.CancelScope(deadline=until(message.remaining_ms)) as limit:
+                goes_on = await serve_parts(
+                    stream, message, peer=peer, open_part=open_part, block_s=block_s, on_sent=on_sent
+                )
+            if limit.cancelled_caught:
+                on_overdue()
+            if not goes_on:
                 return
             continue
         if isinstance(message, FabricOffer) and on_fabric is not None:
             await on_fabric(message)
             return
+        if isinstance(message, LeaseRequest) and on_request is not None and isinstance(stream, trio.SocketStream):
+            with trio.move_on_after(min(block_s, message.remaining_ms / 1000)) as patience:
+                if not await on_request(stream, message):
+                    return
+            if patience.cancelled_caught:
+                return
+            continue
         if not isinstance(message, Pull):
             raise MalformedMessage(f"{type(message).__name__} where Pull was due", peer=peer)
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)
-        try:
-            await run_blocking(sending.run, interrupt=sending.interrupt)
-        except (PeerError, trio.ClosedResourceError):
+        with trio.CancelScope(deadline=until(message.remaining_ms)) as limit:
+            try:
+                await run_blocking(sending.run, interrupt=sending.interrupt)
+            except (PeerError, trio.ClosedResourceError):
+                return
+        if limit.cancelled_caught:  # what was being sent broke off in the middle: the stream is of no more use
+            on_overdue()
             return
 
 

@@ -65,6 +65,9 @@ BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Small: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+RemainingMs: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""How long its sender will wait for what it asks for, from now on; never a wall-clock time, because clocks differ. 0: it
+does not say."""
 BulkBits: TypeAlias = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 Percent: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
 NodeId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -307,6 +310,8 @@ class DirectoryAsk(Message, tag=27, frozen=True):
 
     request: Count
     anchors: Annotated[bytes, Meta(max_length=ANCHORS_PER_ASK_MAX * ANCHOR_BYTES)]
+    remaining_ms: RemainingMs = 0
+    """How long the answer is waited for; one that cannot leave by then does not. 0: not said."""
 
 
 class DirectoryAnswer(Message, tag=28, frozen=True):
@@ -331,6 +336,8 @@ class LeaseRequest(Message, tag=10, frozen=True):
     """How long the requester will wait; never a wall-clock time, because clocks differ."""
     mapped: bool = False
     """The requester has the receiver's arena mapped, and would rather copy than be sent: say where the blocks lie."""
+    direct_bytes: Small = 0
+    """On a bulk stream: if what is granted is no more than that, send it right behind the grant. Elsewhere without meaning."""
 
 
 class LeaseGrant(Message, tag=11, frozen=True):
@@ -357,6 +364,10 @@ class LeaseGrant(Message, tag=11, frozen=True):
     """The generation of each block's slot under which it is that block."""
     busy_ms: Small = 0
     """Not 0: nothing is granted, because too much is leased already to be sent in time; ask again after so long."""
+    check: Annotated[bytes, Meta(max_length=8)] = b""
+    """Of all fields in front of this one but `reason` and `busy_ms`, and of the keys granted; see `p2pkv.fetch.grant_check`."""
+    direct: bool = False
+    """On a bulk stream: all that is granted follows as if it had been pulled, and the lease ends when it is sent."""
 
 
 class LeaseRelease(Message, tag=12, frozen=True):
@@ -518,6 +529,8 @@ class Pull(Message, tag=15, frozen=True):
     lease: Count
     wanted: Bitmap
     """Speaks of the granted blocks of the lease, by their position in the grant."""
+    remaining_ms: RemainingMs = 0
+    """How long the blocks are waited for; what is not sent by then is not sent. 0: not said."""
 
 
 class PullParts(Message, tag=57, frozen=True):
@@ -536,6 +549,8 @@ class PullParts(Message, tag=57, frozen=True):
     part_heads: LayerCount
     bodies: bool = True
     """False: only the digests of the segments."""
+    remaining_ms: RemainingMs = 0
+    """As in `Pull`."""
 
 
 class ArenaOffer(Message, tag=29, frozen=True):
@@ -594,6 +609,8 @@ class FabricPull(Message, tag=61, frozen=True):
     """How much room is there: exactly the block's length."""
     ticket: Count
     """What the notification behind the bytes carries."""
+    remaining_ms: RemainingMs = 0
+    """As in `Pull`; what is not written by then is absent."""
 
 
 class Written(Message, tag=62, frozen=True):

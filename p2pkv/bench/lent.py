@@ -8,6 +8,7 @@ its standard input does.
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ CLUSTER: Final = "bench"
 OWNER: Final = "owner"
 RING: Final = KeyRing((bytes(range(32)),))
 _PATTERN_BYTES: Final = 1 << 20
+_SO_MAX_PACING_RATE: Final = 47
+"""Of Linux; Python's `socket` does not name it."""
 
 
 class Lent(msgspec.Struct, frozen=True):
@@ -144,11 +147,19 @@ async def _serve_shm(arena: _Arena, stream: trio.SocketStream) -> None:
         return
 
 
-async def _serve(arena: _Arena) -> None:
+def _pace(listener: socket.socket | trio.socket.SocketType, flow_bytes_s: int) -> None:
+    """Bound what each connection to `listener` is sent."""
+    if flow_bytes_s:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("Q", flow_bytes_s))
+
+
+async def _serve(arena: _Arena, flow_bytes_s: int) -> None:
     plain = socket.create_server(("127.0.0.1", 0))
+    _pace(plain, flow_bytes_s)
     bodies = partial(_bodies, arena)
     threading.Thread(target=serve_plain, args=(plain, bodies), daemon=True).start()
     guarded = socket.create_server(("127.0.0.1", 0))
+    _pace(guarded, flow_bytes_s)
     threading.Thread(target=serve_guarded, args=(guarded, bodies), daemon=True).start()
     end = fabric_of(OWNER, arena.tier)
     shm_name = socket_name(CLUSTER, f"{OWNER} {os.getpid()}")
@@ -157,6 +168,8 @@ async def _serve(arena: _Arena) -> None:
     async with trio.open_nursery() as nursery:
         (tcp,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_tcp, arena, end), 0, host="127.0.0.1"))
         (sealed,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_sealed, arena), 0, host="127.0.0.1"))
+        _pace(tcp.socket, flow_bytes_s)
+        _pace(sealed.socket, flow_bytes_s)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(shm))
         nursery.start_soon(trio.serve_listeners, partial(_serve_shm, arena), [listener])
         lent = Lent(
@@ -179,9 +192,10 @@ def _bodies(arena: _Arena, lease: int) -> Iterator[memoryview]:
 
 
 def main() -> None:
-    """Serve until standard input ends. Arguments: one JSON object with `block_bytes`, `lease_blocks`, `blocks`."""
+    """Serve until standard input ends. Arguments: one JSON object with `block_bytes`, `lease_blocks`, `blocks`, `flow_bytes_s`."""
     wanted: dict[str, Any] = json.loads(sys.argv[1])
-    trio.run(_serve, _filled(**wanted))
+    flow_bytes_s = wanted.pop("flow_bytes_s")
+    trio.run(_serve, _filled(**wanted), flow_bytes_s)
 
 
 def hello(weakest: BulkProtection = "aead") -> Hello:

@@ -32,6 +32,7 @@ from p2pkv.transport.nixl import is_installed
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.shm import ShmTransport
 from p2pkv.transport.tcp import TcpTransport
+from p2pkv.transport.widths import Widths
 
 SHAPES: Final = ((256 * 2**10, 64), (4 * 2**20, 16))
 """(bytes of a block, blocks of a pull): one long prompt in small blocks, and one in large ones."""
@@ -48,6 +49,12 @@ class TransferOptions:
     """Pulls per round, by hand and by the transport each."""
     memory_bytes: int = 256 * 2**20
     """Of each of the two processes; several times the last-level cache."""
+    connections: int = 1
+    """Of each large pull over TCP; by hand there is always one."""
+    flow_bytes_s: int = 0
+    """Of each TCP connection, by the kernel's pacing; 0: as fast as it goes."""
+    only: tuple[str, ...] = ()
+    """Transports; none: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +137,14 @@ def run_transfer(options: TransferOptions) -> list[Case]:
         FabricError: the other process did not start, or what was moved by hand had wrong bytes.
     """
     cases: list[Case] = []
-    measures: list[Measure] = [_shm, _tcp, partial(_guarded, "aead"), partial(_guarded, "mac")]
+    measures: list[tuple[str, Measure]] = [("shm", _shm), ("tcp", _tcp)]
+    measures += [("tcp", partial(_guarded, "aead")), ("tcp", partial(_guarded, "mac"))]
     if is_installed():
-        measures.append(_nixl)
+        measures.append(("nixl", _nixl))
     for block_bytes, lease_blocks in options.shapes:
         blocks = max(2 * lease_blocks, options.memory_bytes // block_bytes)
-        arguments = json.dumps({"block_bytes": block_bytes, "lease_blocks": lease_blocks, "blocks": blocks})
+        sizes = {"block_bytes": block_bytes, "lease_blocks": lease_blocks, "blocks": blocks}
+        arguments = json.dumps(sizes | {"flow_bytes_s": options.flow_bytes_s})
         command = [sys.executable, "-m", "p2pkv.bench.lent", arguments]
         tier = HostTier(-(-block_bytes // PAGE_BYTES) * PAGE_BYTES * blocks)
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
@@ -145,7 +154,11 @@ def run_transfer(options: TransferOptions) -> list[Case]:
                 digests = tuple(bytes.fromhex(digest) for digest in lent.digests)
                 places = _Places(tier, block_bytes, blocks)
                 shape = _Shape(block_bytes, lease_blocks, lent, digests, places)
-                cases += [trio.run(measure, shape, options) for measure in measures]
+                cases += [
+                    trio.run(measure, shape, options)
+                    for name, measure in measures
+                    if name in options.only or not options.only
+                ]
             finally:
                 owner.kill()
                 tier.close()
@@ -180,7 +193,8 @@ async def _shm(shape: _Shape, options: TransferOptions) -> Case:
 
 
 async def _tcp(shape: _Shape, options: TransferOptions) -> Case:
-    transport = TcpTransport(hello=hello, connect_timeout_s=_CONNECT_S)
+    widths = Widths(options.connections, least=options.connections)
+    transport = TcpTransport(hello=hello, connect_timeout_s=_CONNECT_S, widths=widths)
     connection = socket.create_connection(("127.0.0.1", shape.lent.plain_port))
 
     async def by_hand(lease: int, wanted: list[Wanted]) -> None:
@@ -195,7 +209,8 @@ async def _tcp(shape: _Shape, options: TransferOptions) -> Case:
 
 
 async def _guarded(how: BulkProtection, shape: _Shape, options: TransferOptions) -> Case:
-    transport = TcpTransport(hello=partial(hello, how), connect_timeout_s=_CONNECT_S, ring=lambda: RING)
+    widths = Widths(options.connections, least=options.connections)
+    transport = TcpTransport(hello=partial(hello, how), connect_timeout_s=_CONNECT_S, ring=lambda: RING, widths=widths)
     connection = socket.create_connection(("127.0.0.1", shape.lent.guarded_port))
     kind = {"aead": "plain sockets+digest+AES-256-GCM", "mac": "plain sockets+digest+GMAC"}[how]
 

@@ -256,14 +256,42 @@ def _report(name: str, title: str, options: dict[str, Any], result: dict[str, An
 @click.option(
     "--memory-mib", type=click.IntRange(64, 65536), default=256, show_default=True, help="Memory of each process."
 )
+@click.option(
+    "--connections", type=click.IntRange(1, 16), default=1, show_default=True, help="Of each large pull over TCP."
+)
+@click.option(
+    "--flow-mib-s", type=click.IntRange(0, 2**20), default=0, help="Pace each connection to this. 0: not at all."
+)
+@click.option(
+    "--only", type=click.Choice(["shm", "tcp", "nixl"]), multiple=True, help="Only this transport; repeatable."
+)
 @output_option
-def transfer(rounds: int, pulls: int, memory_mib: int, output: str) -> None:
-    """Move blocks between two processes of this machine, each transport beside its limit."""
+def transfer(
+    rounds: int,
+    pulls: int,
+    memory_mib: int,
+    connections: int,
+    flow_mib_s: int,
+    only: tuple[str, ...],
+    output: str,
+) -> None:
+    """Move blocks between two processes of this machine, each transport beside its limit.
+
+    With --flow-mib-s the kernel paces each TCP connection, as a way does that limits a flow; what is made by hand has
+    one connection, whatever --connections says.
+    """
     from dataclasses import asdict
 
     from p2pkv.bench.transfer import TransferOptions, run_transfer
 
-    options = TransferOptions(rounds=rounds, pulls=pulls, memory_bytes=memory_mib * 2**20)
+    options = TransferOptions(
+        rounds=rounds,
+        pulls=pulls,
+        memory_bytes=memory_mib * 2**20,
+        connections=connections,
+        flow_bytes_s=flow_mib_s * 2**20,
+        only=only,
+    )
     cases = [asdict(case) for case in run_transfer(options)]
     if output == "json":
         print_json({"cases": cases})

@@ -50,6 +50,7 @@ def ping(socket: Path | None, output: str, peer: str, timeout_s: float, *, no_ba
                 ("member", f"{path.state}, {path.id}" + (", this machine" if path.same_host else "")),
                 ("transport", path.transport),
                 ("because", path.reason),
+                *((("connections", path.connections),) if path.connections else ()),
                 ("protection", path.protection),
                 ("UDP", _answered(path.udp_ms)),
                 ("TCP", _answered(path.tcp_ms)),

@@ -10,10 +10,11 @@ import trio
 import trio.testing
 
 from p2pkv.testing.contracts import Block, ServingPeer, TransportContract
-from p2pkv.transport import offload
+from p2pkv.transport import offload, shares, widths
 from p2pkv.transport.base import BulkTransport
 from tests.contracts import test_protected_tcp_transport as protected
 from tests.contracts import test_sealed_tcp_transport as sealed
+from tests.contracts import test_shared_pulls as shared
 from tests.contracts import test_shm_transport as shm
 from tests.contracts import test_tcp_transport as tcp
 
@@ -22,7 +23,7 @@ STEPS_MAX = 200
 
 
 class CancelsAtStep(trio.abc.Instrument):
-    """Cancels `scope` when the task that pulls has made so many steps."""
+    """Cancels `scope` when the task that pulls, and those it has begun, have made so many steps."""
 
     def __init__(self, scope: trio.CancelScope, step: int) -> None:
         self._scope = scope
@@ -30,10 +31,15 @@ class CancelsAtStep(trio.abc.Instrument):
         self._task = trio.lowlevel.current_task()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
+        if self._is_mine(task):
             self._left -= 1
             if self._left == 0:
                 self._scope.cancel()
+
+    def _is_mine(self, task: trio.lowlevel.Task | None) -> bool:
+        while task is not None and task is not self._task:
+            task = task.parent_nursery.parent_task if task.parent_nursery is not None else None
+        return task is not None
 
 
 def open_descriptors() -> int:
@@ -48,12 +54,18 @@ def open_descriptors() -> int:
         pytest.param(sealed.TestSealedTcpTransport(), sealed.opened, id="aead"),
         pytest.param(protected.TestMacTcpTransport(), lambda: protected.opened("mac"), id="mac"),
         pytest.param(shm.TestShmTransport(), shm.opened, id="shm"),
+        pytest.param(tcp.TestTcpTransport(), shared.opened, id="tcp, shared"),
+        pytest.param(sealed.TestSealedTcpTransport(), shared.opened_sealed, id="aead, shared"),
     ],
 )
 def test_a_pull_can_be_cancelled_at_every_checkpoint(
-    contract: TransportContract, opened: Callable[[], AbstractAsyncContextManager[BulkTransport]]
+    contract: TransportContract,
+    opened: Callable[[], AbstractAsyncContextManager[BulkTransport]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    blocks = [Block.random(600_000, number) for number in range(3)]
+    blocks = [Block.random(300_000, number) for number in range(4)]
+    monkeypatch.setattr(widths, "RUN_BYTES", 300_000)  # so that there is something to share,
+    monkeypatch.setattr(shares, "RUN_BYTES_MIN", 300_000)  # a block each
     lent = TransportContract.lending(*(block.offered() for block in blocks))
 
     async def cancelled_at(step: int, peer: ServingPeer) -> bool:

@@ -1,6 +1,7 @@
 """NIXL keeps the contract of bulk transports, reading by itself and being written to, and stops short of memory not its own."""
 
 import atexit
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
@@ -25,9 +26,10 @@ from p2pkv.transport.handshake import read_frame_exactly, welcome
 from p2pkv.transport.nixl import NixlAgent, Region, is_installed, reach
 from p2pkv.transport.nixl_pull import NixlTransport
 from p2pkv.transport.sealed_stream import Channel
-from p2pkv.transport.tcp import serve_bulk
+from p2pkv.transport.tcp import connect, serve_bulk
 from p2pkv.transport.wire import (
     FabricOffer,
+    FabricPull,
     Hello,
     LeaseRelease,
     Places,
@@ -37,6 +39,7 @@ from p2pkv.transport.wire import (
     decode_untrusted,
     encode,
 )
+from tests.contracts.test_cancelled_pulls import open_descriptors
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="NIXL is not installed: pip install p2pkv[nixl]")
 
@@ -363,26 +366,35 @@ def test_an_owner_that_answers_otherwise_is_an_error(answer: object) -> None:
     run_written_to(main)
 
 
+class FrozenPeer(NixlPeer):
+    """Is stopped between a question and its answer, for as long as `go_on` is not set, and writes its whole block after that."""
+
+    def __init__(self) -> None:
+        super().__init__("owner", LENT, SOCKETS)
+        self.go_on = trio.Event()
+        self.asked = trio.Event()
+
+    async def answer(self, stream: Channel, caller: str) -> None:
+        offer = decode_untrusted(await read_frame_exactly(stream, peer=caller), peer=caller)
+        met = await trio.to_thread.run_sync(partial(self.held.end.meet, offer, stream, node=caller))
+        await stream.send_all(frame(encode(self.held.end.offer())))
+        asked = decode_untrusted(await read_frame_exactly(stream, peer=caller), peer=caller)
+        self.asked.set()
+        await self.go_on.wait()
+        here = [(self.held.tier.table_bytes, asked.lengths[0])]
+        there = [(asked.offsets[0], asked.lengths[0])]
+        move = partial(self.held.end.agent.move, agent=met.agent, notice=b"late", patience_s=5.0)
+        await trio.to_thread.run_sync(partial(move, "WRITE", (self.held.end.arena, here), (met.landing, there)))
+        await stream.send_all(frame(encode(Written(asked.ticket, asked.wanted))))
+        self.held.end.part(met)
+
+
 def test_the_window_of_a_cancelled_pull_is_in_quarantine_until_the_owner_has_answered() -> None:
     """It may write until then: think of one that was stopped and goes on later."""
-    go_on = trio.Event()
-
-    class Frozen(NixlPeer):
-        async def answer(self, stream: Channel, caller: str) -> None:
-            offer = decode_untrusted(await read_frame_exactly(stream, peer=caller), peer=caller)
-            met = await trio.to_thread.run_sync(partial(self.held.end.meet, offer, stream, node=caller))
-            await stream.send_all(frame(encode(self.held.end.offer())))
-            asked = decode_untrusted(await read_frame_exactly(stream, peer=caller), peer=caller)
-            await go_on.wait()
-            here = [(self.held.tier.table_bytes, asked.lengths[0])]
-            there = [(asked.offsets[0], asked.lengths[0])]
-            move = partial(self.held.end.agent.move, agent=met.agent, notice=b"late", patience_s=5.0)
-            await trio.to_thread.run_sync(partial(move, "WRITE", (self.held.end.arena, here), (met.landing, there)))
-            await stream.send_all(frame(encode(Written(asked.ticket, asked.wanted))))
-            self.held.end.part(met)
 
     async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
-        peer = await Frozen("owner", LENT, SOCKETS).start(nursery)
+        peer = FrozenPeer()
+        await peer.start(nursery)
         landing = held(TransportContract.NODE, SOCKETS).end.landing
         with trio.move_on_after(0.3):
             await pull(transport, peer, [BLOCKS[0].wanted(0)])
@@ -390,7 +402,7 @@ def test_the_window_of_a_cancelled_pull_is_in_quarantine_until_the_owner_has_ans
         taken = [landing.take() for _ in range(4)]
         assert taken[3] is None
         kept = [bytes(window.bytes[:5000]) for window in taken[:3]]
-        go_on.set()
+        peer.go_on.set()
         while landing.quarantined:
             await trio.sleep(0.01)
         assert [bytes(window.bytes[:5000]) for window in taken[:3]] == kept
@@ -398,6 +410,113 @@ def test_the_window_of_a_cancelled_pull_is_in_quarantine_until_the_owner_has_ans
             landing.give_back(window)
 
     run_written_to(main)
+
+
+def test_the_place_of_a_cancelled_pull_can_be_used_at_once_though_the_owner_has_yet_to_write() -> None:
+    """Why places need no fence here: the owner was told of the window and not of the place."""
+
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        peer, mine = FrozenPeer(), held(TransportContract.NODE, SOCKETS)
+        await peer.start(nursery)
+        slot = mine.slot(5000)
+        wanted = replace(BLOCKS[0].wanted(0), into=mine.tier.begin(slot, 5000))
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_when, scope, peer.asked)
+            await pull(transport, peer, [wanted])
+        assert scope.cancelled_caught
+        generation = mine.tier.generation(slot)
+        mine.tier.begin(slot, 5000)[:] = BLOCKS[1].body
+        mine.tier.seal(slot)
+        used_again = mine.tier.generation(slot)
+        assert used_again != generation
+        landing = mine.end.landing
+        assert landing.quarantined == 1
+        peer.go_on.set()
+        while landing.quarantined:
+            await trio.sleep(0.01)
+        assert bytes(mine.tier.read(slot, 5000)) == BLOCKS[1].body
+        assert mine.tier.generation(slot) == used_again
+        again = await NixlPeer("owner again", LENT, SOCKETS).start(nursery)
+        other = Block.of(BLOCKS[2].body)
+        assert (await pull(transport, again, [other.wanted(2)])).outcomes == [(2, "ok")]
+        assert other.has_arrived
+
+    async def cancel_when(scope: trio.CancelScope, event: trio.Event) -> None:
+        await event.wait()
+        scope.cancel()
+
+    run_written_to(main)
+
+
+def test_an_owner_that_runs_out_of_its_takers_time_writes_no_more() -> None:
+    """Between two steps of a write; what is left counts as absent, and the taker has gone on by then."""
+    overdue: list[None] = []
+
+    class Late(NixlPeer):
+        async def answer(self, stream: Channel, caller: str) -> None:
+            offer = decode_untrusted(await read_frame_exactly(stream, peer=caller), peer=caller)
+
+            def bodies(peer: str, lease: int) -> list[Offered] | None:
+                time.sleep(0.1)  # as an owner that has other things to do
+                return self.bodies(peer, lease)
+
+            await serve_fabric(
+                stream,
+                offer,
+                peer=caller,
+                end=self.held.end,
+                open_lease=bodies,
+                open_places=self.places,
+                idle_s=1e6,
+                on_overdue=lambda: overdue.append(None),
+            )
+
+    large = [Block.random(5 * 2**20, number) for number in range(2)]  # not both in one step
+
+    async def main(nursery: trio.Nursery, _: BulkTransport) -> None:
+        peer = await Late("late", TransportContract.lending(*(one.offered() for one in large)), SOCKETS).start(nursery)
+        mine = held(TransportContract.NODE, SOCKETS)
+        stream, _node = await connect(peer.address, HELLO, timeout_s=5)
+        await stream.send_all(frame(encode(mine.end.offer())))
+        met = decode_untrusted(await read_frame_exactly(stream, peer="late"), peer="late")
+        assert isinstance(met, FabricOffer)
+        lengths = tuple(len(one.body) for one in large)
+        for remaining_ms, count in ((50, 1), (60_000, 2), (0, 2)):
+            window = mine.end.landing.take()
+            assert window is not None
+            offsets = (window.offset, window.offset + lengths[0])
+            await stream.send_all(frame(encode(FabricPull(7, bitmap([0, 1]), offsets, lengths, 5, remaining_ms))))
+            answer = decode_untrusted(await read_frame_exactly(stream, peer="late"), peer="late")
+            assert answer == Written(5, bitmap(list(range(count))))
+            mine.end.landing.give_back(window)
+        assert len(overdue) == 1
+        await stream.aclose()
+
+    run_written_to(main)
+
+
+@pytest.mark.parametrize("facts", [COPIES, SOCKETS], ids=["reads", "is written to"])
+def test_a_session_that_the_peer_ends_while_idle_is_let_go_and_costs_nothing(facts: HostFacts) -> None:
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        assert isinstance(transport, NixlTransport)
+        peer = await NixlPeer("owner", LENT, facts).start(nursery)
+        descriptors: list[int] = []
+        for _ in range(4):
+            assert (await pull(transport, peer, [BLOCKS[0].wanted(0)])).error is None
+            (session,) = transport._sessions.values()
+            await transport.let_go_of_closed()
+            assert not session.dropped
+            peer.drop_connections()
+            with trio.fail_after(10):
+                while peer.open:
+                    await trio.sleep(0.01)
+            await transport.let_go_of_closed()
+            assert session.dropped
+            assert not transport._sessions
+            descriptors.append(open_descriptors())
+        assert descriptors[-1] <= descriptors[0]
+
+    (run_reading if facts is COPIES else run_written_to)(main)
 
 
 def test_a_block_that_no_window_has_room_for_does_not_come_this_way() -> None:

@@ -319,6 +319,25 @@ def test_a_kept_connection_that_the_peer_lets_go_when_idle_is_replaced_without_a
     run(main, clock)
 
 
+def test_kept_connections_to_a_peer_that_died_are_let_go() -> None:
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        assert isinstance(transport, TcpTransport)
+        dies, stays = [await TcpPeer(name, LENT).start(nursery) for name in ("dies", "stays")]
+        for peer in (dies, stays):
+            assert (await pull(transport, peer, [BLOCKS[0].wanted(0)])).error is None
+        kept = [stream for streams in transport._idle.values() for _, stream in streams]
+        dies.kill()
+        await dies.wait_closed(0)
+        await trio.testing.wait_all_tasks_blocked()
+        transport.let_go_of_closed()
+        assert [stream.socket.fileno() >= 0 for stream in kept] == [False, True]
+        assert list(transport._idle) == [stays.address]
+        assert (await pull(transport, stays, [BLOCKS[0].wanted(0)])).error is None
+        assert stays.accepted == 1
+
+    run(main)
+
+
 def test_whoever_does_not_answer_a_call_is_too_slow() -> None:
     """The kernel takes calls for a listener that never looks at them."""
     clock = trio.testing.MockClock()

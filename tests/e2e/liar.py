@@ -3,15 +3,12 @@
 Everything but the lie is the real daemon, so the honest side meets the lie exactly where a faulty peer would tell it.
 """
 
-import contextlib
 import os
 import sys
 
-import trio
-
 from p2pkv.cli.main import main
 from p2pkv.errors import PeerGone
-from p2pkv.transport import streams, tcp
+from p2pkv.transport import direct, streams, tcp
 from p2pkv.transport.bulk_header import BulkHeader
 from p2pkv.transport.framing import frame
 from p2pkv.transport.wire import LeaseGrant, encode
@@ -66,16 +63,10 @@ def says_absent(lease, position, one):
 
 
 def instead_of_a_grant(payload):
-    def frames(message, source):
-        messages = [message]
-        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
-            while True:
-                messages.append(source.receive_nowait())
-        if any(isinstance(one, LeaseGrant) for one in messages):  # it may wait behind something else
-            return payload
-        return b"".join(frame(encode(one)) for one in messages)
+    def framed(message):
+        return payload if isinstance(message, LeaseGrant) else frame(encode(message))
 
-    return frames
+    return framed
 
 
 BULK = {
@@ -102,7 +93,8 @@ CONTROL = {
 if __name__ == "__main__":
     mode = sys.argv.pop(1)
     if mode in BULK:
-        tcp._parts = BULK[mode]
+        tcp._parts = direct._parts = BULK[mode]
     else:
-        streams._frames = instead_of_a_grant(CONTROL[mode])
+        streams._AT_ONCE = ()  # so that all grants come by there
+        streams._framed = instead_of_a_grant(CONTROL[mode])
     main()

@@ -1,14 +1,41 @@
-"""A machine in between: passes on what two nodes send each other, keeps the datagrams, and can alter or drop them."""
+"""A machine in between: passes on what two nodes send each other, keeps the datagrams, and can alter or drop them.
+
+It sees streams too, and can alter them or hang up in their middle.
+"""
 
 import contextlib
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from p2pkv.config import parse_address
+
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+"""What SO_LINGER takes to answer with a reset in place of an end."""
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """One direction of one connection."""
+
+    connection: int
+    to_node: bool
+    """Whether it goes to the node that the relay stands before."""
+    passed: int = 0
+    """Bytes that went before."""
+
+
+class HangUp(Exception):
+    """Raised by `Relay.passing`: `last` is still passed on, then the connection ends in both directions."""
+
+    def __init__(self, last: bytes = b"", *, reset: bool = False) -> None:
+        self.last = last
+        self.reset = reset
 
 
 def both_sockets() -> tuple[socket.socket, socket.socket]:
@@ -35,6 +62,8 @@ class Relay:
         """What went over all streams, in both directions."""
         self.alter: Callable[[bytes], bytes | None] = lambda data: data
         """What becomes of a datagram on its way; None: it is lost."""
+        self.passing: Callable[[Passage, bytes], bytes] = lambda _, data: data
+        """What becomes of a piece of a stream."""
         self._target: tuple[str, int] | None = None
         self._open: list[socket.socket] = []
         self._stop = threading.Event()
@@ -73,24 +102,45 @@ class Relay:
                         self._udp.sendto(altered, self._target)
 
     def _accept(self) -> None:
-        pairs: dict[socket.socket, socket.socket] = {}
+        others: dict[socket.socket, tuple[socket.socket, Passage]] = {}
+        connections = 0
         while not self._stop.is_set():
-            for ready in select.select([self._tcp, *pairs], [], [], 0.05)[0]:
+            for ready in select.select([self._tcp, *others], [], [], 0.05)[0]:
                 if ready is self._tcp:
                     caller, _ = self._tcp.accept()
-                    called = socket.create_connection(self._target or ("", 0))
-                    self._open += [caller, called]
-                    pairs |= {caller: called, called: caller}
-                    continue
-                try:
-                    data = ready.recv(65536)
-                    if data:
-                        self.streamed += data
-                        pairs[ready].sendall(data)
+                    try:
+                        called = socket.create_connection(self._target or ("", 0))
+                    except OSError:  # it was killed
+                        caller.close()
                         continue
-                except OSError:
-                    pass
-                other = pairs.pop(ready)
-                pairs.pop(other, None)
-                ready.close()
-                other.close()
+                    self._open += [caller, called]
+                    connections += 1
+                    others[caller] = called, Passage(connections, to_node=True)
+                    others[called] = caller, Passage(connections, to_node=False)
+                    continue
+                if ready not in others:  # ended with its other direction, a moment ago
+                    continue
+                other, passage = others[ready]
+                if not self._pass_on(ready, other, passage):
+                    del others[ready], others[other]
+                    ready.close()
+                    other.close()
+
+    def _pass_on(self, ready: socket.socket, other: socket.socket, passage: Passage) -> bool:
+        try:
+            data = ready.recv(65536)
+            if not data:
+                return False
+            self.streamed += data
+            other.sendall(self.passing(passage, data))
+        except HangUp as exc:
+            with contextlib.suppress(OSError):
+                other.sendall(exc.last)
+            if exc.reset:
+                for one in (ready, other):
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            return False
+        except OSError:
+            return False
+        passage.passed += len(data)
+        return True

@@ -142,7 +142,7 @@ class Mesh:
                 self.nodes[name].remove(key, self.now)
 
     def ask(self, name: str, chain: Sequence[bytes], first: int = 0) -> Heard:
-        number, effects = self.nodes[name].ask(anchors(chain, first), self.now + self.config.timeout_s)
+        number, effects = self.nodes[name].ask(anchors(chain, first), self.now + self.config.timeout_s, self.now)
         assert number is not None
         self.do(name, effects)
         if (name, number) not in self.heard:
@@ -423,7 +423,7 @@ def test_nonsense_changes_nothing(lie: DirectoryMessage) -> None:
 def test_an_answer_that_makes_no_sense_counts_as_silence(claims: bytes) -> None:
     mesh = Mesh("ab")
     mesh.nodes["b"].on_message = lambda *_: ()  # type: ignore[method-assign]
-    number, effects = mesh.nodes["a"].ask([b"x" * 16], mesh.now + 1)
+    number, effects = mesh.nodes["a"].ask([b"x" * 16], mesh.now + 1, mesh.now)
     assert number is not None
     mesh.do("a", effects)
     (heard,) = mesh.nodes["a"].on_message("b", DirectoryAnswer(number, ("c",), claims), mesh.now)
@@ -457,6 +457,21 @@ def test_what_others_hand_over_never_replaces_a_holders_own_word() -> None:
     (answer,) = node.on_message("c", DirectoryAsk(1, b"x" * 16), mesh.now)
     assert isinstance(answer, SendStream)
     assert answer.message == DirectoryAnswer(1, ("b",), b"\x00\x00\x00\x05")
+
+
+def test_a_question_says_how_long_it_waits_and_its_answer_leaves_by_then_or_not_at_all() -> None:
+    mesh = Mesh("abc")
+    number, effects = mesh.nodes["a"].ask([b"x" * 16], mesh.now + 0.25, mesh.now)
+    asked = [effect for effect in effects if isinstance(effect, SendStream)]
+    assert number is not None
+    assert asked
+    for effect in asked:
+        assert isinstance(effect.message, DirectoryAsk)
+        assert (effect.message.remaining_ms, effect.until) == (250, mesh.now + 0.25)
+    for remaining_ms, until in ((250, mesh.now + 0.25), (0, float("inf"))):
+        (answer,) = mesh.nodes["b"].on_message("c", DirectoryAsk(1, b"x" * 16, remaining_ms), mesh.now)
+        assert isinstance(answer, SendStream)
+        assert answer.until == until
 
 
 def test_records_are_bounded_by_peer_and_in_all_and_counted() -> None:
@@ -506,8 +521,8 @@ def test_questions_are_bounded() -> None:
     mesh = Mesh("ab")
     mesh.nodes["b"].on_message = lambda *_: ()  # type: ignore[method-assign]
     for _ in range(QUESTIONS_MAX):
-        assert mesh.nodes["a"].ask([b"x" * 16], mesh.now + 1)[0] is not None
-    assert mesh.nodes["a"].ask([b"x" * 16], mesh.now + 1) == (None, ())
+        assert mesh.nodes["a"].ask([b"x" * 16], mesh.now + 1, mesh.now)[0] is not None
+    assert mesh.nodes["a"].ask([b"x" * 16], mesh.now + 1, mesh.now) == (None, ())
     assert mesh.nodes["a"].statistics().questions_refused == 1
 
 
@@ -528,7 +543,7 @@ def test_a_node_without_owners_takes_no_part() -> None:
     mesh.hold("a", CHAINS[0], 80)
     mesh.run(10.0)
     assert mesh.sent == []
-    assert mesh.nodes["b"].ask([b"x" * 16], mesh.now) == (None, ())
+    assert mesh.nodes["b"].ask([b"x" * 16], mesh.now, mesh.now) == (None, ())
     assert not mesh.nodes["a"].wants_table
 
 

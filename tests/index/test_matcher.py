@@ -49,6 +49,19 @@ def test_depths_are_leading_runs(
     assert list(found) == list(oracle), "the order is the order peers became known in"
 
 
+@given(st.lists(blooms, max_size=20), st.integers(0, 8), st.integers(0, 192))
+def test_of_few_keys_the_answer_is_the_same_without_arrays(
+    filters: list[tuple[tuple[int, int], int, set[int]]], asked: int, start: int
+) -> None:
+    matcher = Matcher()
+    for i, (shape, prefix, others) in enumerate(filters):
+        matcher.replace(f"peer-{i}", build(shape, prefix, others))
+    keys = KEYS[start : start + asked]
+    found = matcher.longest_of_few(keys)
+    assert found == matcher.longest(keys)
+    assert list(found) == list(matcher.longest(keys))
+
+
 def test_a_hole_ends_the_run_whatever_lies_behind_it() -> None:
     matcher = Matcher()
     bloom = BloomFilter(16, 4)

@@ -52,9 +52,21 @@ def test_a_cleared_suspect_is_never_due() -> None:
 def test_postponing_moves_every_deadline() -> None:
     suspects = Suspects()
     suspects.suspect("a", by="x", now=0.0, min_s=5.0)
-    suspects.postpone(2.5)
+    suspects.postpone(2.5, now=6.0)
     assert suspects.due(7.0) == ()
     assert suspects.due(7.5) == ("a",)
+
+
+def test_of_a_stall_a_suspicion_is_given_back_only_what_it_lived_through() -> None:
+    """What arrived meanwhile is heard first, so it may be younger than the stall."""
+    suspects = Suspects()
+    suspects.suspect("a", by=frozenset("x"), now=119.0, min_s=5.0)
+    suspects.suspect("b", by=frozenset("x"), now=120.0, min_s=5.0, max_s=30.0, wanted=3, asks=True)
+    suspects.postpone(100.0, now=120.0)
+    assert suspects.due(124.9) == ()
+    assert suspects.due(125.0) == ("a",)
+    assert suspects.overdue(125.0) == ("b",)
+    assert suspects.due(150.0) == ("a", "b")
 
 
 def confirmed(*accusers: str, by: str = "x", wanted: int = 3) -> tuple[Suspects, list[bool]]:
@@ -103,7 +115,7 @@ def test_a_suspicion_that_outlasts_the_shortest_is_overdue_again_and_again_until
     suspects.suspect("b", by=frozenset("x"), now=0.0, min_s=2.0, max_s=30.0, wanted=3)
     assert suspects.next_deadline() == 2.0
     assert [suspects.overdue(at) for at in (1.9, 2.0, 2.9, 3.0)] == [(), ("a",), (), ("a",)]
-    suspects.postpone(1.5)
+    suspects.postpone(1.5, now=3.5)
     assert [suspects.overdue(at) for at in (5.4, 5.5)] == [(), ("a",)]
     suspects.clear("a")
     assert suspects.overdue(9.0) == ()

@@ -191,19 +191,52 @@ def test_who_suspects_by_hearsay_a_member_that_is_dead_to_us_hears_so_with_the_p
     assert ("b", ALIVE, DEAD) in changes(effects)
 
 
-def test_a_suspicion_that_names_nobody_is_answered_under_our_own_name_only() -> None:
-    core, straggler = node(), node()
-    run(core, 0.0, 30.0)
-    core.on_message("c", packet(verdict("b", "c", "d", "e", "f"), sender="c"), 30.0)
-    run(core, 30.0, 60.0, deaf_to="b")
+def funeral(config: MeshConfig = MeshConfig()) -> Membership:  # noqa: B008 - frozen
+    """Return a node to which "b" is dead, and which has told so as often as gossip tells anything."""
+    core = node(config)
+    run(core, 0.0, 5.0, deaf_to="b")
+    core.on_message("c", packet(verdict("b", "c", "d", "e", "f"), sender="c"), 5.0)
+    assert state(core, "b") == DEAD
+    run(core, 5.0, 60.0, deaf_to="b")
+    assert core.statistics().updates_waiting == 0
+    return core
+
+
+def test_a_suspicion_that_names_nobody_has_us_look_again_and_then_stand_by_our_verdict_under_our_own_name() -> None:
+    core, straggler = funeral(), node()
     assert core.on_message("g", packet(record("b", state=SUSPECT), sender="g"), 60.0) == ()
-    told = [
-        update for effect in core.on_time(60.5) if isinstance(effect, SendDatagram) for update in effect.packet.updates
-    ]
-    assert verdict("b", "me") in told
+    looked = run(core, 60.0, 60.9, deaf_to="b")
+    assert [body for address, body in sent(looked) if address == "b:1" and isinstance(body, Ping)]
+    assert verdict("b", "me") not in _told(looked, "b")
+    assert verdict("b", "me") in _told(run(core, 61.0, 61.5, deaf_to="b"), "b")
     for teller in "cdef":
         effects = straggler.on_message(teller, packet(verdict("b", teller), sender=teller), 60.0)
     assert ("b", SUSPECT, DEAD) in changes(effects)
+
+
+def test_a_verdict_from_before_a_repair_is_not_said_again_of_a_member_that_answers_now() -> None:
+    core = funeral()
+    core.on_message("g", packet(record("b", state=SUSPECT), sender="g"), 60.0)
+    (ping,) = [body for address, body in sent(core.on_time(60.0)) if address == "b:1" and isinstance(body, Ping)]
+    back = packet(record("b", incarnation=1), sender="b", body=Ack(seq=ping.seq, target="b"))
+    assert changes(core.on_message("b", back, 60.1)) == [("b", DEAD, ALIVE)]
+    assert not [update for update in _told(run(core, 60.1, 70.0), "b") if update.state == DEAD]
+
+
+def test_who_does_not_observe_a_dead_member_leaves_it_to_others_to_look_again() -> None:
+    core = funeral(MeshConfig(observers=0))
+    core.on_message("g", packet(record("b", state=SUSPECT), sender="g"), 60.0)
+    effects = run(core, 60.0, 65.0, deaf_to="b")
+    assert not [body for address, body in sent(effects) if address == "b:1" and isinstance(body, Ping)]
+
+
+def test_a_dead_member_that_is_reaped_while_it_is_looked_at_is_forgotten_without_a_word() -> None:
+    core = funeral(MeshConfig(reap_s=55.3))
+    core.on_message("g", packet(record("b", state=SUSPECT), sender="g"), 60.0)
+    effects = run(core, 60.0, 65.0, deaf_to="b")
+    assert core.member("b") is None
+    assert [address for address, body in sent(effects) if isinstance(body, Ping)].count("b:1") == 1
+    assert verdict("b", "me") not in _told(effects, "b")
 
 
 @pytest.mark.parametrize("said", [{"incarnation": 1}, {"boot": 2}])

@@ -14,7 +14,7 @@ from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.config import FetchConfig
 from p2pkv.effects import Note, SendStream
 from p2pkv.fetch import FetchEffect, FetchEnded, Outcome, StartTransfer, StopTransfer
-from p2pkv.fetches import Fetches
+from p2pkv.fetches import DIRECT_BYTES_MAX, Fetches
 from p2pkv.generations import Place
 from p2pkv.links import Links
 from p2pkv.planner import Plan, Run, Terms, plan
@@ -835,3 +835,50 @@ def test_places_that_do_not_fit_the_grant_are_refused(
     assert bench.transfers == []
     assert bench.notes[0].event == "lease grant makes no sense"
     assert bench.released == [("b", grant.lease)]
+
+
+# -- blocks right behind the answer ----------------------------------------------------------------------------------
+
+
+def test_few_bytes_are_asked_for_directly_many_and_those_of_a_mapped_peer_are_not() -> None:
+    bench = Bench()
+    bench.start(CHAIN[:2])
+    bench.start(keys(5, 6, 7))
+    assert [request.direct_bytes for _, request in bench.asked] == [DIRECT_BYTES_MAX, 0]
+    mapped = Fetches(config=CONFIG, links=bench.links, mapped=lambda _: True)
+    _, effects = mapped.start(
+        CHAIN[:1],
+        Plan((Run("b", 0, 1),), "planned"),
+        claims={"b": 1},
+        addresses={"b": "b:1"},
+        deadline=10.0,
+        now=0.0,
+        here=lambda _: False,
+    )
+    assert [effect.message.direct_bytes for effect in effects] == [0]  # type: ignore[union-attr]
+
+
+def test_a_lease_whose_blocks_came_with_the_answer_has_ended_and_is_released_only_if_they_did_not_all_come() -> None:
+    for outcome, released in (("ok", []), ("gone", [("b", 7)])):
+        bench = Bench()
+        bench.start(CHAIN[:1])
+        bench.grant(msgspec.structs.replace(granting(bench.asked[0][1]), direct=True))
+        if outcome == "ok":
+            bench.block(0)
+        bench.end(outcome)  # type: ignore[arg-type]
+        assert bench.released == released
+
+
+def test_what_came_directly_and_is_in_the_way_of_another_transfer_is_not_waited_for() -> None:
+    bench = Bench()
+    bench.start(CHAIN[:1], claims={"b": 1, "c": 1})
+    first = bench.asked[0][1]
+    bench.take(bench.core._hedge(CHAIN[:1], LENGTH, 10.0, 0.1))
+    assert [peer for peer, _ in bench.asked] == ["b", "c"]
+    assert bench.asked[1][1].direct_bytes == 0, "a hedge may have to wait"
+    bench.grant(granting(bench.asked[1][1], lease=8), peer="c")
+    bench.grant(msgspec.structs.replace(granting(first), direct=True))
+    assert [start.peer for start in bench.transfers] == ["c"]
+    assert bench.released == [("b", 7)]
+    bench.block(0)
+    assert bench.ended[-1].sources == ((CHAIN[0], "c"),)

@@ -161,3 +161,13 @@ def test_a_release_is_heard_once_and_from_the_holder_only(owner: Owner) -> None:
     owner.grants.on_release("b", grant.lease, 1.0)
     owner.grants.on_release("b", grant.lease, 1.0)
     assert owner.grants.lent_bytes == 0
+
+
+def test_few_bytes_asked_for_on_a_bulk_stream_are_granted_directly_and_more_are_not(owner: Owner) -> None:
+    def ask(direct_bytes: int, *, on_bulk_stream: bool) -> LeaseGrant:
+        request = LeaseRequest(1, key(1) + key(2), 10_000, direct_bytes=direct_bytes)
+        return owner.grants.on_request("b", request, 0.0, on_bulk_stream=on_bulk_stream)
+
+    assert ask(2 * LENGTH, on_bulk_stream=True).direct
+    assert not ask(2 * LENGTH - 1, on_bulk_stream=True).direct
+    assert not ask(2 * LENGTH, on_bulk_stream=False).direct

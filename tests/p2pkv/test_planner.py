@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pkv.planner import PEERS_PER_PLAN_MAX, Plan, Run, Terms, plan
+from p2pkv.planner import PEERS_PER_PLAN_MAX, Plan, Run, Terms, _time_of_all, _times, plan
 
 FAST = Terms("fast", 10, wait_s=0.001, block_s=0.0001)
 SLOW = Terms("slow", 10, wait_s=0.001, block_s=0.01)
@@ -223,3 +223,18 @@ def test_a_plan_is_sound_and_never_worse_than_recomputing(
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_plan_does_not_depend_on_the_order_of_claims(order: int) -> None:
     assert runs(*[FAST, SLOW, FAR][::order]) == (Run("fast", 0, 10),)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1), st.floats(0.001, 0.1)), min_size=2, max_size=4).map(
+        lambda found: [Terms(f"peer{i}", *one) for i, one in enumerate(sorted(found))]
+    )
+)
+def test_when_all_is_here_is_known_without_looking_at_every_block(peers: list[Terms]) -> None:
+    depths = [one.depth for one in peers]
+    assert _time_of_all(peers, depths) == pytest.approx(_times(peers, depths)[-1])
+
+
+def test_figures_that_round_each_other_away_say_when_all_is_here_all_the_same() -> None:
+    far_apart = [Terms("a", 1, 0.0, 0.0625), Terms("b", 1, 1.0, 2.2e-313)]
+    assert _time_of_all(far_apart, [1, 1]) == _times(far_apart, [1, 1])[-1]

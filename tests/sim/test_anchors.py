@@ -25,6 +25,7 @@ def test_small_meshes_hold_all_of_them() -> None:
         "false deaths in 30 s",
     ]
     assert all(anchor.held for anchor in found)
+    assert {(anchor.within, anchor.runs) for anchor in found} == {(3, 3)}
     assert all(0 < anchor.median <= anchor.worst for anchor in found[:-1])
 
 
@@ -34,6 +35,7 @@ def test_a_figure_that_is_not_held_fails_the_command(monkeypatch: pytest.MonkeyP
     done = CliRunner().invoke(cli, ["sim", "anchors", "--runs", "1", "-o", "json"])
     assert done.exit_code == 1
     assert [row["held"] for row in json.loads(done.stdout)["anchors"]] == [True, True, True, False, True, False, True]
+    assert [row["within"] for row in json.loads(done.stdout)["anchors"]] == [1, 1, 1, 0, 1, 0, 1]
     assert "problem: sent, 10 nodes" in done.stderr
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from p2pkv.cli.main import cli
 from p2pkv.sim import detection as scenario
-from p2pkv.sim.detection import Detection, run_detection, sum_up
+from p2pkv.sim.detection import Detection, run_detection, run_detections, sum_up
 
 
 def test_the_first_member_notices_after_a_failed_probe_and_the_shortest_suspicion_and_all_soon_after() -> None:
@@ -19,6 +19,22 @@ def test_the_first_member_notices_after_a_failed_probe_and_the_shortest_suspicio
     # or two; confirmations come meanwhile.
     assert 7.02 < result.first_mean_s < 9.0
     assert result.spread_max_s <= 0.6
+
+
+def test_of_that_time_the_suspicion_takes_what_its_formula_says_and_no_more() -> None:
+    found = [run_detection(nodes=12, seed=seed, loss=0.0) for seed in range(3)]
+    for one in found:
+        assert one.suspected_s is not None
+        assert one.first_s is not None
+        # 0.9 s, and what a question and an answer take; 4 * log10 12, and how far clocks run apart meanwhile.
+        assert one.suspected_s > 0.9
+        assert 0 < one.first_s - one.suspected_s - 4.3167 < 0.005
+
+
+def test_runs_side_by_side_give_what_runs_one_by_one_give() -> None:
+    one_by_one, side_by_side = (run_detections(nodes=5, seed=1, runs=2, loss=0.0, jobs=jobs) for jobs in (1, 2))
+    assert one_by_one == side_by_side
+    assert one_by_one[0] != one_by_one[1]
 
 
 def test_one_seed_is_one_crash() -> None:
@@ -34,10 +50,12 @@ def test_where_half_is_lost_nobody_is_killed_before_all_have_met_and_nobody_is_l
 
 
 def test_the_figures_are_over_all_runs() -> None:
-    result = sum_up([Detection(7.0, 7.1, 0), Detection(8.0, 8.4, 2), Detection(9.0, None, 0)])
+    result = sum_up([Detection(1.0, 7.0, 7.1, 0), Detection(1.5, 8.0, 8.4, 2), Detection(3.5, 9.0, None, 0)])
     assert (result.runs, result.missed, result.false_deaths) == (3, 1, 2)
     assert (result.first_mean_s, result.first_p50_s, result.first_p99_s) == (8.0, 8.0, 9.0)
     assert result.spread_max_s == pytest.approx(0.4)
+    assert (result.suspected_min_s, result.suspected_mean_s) == (1.0, 2.0)
+    assert (result.suspicion_mean_s, result.suspicion_max_s) == (6.0, 6.5)
 
 
 def test_the_command_prints_one_document() -> None:
@@ -50,7 +68,7 @@ def test_the_command_prints_one_document() -> None:
 
 def test_a_crash_that_was_missed_fails_and_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missed(*, nodes: int, seed: int, loss: float) -> Detection:
-        return Detection(7.0, None if seed == 8 else 7.1, 0)
+        return Detection(1.0, 7.0, None if seed == 8 else 7.1, 0)
 
     monkeypatch.setattr(scenario, "run_detection", missed)
     done = CliRunner().invoke(cli, ["sim", "detection", "--seed", "7", "--runs", "3"])

@@ -1,6 +1,7 @@
 """Loss, small: what observers keep from happening, that a run is its options, and what the command prints."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 from p2pkv.cli.main import cli
 from p2pkv.errors import LocalUseError
 from p2pkv.sim import loss as scenario
-from p2pkv.sim.loss import PROTOCOLS, LossOptions, LossResult, run_loss
+from p2pkv.sim.loss import PROTOCOLS, LossOptions, LossResult, beside_published, run_loss
 
 EGRESS = {"nodes": 16, "seed": 1, "egress": 0.8, "lossy": 2, "duration_s": 70.0}
 
@@ -70,8 +71,17 @@ def test_the_command_prints_one_document_with_all_protocols(monkeypatch: pytest.
     document = json.loads(done.stdout)
     assert [row["protocol"] for row in document["protocols"]] == list(PROTOCOLS)
     assert document["options"]["egress"] == 0.8
+    assert {row["verdict_ratio"] for row in document["protocols"]} == {1.0}
     done = CliRunner().invoke(cli, ["sim", "loss", "--protocol", "observers", "-o", "json"])
     assert [row["protocol"] for row in json.loads(done.stdout)["protocols"]] == ["observers"]
+
+
+def test_each_protocol_is_measured_by_swim_as_it_was_published() -> None:
+    published, ours = (result(LossOptions(protocol=name)) for name in ("swim_datagrams", "observers"))
+    published = replace(published, verdicts=60, raised=0)
+    found = beside_published([published, ours])
+    assert [(one.verdict_ratio, one.raised_ratio) for one in found] == [(1.0, None), (0.05, None)]
+    assert beside_published([ours]) == [ours]
 
 
 def test_a_protocol_that_misses_a_crash_fails_and_one_that_is_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from p2pkv.errors import LocalUseError
 from p2pkv.sim import plots
@@ -44,6 +45,29 @@ def test_equal_figures_are_equal_files(tmp_path: Path, suffix: str, begins: byte
         write_figure(EVERYTHING, path)
     assert one.read_bytes().startswith(begins)
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("bars", [1, 2, 3])
+def test_the_legend_of_a_chart_hides_none_of_its_bars(
+    bars: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Bars as high as the chart leave no free corner."""
+    drawn: list[Axes] = []
+    draw = plots._draw
+
+    def keep(axes: Axes, chart: Chart) -> None:
+        draw(axes, chart)
+        drawn.append(axes)
+
+    monkeypatch.setattr(plots, "_draw", keep)
+    series = [Series(x=range(6), y=[100.0] * 6, label=f"measure {place}", kind="bars") for place in range(bars)]
+    chart = Chart(title="all alike", x_label="variant", y_label="count", series=series)
+    write_figure(Figure(title="Bars", charts=[chart]), tmp_path / "plot.png")
+    (axes,) = drawn
+    legend = axes.get_legend()
+    assert legend is not None
+    assert not any(legend.get_window_extent().overlaps(bar.get_window_extent()) for bar in axes.patches)
+    assert not legend.get_window_extent().overlaps(axes.title.get_window_extent())
 
 
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,11 @@ import trio
 import trio.testing
 
 from p2pkv.blocks import block_digest
-from p2pkv.transport.base import Offered
+from p2pkv.transport.base import Offered, Wanted
 from p2pkv.transport.framing import frame
-from p2pkv.transport.tcp import serve_bulk
-from p2pkv.transport.wire import Pull, bitmap, encode
+from p2pkv.transport.handshake import read_frame_exactly, welcome
+from p2pkv.transport.tcp import TcpTransport, serve_bulk
+from p2pkv.transport.wire import Hello, Pull, bitmap, decode_untrusted, encode
 
 BODY = bytes(8 * 2**20)  # more than two socket buffers hold
 
@@ -33,3 +34,61 @@ def test_a_caller_that_asks_and_does_not_read_is_let_go() -> None:
 
     trio.run(main)
     assert sent == []
+
+
+def test_what_is_not_sent_in_the_time_that_its_asker_has_is_not_sent() -> None:
+    """Whoever froze while it asked holds neither the thread nor the lease for longer than it said it would wait."""
+    offered = [Offered(memoryview(BODY), len(BODY), block_digest(BODY, len(BODY)))]
+    overdue: list[None] = []
+
+    async def main() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        caller = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
+        stream = await listener.accept()
+        await caller.send_all(frame(encode(Pull(1, bitmap([0]), 200))))
+        with trio.fail_after(20):
+            await serve_bulk(
+                stream,
+                peer="b",
+                open_lease=lambda *_: offered,
+                idle_s=60,
+                block_s=60,
+                on_overdue=lambda: overdue.append(None),
+            )
+        for one in (caller, stream, listener):
+            await one.aclose()
+
+    trio.run(main)
+    assert len(overdue) == 1
+
+
+def test_a_pull_says_how_long_its_task_may_wait() -> None:
+    async def asked_within(seconds: float) -> Pull:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        host, port = listener.socket.getsockname()[:2]
+        hello = Hello("c", "a", "127.0.0.1:1", 1)
+        transport = TcpTransport(hello=lambda: hello, connect_timeout_s=5)
+        wanted = Wanted(0, 1, 1, bytes(16), memoryview(bytearray(1)))
+        asked: list[Pull] = []
+
+        async def pull(scope: trio.CancelScope) -> None:
+            with scope:
+                await transport.pull(
+                    peer="b", address=f"{host}:{port}", lease=1, wanted=[wanted], on_block=lambda *_: None
+                )
+
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope(deadline=trio.current_time() + seconds)
+            nursery.start_soon(pull, scope)
+            stream = await listener.accept()
+            await welcome(stream, cluster="c", node_id="b", peer="a")
+            message = decode_untrusted(await read_frame_exactly(stream, peer="a"), peer="a")
+            assert isinstance(message, Pull)
+            asked.append(message)
+            scope.cancel()
+        await stream.aclose()
+        await listener.aclose()
+        return asked[0]
+
+    assert 0 < trio.run(asked_within, 50.0).remaining_ms <= 50_000
+    assert trio.run(asked_within, float("inf")).remaining_ms == 0

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 
 import pytest
 import trio
@@ -68,11 +69,16 @@ class Sender:
 
     def __init__(self) -> None:
         self.lost = Changes()
+        self.overdue = 0
         self.streams = ControlStreams(
             hello=lambda: Hello("c", "a", "127.0.0.1:1", 0),
             connect_timeout_s=5.0,
             on_lost=lambda address, error: self.lost.append((address, error)),
+            on_overdue=self._count,
         )
+
+    def _count(self) -> None:
+        self.overdue += 1
 
     async def start(self, nursery: trio.Nursery) -> ControlStreams:
         await nursery.start(self.streams.run)
@@ -260,6 +266,25 @@ def test_a_peer_that_does_not_read_is_reported_when_its_queue_is_full() -> None:
             await trio.testing.wait_all_tasks_blocked()
         assert len(sender.lost.items) == 1
         assert f"{STREAM_QUEUE_MAX} messages are waiting already" in str(sender.error())
+
+    run(main)
+
+
+def test_what_nobody_waits_for_any_more_when_its_turn_comes_is_not_sent() -> None:
+    async def main(nursery: trio.Nursery) -> None:
+        peer, sender = Peer(), Sender()
+        address = await peer.start(nursery)
+        streams = await sender.start(nursery)
+        now = trio.current_time()
+        for number, until in enumerate((inf, now, now + 60, now - 1)):
+            streams.send_nowait(address, LeaseRelease(number), until)
+        await peer.received.wait(2)
+        streams.send_nowait(address, LeaseRelease(4), now)  # alone, with nothing else to write
+        streams.send_nowait(address, LeaseRelease(5))
+        await peer.received.wait(3)
+        assert peer.received.items == [LeaseRelease(0), LeaseRelease(2), LeaseRelease(5)]
+        assert sender.overdue == 3
+        assert not sender.lost.items
 
     run(main)
 
