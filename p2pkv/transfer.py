@@ -86,7 +86,13 @@ class Transfers:
         limit = self._open.setdefault(start.transfer, trio.CancelScope(deadline=start.deadline))
         began = trio.current_time()
         transport = transport or self._transport
-        path = transport.path(start.peer)
+        path = ""
+
+        def settle(one: Wanted, how: Outcome) -> None:
+            nonlocal path
+            path = path or transport.path(start.peer)  # known when the first block is here: a fabric is met by the pull
+            self._settle(start, places.pop(one.position), how, path)
+
         try:
             with limit:
                 if wanted:
@@ -95,7 +101,7 @@ class Transfers:
                         address=start.address,
                         lease=start.lease,
                         wanted=wanted,
-                        on_block=lambda one, how: self._settle(start, places.pop(one.position), how, path),
+                        on_block=settle,
                     )
                 outcome = "ok"
             if limit.cancelled_caught:
@@ -113,7 +119,7 @@ class Transfers:
             passed = self._fence(start.peer, start.lease) if places else None
             self._give_up(tuple(places.values()), hot=passed is not None)
             self._metrics.fetch_blocks.labels(outcome).inc(len(places))
-            self._metrics.fetch_seconds.labels(path).observe(trio.current_time() - began)
+            self._metrics.fetch_seconds.labels(path or transport.path(start.peer)).observe(trio.current_time() - began)
             self._runner.tell(lambda node, now: node.on_transfer_ended(start.transfer, outcome, now))
         if passed is not None:
             self._log.warning("places in quarantine until the peer has stopped writing", peer=start.peer)
@@ -157,11 +163,11 @@ class Transfers:
             node.commit_fetched(reservation, now)
             return node.on_block(start.transfer, info.key, "ok", now)
 
-        self._runner.tell(verb)  # an engine may have its answer by that
         self._arrived.inc()
         if path not in self._received_bytes:
             self._received_bytes[path] = self._metrics.transfer_bytes.labels("received", path)
         self._received_bytes[path].inc(info.length)
+        self._runner.tell(verb)  # an engine may have its answer by that, and look at the counters
 
     def _give_up(self, places: Sequence[Reservation], *, hot: bool) -> None:
         """Give places back that hold nothing, or keep those in quarantine that may still be written to."""

@@ -341,7 +341,10 @@ def test_extending_what_is_gone_does_nothing(ledger: Ledger) -> None:
 class ModelLease:
     holder: str
     deadline: float
+    named: list[BlockKey]
+    """What it was made for."""
     keys: list[BlockKey] = field(default_factory=list)
+    """What it pins, with what it was extended by."""
 
 
 @settings(stateful_step_count=60)
@@ -422,7 +425,7 @@ class Machine(RuleBasedStateMachine):
         assert held_by_it < self.LEASES_MAX
         wanted = [key(number) for number in chosen if key(number) in self.places]
         assert [one.info.key for one in lease.blocks] == wanted
-        self.leases[lease.id] = ModelLease(holder, deadline, wanted)
+        self.leases[lease.id] = ModelLease(holder, deadline, wanted, list(wanted))
 
     @precondition(lambda self: self.leases)
     @rule(choice=st.integers(0, 99), number=st.integers(0, 25))
@@ -498,7 +501,7 @@ class Machine(RuleBasedStateMachine):
         for lease_id, lease in self.leases.items():
             found = self.ledger.find_lease(lease_id, holder=lease.holder)
             assert isinstance(found, Lease)
-            assert [one.info.key for one in found.blocks] == lease.keys
+            assert [one.info.key for one in found.blocks] == lease.named
 
     @invariant()
     def the_next_deadline_is_that_of_the_first_lease_to_end(self) -> None:
