@@ -27,7 +27,8 @@ class LocalHealth:
 
     def on_answered(self) -> None:
         """Take that a probe of ours was answered, directly, through a helper or over the stream."""
-        self._add(-1)
+        if self.score:
+            self._add(-1)
 
     def on_silence(self, *, asked: int, nacks: int) -> None:
         """Take that a probe of ours was not answered, though `asked` helpers were to say so and `nacks` did.

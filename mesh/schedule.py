@@ -80,7 +80,9 @@ class Schedule:
         """Let time pass. Calling early, late or twice is harmless."""
         if not self.started:
             self._start(now)
-        self._forgive_stall(now)
+        late_s = now - self._prober.due_at
+        if late_s > self._config.probe_timeout_s:
+            self._forgive_stall(late_s, now)
         for step in self._prober.on_time(now) if now >= self._prober.due_at else ():
             if isinstance(step, Silent):
                 self._health.on_silence(asked=step.asked, nacks=step.nacks)
@@ -137,13 +139,11 @@ class Schedule:
         self._pace.start(now)
         self._reunion.start(now)
 
-    def _forgive_stall(self, now: float) -> None:
+    def _forgive_stall(self, late_s: float, now: float) -> None:
         """Give suspects back the time in which this node did not run: it told nobody, so nobody could refute."""
-        late_s = now - self._prober.due_at
-        if late_s > self._config.probe_timeout_s:
-            self._counts["stalls"] += 1
-            self._health.on_stall()
-            self._suspects.postpone(late_s, now=now)
+        self._counts["stalls"] += 1
+        self._health.on_stall()
+        self._suspects.postpone(late_s, now=now)
 
     def _probe(self, step: Step, now: float, effects: list[Effect], *, nack: bool) -> None:
         target = self._table.get(step.target)

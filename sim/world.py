@@ -364,7 +364,7 @@ class World:
         sender_id = self._ids[sender]
         message = decode_untrusted(data, peer=sender_id)
         effects = place.node.on_message(sender_id, message, place.clock.now_s(self.now_us))
-        if effects:
+        if effects:  # an answer to a ping, or nothing, as nearly always at rest
             self._perform(number, effects)
         self._arm(number, place)
 
@@ -441,10 +441,11 @@ class World:
 
     def _note(self, what: bytes, number: int, data: bytes = b"") -> None:
         self.events += 1
-        self._untraced += b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data)
-        if len(self._untraced) > _TRACED_BYTES:
-            self._trace.update(self._untraced)
-            self._untraced.clear()
+        untraced = self._untraced
+        untraced += b"%d %s %d %d %b" % (self.now_us, what, number, len(data), data)
+        if len(untraced) > _TRACED_BYTES:
+            self._trace.update(untraced)
+            untraced.clear()
 
 
 @contextmanager
