@@ -133,14 +133,14 @@ class Outbox:
             if size <= room:
                 updates.append(record)
                 room -= size
+        if self._own.record in updates:  # an introduction spreads it as well as gossip would
+            self._queue.carried(self._own.record, members=self._table.mesh_size())
         updates += self._queue.take(
             members=self._table.mesh_size(),
             bytes_max=room,
             count_max=UPDATES_PER_PACKET_MAX - len(updates),
             skip={record.id for record in updates},
         )
-        if self._own.record in updates:  # an introduction spreads it as well as gossip would
-            self._queue.carried(self._own.record, members=self._table.mesh_size())
         packet = msgspec.structs.replace(packet, updates=tuple(updates))
         assert len(encode(packet)) <= PACKET_BYTES_MAX
         return SendDatagram(address, packet)

@@ -76,6 +76,13 @@ def test_an_introduction_counts_as_gossip_of_our_record() -> None:
     assert not rig.outbox.has_news()
 
 
+def test_our_own_record_is_gossiped_as_often_as_any_other() -> None:
+    rig = Rig(*[record(f"m{i}") for i in range(100)])
+    rig.queue.put(ME)
+    packets = sum(len(rig.outbox.gossip(3, Random(i))) for i in range(100))
+    assert packets == retransmit_limit(4, 101)
+
+
 def test_an_older_record_of_ours_that_waits_is_not_counted_as_told() -> None:
     rig = Rig(record("b"))
     rig.queue.put(msgspec.structs.replace(ME, incarnation=1))
