@@ -68,6 +68,10 @@ class PeerGone(PeerError):
     """The connection to a peer failed or was refused. What had arrived and was verified stays."""
 
 
+class PeerRefused(PeerGone):
+    """A peer's machine answers that nobody listens there: its process is gone, which silence alone would not prove."""
+
+
 class PeerTooSlow(PeerError):
     """A peer did not answer within the time it was given. What had arrived and was verified stays."""
 
