@@ -10,7 +10,7 @@ Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
     │   ├── LayoutMismatch
     │   └── NotABlockFile
     ├── PeerError (peer=)    another node misbehaved or vanished; treat it as a miss and go on
-    │   ├── PeerGone · PeerTooSlow
+    │   ├── PeerGone (PeerRefused) · PeerTooSlow
     │   ├── MalformedMessage · VersionMismatch · SealRefused
     │   └── CorruptBlock
     ├── CapacityError (tier=)  back off; nothing was stored
