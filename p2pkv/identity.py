@@ -67,7 +67,8 @@ class Identity:
             what="state folder",
             danger="and so become this node",
             alone="two nodes must not have one id: choose another folder with --state-dir",
-            choose=_NEW_OR_NONE,
+            choose="choose another with --state-dir",
+            unusable=_NEW_OR_NONE,
         )
         try:
             stored = _read(folder / _FILE)

@@ -12,11 +12,11 @@ _LOCK: Final = "lock"
 _OTHERS_MAY_WRITE: Final = 0o022
 
 
-def lock_folder(folder: Path, *, what: str, danger: str, alone: str, choose: str) -> int:
+def lock_folder(folder: Path, *, what: str, danger: str, choose: str, alone: str, unusable: str) -> int:
     """Return the descriptor that holds the folder's lock, which ends with the process, however that ends.
 
-    `what` is what people call the folder, `danger` what others could do who write to it. `choose` and `alone` are hints: how to
-    have another folder, and why two processes may not share one.
+    `what` is what people call the folder, `danger` what others could do who write to it. The rest are hints: how to
+    choose another folder, why two processes may not share one, and what to do if this one cannot be used at all.
 
     Raises:
         LocalUseError: the folder cannot be used, others may write to it, or another process uses it.
@@ -31,7 +31,7 @@ def lock_folder(folder: Path, *, what: str, danger: str, alone: str, choose: str
             )
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
-        raise LocalUseError(f"cannot use the {what} ({exc.strerror}): {folder}", hint=choose) from exc
+        raise LocalUseError(f"cannot use the {what} ({exc.strerror}): {folder}", hint=unusable) from exc
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:

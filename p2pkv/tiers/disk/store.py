@@ -87,6 +87,7 @@ class DiskStore:
             danger="and so have this node read whatever they like",
             alone=f"two daemons must not write to one store: {_CHOOSE}",
             choose=_CHOOSE,
+            unusable=_CHOOSE,
         )
         try:
             self._files: Final = files if files is not None else FolderFiles(folder, direct=direct)
