@@ -148,6 +148,7 @@ CORES = {
     *("transport.fabrics", "transport.choices", "transport.shares", "transport.widths", "checkup"),
     *("transport.bulk_protection", "transport.mac"),
     *("tiers.disk.label", "tiers.disk.hints", "tiers.disk.pace"),
+    *("tiers.object.runs", "tiers.object.pack", "tiers.object.service", "tiers.object.location"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -167,6 +168,7 @@ SHELLS = {
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
+    "tiers.object.remote",  # obstore reports to a loop of asyncio
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 
@@ -294,6 +296,14 @@ def test_one_file_knows_the_library_of_fabrics(module: str) -> None:
         text = MODULES[module].read_text(encoding="utf-8")
         assert not {"nixl_cu12", "nixl_cu13"} & set(text.replace('"', " ").replace(".", " ").split())
         assert [found for found in imports(module) if top(found).startswith("nixl")] == []
+
+
+@each_module
+def test_one_file_knows_the_library_of_object_stores(module: str) -> None:
+    """And what is measured beside us."""
+    if module not in {"tiers.object.remote", "bench.tiers_others"}:
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert not {"obstore", '"obstore"'} & set(text.replace(".", " ").replace("(", " ").replace(")", " ").split())
 
 
 @each_module
