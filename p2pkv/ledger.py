@@ -71,9 +71,20 @@ class Ledger:
     """The books of one tier."""
 
     def __init__(
-        self, *, capacity_bytes: int, chunk_bytes: int = 0, leases_max: int = 256, policy: Policy | None = None
+        self,
+        *,
+        capacity_bytes: int,
+        chunk_bytes: int = 0,
+        header_bytes: int = 0,
+        leases_max: int = 256,
+        policy: Policy | None = None,
+        tier: str = "host",
     ) -> None:
-        self.slots: Final = Slots(capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes)
+        """Begin with an empty tier; `header_bytes` of each slot, whole pages, are the tier's own."""
+        self.slots: Final = Slots(
+            capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes, header_bytes=header_bytes, tier=tier
+        )
+        self._tier = tier
         self._leases_max = leases_max
         if policy is None:
             policy = make_policy("lru", capacity=partial(blocks_max, capacity_bytes, chunk_bytes))
@@ -168,6 +179,19 @@ class Ledger:
             self._passing[info.key] = passing
             self._passing_bytes += slot.size
             self._passing_bytes_peak = max(self._passing_bytes_peak, self._passing_bytes)
+
+    def restore(self, blocks: Iterable[tuple[BlockInfo, Slot]]) -> None:
+        """Take the committed blocks of a tier that outlived its process, the most recently used last.
+
+        Nothing has been stored yet; no key and no slot is there twice, and a chunk has slots of one size.
+        """
+        found = [Held(info, slot) for info, slot in blocks]
+        self.slots.take_at(held.slot for held in found)
+        for held in found:
+            assert held.info.key not in self._held
+            self._held[held.info.key] = held
+            self._key_at[held.slot.offset] = held.info.key
+            self._keep(held, None)
 
     @property
     def has_passing(self) -> bool:
@@ -274,8 +298,8 @@ class Ledger:
             return (own,)
         raise TierFull(
             f"no room for a block of {size} bytes, everything is pinned or on its way",
-            tier="host",
-            hint="raise host.capacity_bytes, or release leases sooner",
+            tier=self._tier,
+            hint=f"raise {self._tier}.capacity_bytes, or release leases sooner",
         )
 
     # -- pins ---------------------------------------------------------------------------------------------------
@@ -288,7 +312,7 @@ class Ledger:
         """
         count = len(self._leases_of.get(holder, ()))
         if count >= self._leases_max:
-            raise PinLimit(f"{holder} holds {count} leases, limit {self._leases_max}", tier="host")
+            raise PinLimit(f"{holder} holds {count} leases, limit {self._leases_max}", tier=self._tier)
         blocks = tuple(held for key in keys if (held := self._held.get(key)) is not None)
         for held in reversed(blocks):
             if uses:

@@ -354,11 +354,14 @@ class Node:
 
     # -- reports of the shell -----------------------------------------------------------------------------------
 
-    def on_link_lost(self, address: str, now: float, *, reason: str = "") -> tuple[Effect, ...]:
-        """Take that a stream to `address` could not be opened or broke; what was queued on it is lost."""
+    def on_link_lost(self, address: str, now: float, *, reason: str = "", refused: bool = False) -> tuple[Effect, ...]:
+        """Take that a stream to `address` could not be opened or broke; what was queued on it is lost.
+
+        With `refused` the machine there answered that nobody listens: the process is gone, and not only silent.
+        """
         self._rest_due = None
         before = dict(self.membership.seeds()).get(address)
-        effects = self._route(self.membership.on_link_lost(address, now), now)
+        effects = self._route(self.membership.on_link_lost(address, now, refused=refused), now)
         if before != "unreachable" and dict(self.membership.seeds()).get(address) == "unreachable":
             facts = (("seed", address), ("reason", reason))
             effects += (Note("seed unreachable, it is tried again", facts, warning=True),)

@@ -67,6 +67,30 @@ def test_a_block_on_its_way_or_here_needs_no_second_place(ledger: Ledger) -> Non
     assert ledger.statistics().used_bytes == PAGE_BYTES
 
 
+def test_blocks_of_a_tier_that_outlived_its_process_are_held_and_the_first_of_them_goes_first() -> None:
+    before = Ledger(capacity_bytes=2 * CHUNK, chunk_bytes=CHUNK)
+    for number in range(5):
+        held(before, number)
+    blocks = [(found.info, found.slot) for one in (3, 1, 4) if (found := before.get(key(one))) is not None]
+    ledger = Ledger(capacity_bytes=2 * CHUNK, chunk_bytes=CHUNK)
+    ledger.restore(blocks)
+    assert [ledger.get(one.key) is not None for one, _ in blocks] == [True, True, True]
+    assert ledger.statistics().used_bytes == 3 * PAGE_BYTES
+    slots = {held(ledger, number) for number in range(10, 15)}
+    assert numbers(ledger) == [1, 3, 4, 10, 11, 12, 13, 14], "all of the other places are free"
+    assert slots.isdisjoint(slot for _, slot in blocks)
+    held(ledger, 20)
+    assert numbers(ledger) == [1, 4, 10, 11, 12, 13, 14, 20]
+
+
+def test_a_header_stands_in_every_slot_of_a_tier_that_has_one() -> None:
+    ledger = Ledger(capacity_bytes=2 * CHUNK, chunk_bytes=CHUNK, header_bytes=PAGE_BYTES, tier="disk")
+    assert held(ledger, 1, 3).size == CHUNK
+    with pytest.raises(TierFull, match=f"limit {3 * PAGE_BYTES}: disk tier") as caught:
+        ledger.reserve(info(2, 4))
+    assert "disk.chunk_bytes" in caught.value.hint
+
+
 def test_an_aborted_place_is_free_again(ledger: Ledger) -> None:
     reservation = ledger.reserve(info(1))
     assert reservation is not None
