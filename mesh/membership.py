@@ -192,13 +192,17 @@ class Membership:
         self._schedule.touch()
         return self._lookups.on_failed(source, reason, now)
 
-    def on_link_lost(self, address: str, now: float) -> tuple[Effect, ...]:
-        """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections."""
+    def on_link_lost(self, address: str, now: float, *, refused: bool = False) -> tuple[Effect, ...]:
+        """Take note that a stream could not be delivered. No verdict on a member: probes judge, not connections.
+
+        A probe whose ping over the stream is `refused` is over, though; see decision 25.
+        """
         self._schedule.touch()
         self._joiner.on_link_lost(address)
         self._parts.duplicates.on_link_lost(address)
-        self._schedule.on_link_lost(address, now)
-        return ()
+        effects: list[Effect] = []
+        self._schedule.on_link_lost(address, now, effects, refused=refused)
+        return tuple(effects)
 
     def update_self(
         self,

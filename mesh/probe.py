@@ -9,7 +9,7 @@ The prober knows ids only. What a probe looks like on the wire, and what a verdi
 
 from collections.abc import Iterator
 from random import Random
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -40,6 +40,8 @@ class Silent(msgspec.Struct, frozen=True):
     """Helpers that were asked."""
     nacks: int
     """Those of them that said that they got no answer either."""
+    refused: bool = False
+    """Whether the target's machine said that nobody listens there. Then nobody was waited for, and nothing was unheard."""
 
 
 Step: TypeAlias = Direct | Indirect | Silent
@@ -52,8 +54,14 @@ class _Probe(msgspec.Struct, frozen=True):
     helpers: frozenset[str] | None = None
     """Who was asked; None while the direct probe is waited for."""
     nacks: frozenset[str] = frozenset()
-    knock_failed: bool = False
-    """Whether the ping over the stream could not be delivered."""
+    knocks_failed: int = 0
+    """Pings over the stream that could not be delivered."""
+    refused: bool = False
+
+
+_KNOCKS: Final = 2
+"""Pings over the stream. A process that died has closed the stream that was open to it, so that the first is lost with that;
+only a new stream is refused."""
 
 
 class Prober:
@@ -112,9 +120,9 @@ class Prober:
             self._turn_to(None)
 
     @property
-    def target(self) -> str | None:
-        """Who is probed now."""
-        return None if self._probe is None else self._probe.target
+    def knocked(self) -> str | None:
+        """Who is probed now, if it has not answered in time: then it is pinged over the stream too."""
+        return None if self._probe is None or self._probe.helpers is None else self._probe.target
 
     def next_deadline(self) -> float:
         """When to call `on_time` next; recompute after every call."""
@@ -140,18 +148,23 @@ class Prober:
             return
         self._learn(msgspec.structs.replace(probe, nacks=probe.nacks | {helper}), now)
 
-    def on_knock_failed(self, target: str, now: float) -> None:
-        """Take that a ping over the stream to `target` could not be delivered."""
+    def on_knock_failed(self, target: str, now: float, *, refused: bool) -> int | None:
+        """Take that a ping over the stream to `target` could not be delivered; return the number of one to send now.
+
+        One that is `refused` ends the probe: whoever would listen there is gone, and no helper can tell more.
+        """
         probe = self._probe
-        if probe is not None and probe.target == target and probe.helpers is not None:
-            self._learn(msgspec.structs.replace(probe, knock_failed=True), now)
+        if probe is None or probe.target != target or probe.helpers is None:
+            return None
+        self._learn(msgspec.structs.replace(probe, knocks_failed=probe.knocks_failed + 1, refused=refused), now)
+        return probe.seq if probe.knocks_failed + 1 < _KNOCKS and not refused else None
 
     def _learn(self, probe: _Probe, now: float) -> None:
         """Go on with what is known of the probe now, and not for longer if nothing more can come of it.
 
-        Then every way to the target was tried and has reported: the ping, each helper, and the stream.
+        Then the target's machine refused, or every way to it was tried and has reported: the ping, each helper, the stream.
         """
-        over = probe.knock_failed and probe.helpers and probe.nacks == probe.helpers
+        over = probe.refused or (probe.knocks_failed == _KNOCKS and probe.helpers and probe.nacks == probe.helpers)
         self._turn_to(msgspec.structs.replace(probe, until=min(probe.until, now)) if over else probe)
 
     def on_time(self, now: float) -> tuple[Step, ...]:
@@ -160,7 +173,7 @@ class Prober:
         probe = self._probe
         if probe is not None and now >= probe.until:
             if probe.helpers is not None:
-                steps.append(Silent(probe.target, len(probe.helpers), len(probe.nacks)))
+                steps.append(Silent(probe.target, len(probe.helpers), len(probe.nacks), refused=probe.refused))
                 self._turn_to(None)
             else:
                 steps.append(self._ask_helpers(probe, now))

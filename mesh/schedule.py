@@ -13,6 +13,7 @@ from p2pkv.mesh.lookups import Lookups
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.parts import Effect, Parts
 from p2pkv.mesh.probe import Direct, Indirect, Silent, Step
+from p2pkv.mesh.refusals import Refusals
 from p2pkv.transport.wire import Gossip, MemberRecord, Nack, Ping, PingRequest
 
 _SEED_SHARE: Final = 0.5
@@ -45,6 +46,7 @@ class Schedule:
         self._lookups = lookups
         self._description = description
         self.started = False
+        self._refusals = Refusals()
         self._gossip_at = 0.0
         self._rest_due: float | None = None
         """When anything but a probe is due, or a little before; None after what may have brought it forward."""
@@ -85,7 +87,8 @@ class Schedule:
             self._forgive_stall(late_s, now)
         for step in self._prober.on_time(now) if now >= self._prober.due_at else ():
             if isinstance(step, Silent):
-                self._health.on_silence(asked=step.asked, nacks=step.nacks)
+                if not step.refused:
+                    self._health.on_silence(asked=step.asked, nacks=step.nacks)
                 self._rest_due = None
             self._probe(step, now, effects, nack=self._config.local_health)
         if self._reunion.is_turn(now, members=self._table.mesh_size()):
@@ -123,12 +126,15 @@ class Schedule:
         if self.started and self._table.is_alone():
             self._joiner.seek(now)
 
-    def on_link_lost(self, address: str, now: float) -> None:
+    def on_link_lost(self, address: str, now: float, effects: list[Effect], *, refused: bool) -> None:
         """Take that a stream could not be delivered: if a probe went over it, it need not be waited for."""
-        target = self._prober.target
-        record = None if target is None else self._table.get(target)
-        if record is not None and record.address == address:
-            self._prober.on_knock_failed(record.id, now)
+        target = self._prober.knocked
+        record = None if target is None or not self._config.stream_probe else self._table.get(target)
+        if record is None or record.address != address:
+            return
+        again = self._prober.on_knock_failed(record.id, now, refused=refused and self._refusals.is_first(record))
+        if again is not None:
+            effects += self._outbox.knock(record, again)
 
     def _start(self, now: float) -> None:
         """Spread what is periodic, so that nodes started together do not act in step."""

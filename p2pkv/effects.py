@@ -24,7 +24,8 @@ class SendDatagram(msgspec.Struct, frozen=True):
 class SendStream(msgspec.Struct, frozen=True):
     """Send `message` to `address` over a stream, in order with earlier ones to the same address.
 
-    If it cannot be delivered the shell reports `on_link_lost(address)`. If it cannot leave before `until`, on the scale of
+    If it cannot be delivered the shell reports `on_link_lost(address)`, and whether it was refused: then the process there
+    is gone. If it cannot leave before `until`, on the scale of
     `now`, it is not sent at all: nobody waits for it any more.
     """
 

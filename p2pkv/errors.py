@@ -10,7 +10,7 @@ Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
     │   ├── LayoutMismatch
     │   └── NotABlockFile
     ├── PeerError (peer=)    another node misbehaved or vanished; treat it as a miss and go on
-    │   ├── PeerGone · PeerTooSlow
+    │   ├── PeerGone (PeerRefused) · PeerTooSlow
     │   ├── MalformedMessage · VersionMismatch · SealRefused
     │   └── CorruptBlock
     ├── CapacityError (tier=)  back off; nothing was stored
@@ -66,6 +66,10 @@ class PeerError(P2pkvError):
 
 class PeerGone(PeerError):
     """The connection to a peer failed or was refused. What had arrived and was verified stays."""
+
+
+class PeerRefused(PeerGone):
+    """A peer's machine answers that nobody listens there: its process is gone, which silence alone would not prove."""
 
 
 class PeerTooSlow(PeerError):

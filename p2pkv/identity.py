@@ -6,10 +6,8 @@ last one is kept, and the next is greater than both. It is on the disk before an
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
-import stat
 import time
 from pathlib import Path
 from typing import Annotated, Final
@@ -20,13 +18,12 @@ from msgspec import Meta
 
 from p2pkv.config import default_state_dir
 from p2pkv.errors import LocalUseError
+from p2pkv.locked_folder import lock_folder
 
 BOOT_MAX: Final = 2**53
 """The bound of `Count` on the wire."""
 _FILE: Final = "identity.json"
-_LOCK: Final = "lock"
 _FILE_BYTES_MAX: Final = 4096
-_OTHERS_MAY_WRITE: Final = 0o022
 _NEW_OR_NONE: Final = "choose another with --state-dir, or say --state-dir '' for a new id at every start"
 
 
@@ -65,7 +62,14 @@ class Identity:
                 damaged. A damaged file is never replaced by a new identity: the mesh would list this node twice, and
                 nobody would know why.
         """
-        lock = _locked(folder)
+        lock = lock_folder(
+            folder,
+            what="state folder",
+            danger="and so become this node",
+            alone="two nodes must not have one id: choose another folder with --state-dir",
+            choose="choose another with --state-dir",
+            unusable=_NEW_OR_NONE,
+        )
         try:
             stored = _read(folder / _FILE)
             last = stored.boot if stored is not None else 0
@@ -111,30 +115,6 @@ def _wall_clock_ms() -> int:
 
 def _check(node_id: str, boot: int) -> str:
     return xxhash.xxh3_64_hexdigest(f"{node_id} {boot}".encode())
-
-
-def _locked(folder: Path) -> int:
-    """Return the descriptor that holds the folder's lock; it ends with the process, however that ends."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & _OTHERS_MAY_WRITE:
-            raise LocalUseError(
-                f"others may write to the state folder, and so become this node: {folder}",
-                hint=f"`chmod 700 {folder}` as its owner, or choose another with --state-dir",
-            )
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as exc:
-        raise LocalUseError(f"cannot use the state folder ({exc.strerror}): {folder}", hint=_NEW_OR_NONE) from exc
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(lock)
-        raise LocalUseError(
-            f"another daemon uses this state folder: {folder}",
-            hint="two nodes must not have one id: choose another folder with --state-dir",
-        ) from exc
-    return lock
 
 
 def _read(file: Path) -> _Stored | None:

@@ -14,7 +14,7 @@ import trio
 from p2pkv.acquires import Acquired
 from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
-from p2pkv.errors import MalformedMessage, PeerError, SealRefused, VersionMismatch
+from p2pkv.errors import MalformedMessage, PeerError, PeerRefused, SealRefused, VersionMismatch
 from p2pkv.fetch import StartTransfer, StopTransfer
 from p2pkv.logs import Log
 from p2pkv.mesh.members import MemberState, is_usable
@@ -136,7 +136,8 @@ class Runner:
         elif isinstance(error, VersionMismatch):
             self._complain("stream refused", error)
         self._log.debug("link lost", address=address, reason=str(error))
-        self.tell(lambda node, now: node.on_link_lost(address, now, reason=str(error)))
+        refused = isinstance(error, PeerRefused)
+        self.tell(lambda node, now: node.on_link_lost(address, now, reason=str(error), refused=refused))
 
     # -- the loop -----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ KV blocks come in very few sizes (one per layout), so a size class is simply the
 no power-of-two waste, no fragmentation inside a chunk, and a chunk whose slots are all free can serve another class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,17 +42,28 @@ def chunk_size(capacity_bytes: int, chunk_bytes: int = 0) -> int:
     return chosen
 
 
+def blocks_max(capacity_bytes: int, chunk_bytes: int, size: int) -> int:
+    """Return how many slots of class `size` an arena has if all of it serves that class; see `chunk_size`."""
+    chunk = chunk_size(capacity_bytes, chunk_bytes)
+    return capacity_bytes // chunk * (chunk // size)
+
+
 class Slots:
     """Gives out slots and takes them back. Never moves a block."""
 
-    def __init__(self, *, capacity_bytes: int, chunk_bytes: int = 0) -> None:
-        """Cut `capacity_bytes` (rounded down to whole chunks) in chunks of `chunk_bytes`; 0 chooses their size."""
+    def __init__(self, *, capacity_bytes: int, chunk_bytes: int = 0, header_bytes: int = 0, tier: str = "host") -> None:
+        """Cut `capacity_bytes` (rounded down to whole chunks) in chunks of `chunk_bytes`; 0 chooses their size.
+
+        `header_bytes`, whole pages, stand in each slot in front of its block. `tier` is for errors.
+        """
         self.chunk_bytes: Final = chunk_size(capacity_bytes, chunk_bytes)
         self.capacity_bytes: Final = capacity_bytes // self.chunk_bytes * self.chunk_bytes
         self._chunks = [_Chunk(offset) for offset in range(0, self.capacity_bytes, self.chunk_bytes)]
         self._empty = list(reversed(self._chunks))
         self._with_room: dict[int, dict[int, _Chunk]] = {}
         self._used_bytes = 0
+        self._header_bytes = header_bytes
+        self._tier = tier
 
     def size_class(self, length: int) -> int:
         """Return the size of slot that a block of `length` bytes takes.
@@ -60,12 +71,12 @@ class Slots:
         Raises:
             TierFull: the block is larger than a chunk, so it will never fit.
         """
-        size = -(-length // PAGE_BYTES) * PAGE_BYTES
+        size = -(-length // PAGE_BYTES) * PAGE_BYTES + self._header_bytes
         if size > self.chunk_bytes:
             raise TierFull(
-                f"block of {length} bytes, limit {self.chunk_bytes}",
-                tier="host",
-                hint="raise host.capacity_bytes or host.chunk_bytes",
+                f"block of {length} bytes, limit {self.chunk_bytes - self._header_bytes}",
+                tier=self._tier,
+                hint=f"raise {self._tier}.capacity_bytes or {self._tier}.chunk_bytes",
             )
         return size
 
@@ -76,9 +87,7 @@ class Slots:
             chunk = next(iter(room.values()))
         elif self._empty:
             chunk = self._empty.pop()
-            chunk.size = size
-            chunk.free = list(range(chunk.offset + (self.chunk_bytes // size - 1) * size, chunk.offset - 1, -size))
-            self._with_room.setdefault(size, {})[chunk.offset] = chunk
+            self._cut(chunk, size)
         else:
             return None
         offset = chunk.free.pop()
@@ -87,6 +96,27 @@ class Slots:
         if not chunk.free:
             del self._with_room[size][chunk.offset]
         return Slot(offset, size)
+
+    def take_at(self, slots: Iterable[Slot]) -> None:
+        """Take slots of an arena of which nothing is used yet, as they were given out by the one that had it before.
+
+        All that lie in one chunk are of one size, and no two are the same.
+        """
+        assert not self._used_bytes
+        of_chunk: dict[int, list[Slot]] = {}
+        for slot in slots:
+            of_chunk.setdefault(self.chunk_of(slot), []).append(slot)
+        for number, mine in of_chunk.items():
+            chunk = self._chunks[number]
+            self._cut(chunk, mine[0].size)
+            chunk.used = {slot.offset for slot in mine}
+            assert len(chunk.used) == len(mine)
+            assert all(slot.size == chunk.size for slot in mine)
+            chunk.free = [offset for offset in chunk.free if offset not in chunk.used]
+            self._used_bytes += chunk.size * len(mine)
+            if not chunk.free:
+                del self._with_room[chunk.size][chunk.offset]
+        self._empty = [chunk for chunk in self._empty if not chunk.size]
 
     def give_back(self, slot: Slot) -> None:
         """Take a slot back; a chunk that becomes empty is free for any class again."""
@@ -101,6 +131,11 @@ class Slots:
             del room[chunk.offset]
             chunk.size, chunk.free = 0, []
             self._empty.append(chunk)
+
+    def _cut(self, chunk: _Chunk, size: int) -> None:
+        chunk.size = size
+        chunk.free = list(range(chunk.offset + (self.chunk_bytes // size - 1) * size, chunk.offset - 1, -size))
+        self._with_room.setdefault(size, {})[chunk.offset] = chunk
 
     def chunk_of(self, slot: Slot) -> int:
         """Return the number of the chunk that `slot` lies in."""

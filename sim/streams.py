@@ -34,6 +34,10 @@ class _Stream:
     generation: int = 0
     """Grows when the stream breaks; what was sent over an earlier one is lost."""
     is_open: bool = False
+    has_carried: bool = False
+    """Whether something has arrived since it was opened."""
+    is_refused: bool = False
+    """Whether it breaks because nobody listened when it was opened."""
     arrives_us: int = 0
     """When the last message sent over it arrives; no later one arrives earlier."""
     used_us: int = 0
@@ -80,7 +84,7 @@ class Streams:
             opened_us = self._open(now_us, attempt)
             if opened_us is None:
                 return self._break(stream, now_us + OPENING_PATIENCE_US)
-            stream.is_open, leaves_us = True, opened_us
+            stream.is_open, stream.has_carried, leaves_us = True, False, opened_us
         arrives_us = self.carry_all(leaves_us, size, attempt)
         if arrives_us is None:
             return self._break(stream, leaves_us + PATIENCE_US)
@@ -100,11 +104,15 @@ class Streams:
             arrives_us = max(arrives_us, at_us)
         return arrives_us
 
-    def arrive(self, a: int, b: int, generation: int, size: int) -> bool:
-        """Take that a message of `size` bytes has arrived; say whether its stream has not broken since it was sent."""
+    def arrive(self, a: int, b: int, generation: int, size: int, *, listens: bool = True) -> bool:
+        """Take that a message of `size` bytes has arrived; say whether its stream has not broken since it was sent.
+
+        `listens` says whether there is a process to take it; if not, `refuse` comes next.
+        """
         stream = self._streams[a, b]
         if stream.generation != generation:
             return False
+        stream.has_carried |= listens
         stream.in_flight -= 1
         stream.bytes -= size
         return True
@@ -120,9 +128,12 @@ class Streams:
     def refuse(self, a: int, b: int) -> int:
         """Take that `b`'s machine answers that nobody is there; return what `broken` wants when `a` is told."""
         stream = self._streams[a, b]
-        stream.generation += 1
-        stream.breaks_us = 0
-        return stream.generation
+        stream.is_refused = not stream.has_carried
+        return self._end(stream)
+
+    def is_refused(self, a: int, b: int) -> bool:
+        """Say whether the stream breaks because nobody listened when it was opened. Ask before `broken`."""
+        return self._streams[a, b].is_refused
 
     def reset(self, node: int) -> list[tuple[int, int]]:
         """Take that the process of `node` is a new one: none of its streams is known there.
@@ -134,7 +145,7 @@ class Streams:
             if a == node or (b == node and not stream.in_flight and stream.breaks_us is None):
                 self._streams[a, b] = _Stream(generation=stream.generation + 1)
             elif b == node and stream.breaks_us is None:
-                told.append((a, self.refuse(a, b)))
+                told.append((a, self._end(stream)))
         return told
 
     def _open(self, now_us: int, attempt: Attempt) -> int | None:
@@ -158,6 +169,12 @@ class Streams:
             tried_us += retry_us
             retry_us *= 2
         return None
+
+    @staticmethod
+    def _end(stream: _Stream) -> int:
+        stream.generation += 1
+        stream.breaks_us = 0
+        return stream.generation
 
     @staticmethod
     def _break(stream: _Stream, at_us: int) -> Sent:

@@ -322,7 +322,7 @@ class World:
                 self.later(until_us, partial(self._stream_message, number, sender, generation, data))
                 return
         streams = self.network.streams
-        if not streams.arrive(sender, number, generation, len(data)):
+        if not streams.arrive(sender, number, generation, len(data), listens=place.node is not None):
             return
         if place.node is None:
             told_us = self.now_us + self.network.round_trip_us(number, sender)
@@ -337,8 +337,9 @@ class World:
             if until_us > self.now_us:
                 self.later(until_us, partial(self._link_lost, number, to, generation))
                 return
+        refused = self.network.streams.is_refused(number, to)
         if self.network.streams.broken(number, to, generation) and self.is_running(number):
-            self.tell(number, b"lost", lambda node, now: node.on_link_lost(address_of(to), now))
+            self.tell(number, b"lost", lambda node, now: node.on_link_lost(address_of(to), now, refused=refused))
 
     def _wake(self, number: int, at_us: int) -> None:
         place = self._places[number]

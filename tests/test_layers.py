@@ -63,7 +63,7 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "logs",
                 "metrics",
             ),
-            *("local_socket", "identity"),
+            *("local_socket", "identity", "locked_folder"),
         }
     ),
     frozenset({"staging", "runner", "local_views", "local_explain"}),
@@ -147,6 +147,7 @@ CORES = {
     *("transport.keyring", "transport.replay", "transport.subkeys", "transport.records"),
     *("transport.fabrics", "transport.choices", "transport.shares", "transport.widths", "checkup"),
     *("transport.bulk_protection", "transport.mac"),
+    *("tiers.disk.label", "tiers.disk.hints", "tiers.disk.pace"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),

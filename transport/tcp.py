@@ -17,7 +17,7 @@ from typing import Final, TypeAlias, TypeVar
 import trio
 
 from p2pkv.config import parse_address
-from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerTooSlow, SealRefused
+from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerRefused, PeerTooSlow, SealRefused
 from p2pkv.running_digest import PIECE_BYTES
 from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
@@ -101,13 +101,19 @@ async def reach(
     """Open a stream to `address` and return what `greet` makes of it; if that fails, the stream is closed.
 
     Raises:
+        PeerRefused: the machine at every address of it says that nobody listens there.
         PeerGone, PeerTooSlow: nobody answers there.
         PeerError: whatever `greet` raises.
     """
     try:
         host, port = parse_address(address)
         with trio.fail_after(timeout_s):
-            stream = await open_stream(host, port)
+            try:
+                stream = await open_stream(host, port)
+            except OSError as exc:
+                if _is_refusal(exc):
+                    raise PeerRefused(f"no connection ({_reason(exc)})", peer=address) from exc
+                raise
             try:
                 return await greet(stream)
             except BaseException:
@@ -463,6 +469,14 @@ class _Sending:
         sent_bytes = self._sent_bytes
         count, self._counted_bytes = sent_bytes - self._counted_bytes, sent_bytes
         self._on_sent(count)
+
+
+def _is_refusal(exc: BaseException) -> bool:
+    """Whether every attempt was refused; a name may have several addresses, of which one may only be silent."""
+    cause = exc.__cause__ or exc
+    if isinstance(cause, BaseExceptionGroup):
+        return all(map(_is_refusal, cause.exceptions))
+    return isinstance(cause, ConnectionRefusedError)
 
 
 def _reason(exc: BaseException) -> str:

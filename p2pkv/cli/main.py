@@ -16,6 +16,7 @@ from p2pkv.cli.output import fail, output_option, print_json
 from p2pkv.cli.paths import doctor, netcheck, ping
 from p2pkv.cli.ring import ring
 from p2pkv.cli.serve import serve
+from p2pkv.cli.tiers import tiers
 from p2pkv.errors import ConfigError, P2pkvError
 from p2pkv.sim.cli import sim
 
@@ -59,6 +60,7 @@ for command in (
     explain,
     keys,
     cert,
+    tiers,
     leave,
     sim,
     bench,

@@ -197,6 +197,47 @@ def test_a_suspect_reads_that_it_is_one_before_the_ping_over_the_stream() -> Non
     assert [update.state for update in told.updates] == [SUSPECT]
 
 
+def knocked(core: Membership, now: float) -> float:
+    """Let time pass until "b", whom nobody answers for, is pinged over the stream; return when that is."""
+    while not [message for _, message in streams(core.on_time(now)) if isinstance(message, Ping)]:
+        now = core.next_deadline()
+    return now
+
+
+def test_a_refused_stream_makes_a_suspect_at_once_and_is_no_silence_of_ours() -> None:
+    core = node(known="bcd")
+    run(core, 0.0, 0.0)
+    at = knocked(core, 0.0)
+    victim = next(member for member in "bcd" if core._schedule._prober.knocked == member)
+    core.on_link_lost(f"{victim}:1", at + 0.01, refused=True)
+    assert core.next_deadline() <= at + 0.01
+    core.on_time(at + 0.01)
+    assert core._suspects.get(victim) is not None
+    assert core.statistics().health_score == 0
+
+
+def test_a_process_ends_once_so_a_machine_that_keeps_refusing_for_a_living_one_is_not_heard_again() -> None:
+    core = node(known="b")
+    for life, believed in ((1, True), (1, False), (2, True)):
+        core.on_message(
+            "b", packet(record("b", boot=life, incarnation=life + core.statistics().silent_probes), sender="b"), 0.0
+        )
+        at = knocked(core, core.next_deadline())
+        core.on_link_lost("b:1", at, refused=True)
+        before = core.statistics().silent_probes
+        core.on_time(at)
+        assert (core.statistics().silent_probes > before) is believed
+
+
+def test_a_stream_that_was_open_to_a_dead_process_is_lost_and_a_new_one_is_tried() -> None:
+    core = node(known="b")
+    at = knocked(core, 0.0)
+    (again,) = core.on_link_lost("b:1", at)
+    assert isinstance(again, SendStream)
+    assert isinstance(again.message, Ping)
+    assert core.on_link_lost("b:1", at) == (), "two are enough"
+
+
 def test_a_stranger_that_knocks_gets_no_answer_nor_does_a_ping_for_somebody_else() -> None:
     core = node(known="b")
     assert core.on_message("stranger", Ping(seq=1, target="me"), 1.0) == ()

@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from functools import partial
 from random import Random
 
 import pytest
@@ -179,20 +180,22 @@ def test_a_nack_counts_once_and_only_of_a_helper_that_was_asked_for_this_probe()
 
 
 @pytest.mark.parametrize("stream_first", [True, False])
-def test_a_probe_is_over_as_soon_as_all_helpers_and_the_stream_have_reported_failure(stream_first: bool) -> None:
+def test_a_probe_is_over_as_soon_as_all_helpers_and_two_streams_have_reported_failure(stream_first: bool) -> None:
     prober = make_prober("bcd")
     probe, at = begin(prober)
-    prober.on_knock_failed(probe.target, at + 0.1)  # that was an earlier message: nothing went over the stream yet
+    knock_failed = partial(prober.on_knock_failed, probe.target, refused=False)
+    assert knock_failed(at + 0.1) is None, "that was an earlier message: nothing went over the stream yet"
     (asked,) = prober.on_time(at + 0.25)
     assert isinstance(asked, Indirect)
+    assert knock_failed(at + 0.26) == probe.seq, "the stream was an old one: another is worth a try"
     if stream_first:
-        prober.on_knock_failed(probe.target, at + 0.3)
+        assert knock_failed(at + 0.3) is None
     for helper in asked.helpers:
         assert prober.next_deadline() == at + 1.0
         prober.on_nack(probe.seq, probe.target, helper, at + 0.5)
     if not stream_first:
         assert prober.next_deadline() == at + 1.0
-        prober.on_knock_failed(probe.target, at + 0.5)
+        assert knock_failed(at + 0.5) is None
     assert prober.next_deadline() == at + 0.5
     assert prober.on_time(at + 0.5) == (Silent(probe.target, asked=2, nacks=2),)
     assert prober.next_deadline() == at + 1.0, "the next probe is no sooner for it"
@@ -202,8 +205,22 @@ def test_a_stream_that_fails_is_not_enough_where_there_is_no_helper() -> None:
     prober = make_prober("b")
     probe, at = begin(prober)
     prober.on_time(at + 0.25)
-    prober.on_knock_failed(probe.target, at + 0.3)
+    prober.on_knock_failed(probe.target, at + 0.3, refused=False)
+    prober.on_knock_failed(probe.target, at + 0.3, refused=False)
     assert prober.next_deadline() == at + 1.0
+
+
+def test_a_machine_that_refuses_ends_the_probe_of_its_member_and_no_other() -> None:
+    prober = make_prober("bcd")
+    probe, at = begin(prober)
+    assert prober.on_knock_failed(probe.target, at + 0.1, refused=True) is None
+    assert prober.next_deadline() == at + 0.25, "a datagram is still waited for"
+    prober.on_time(at + 0.25)
+    prober.on_knock_failed("stranger", at + 0.3, refused=True)
+    assert prober.next_deadline() == at + 1.0
+    assert prober.on_knock_failed(probe.target, at + 0.3, refused=True) is None, "no other stream is worth a try"
+    assert prober.on_time(at + 0.3) == (Silent(probe.target, asked=2, nacks=0, refused=True),)
+    assert prober.next_deadline() == at + 1.0, "the next probe is no sooner for it"
 
 
 def test_a_node_that_is_unwell_waits_longer_in_each_phase_and_between_probes() -> None:

@@ -92,6 +92,21 @@ def test_a_broken_stream_loses_what_is_on_its_way_and_nothing_later() -> None:
     assert calm.streams.arrive(0, 1, after.generation, 10)
 
 
+def test_a_stream_that_was_opened_to_nobody_is_refused_and_one_that_was_open_only_breaks() -> None:
+    calm = network(Faults())
+    first = send(calm, 0)
+    assert calm.streams.arrive(0, 1, first.generation, 10)
+    second = send(calm, SECOND_US)
+    assert calm.streams.arrive(0, 1, second.generation, 10, listens=False)
+    told = calm.streams.refuse(0, 1)
+    assert not calm.streams.is_refused(0, 1), "the process that had opened its end is gone; a new stream will say more"
+    assert calm.streams.broken(0, 1, told)
+    anew = send(calm, 2 * SECOND_US)
+    assert calm.streams.arrive(0, 1, anew.generation, 10, listens=False)
+    calm.streams.refuse(0, 1)
+    assert calm.streams.is_refused(0, 1)
+
+
 def test_a_process_that_begins_anew_knows_no_stream_and_those_who_wrote_to_it_are_told() -> None:
     calm = network(Faults())
     mine, theirs = send(calm, 0), calm.stream(1, 0, 0, 10)

@@ -10,7 +10,15 @@ import pytest
 import trio
 import trio.testing
 
-from p2pkv.errors import MalformedMessage, P2pkvError, PeerError, PeerGone, VersionMismatch
+from p2pkv.errors import (
+    MalformedMessage,
+    P2pkvError,
+    PeerError,
+    PeerGone,
+    PeerRefused,
+    PeerTooSlow,
+    VersionMismatch,
+)
 from p2pkv.transport import streams as streams_module
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import frame
@@ -81,12 +89,12 @@ class Peer:
 class Sender:
     """Control streams, and what they reported as lost."""
 
-    def __init__(self, *, ring: Rings | None = None) -> None:
+    def __init__(self, *, connect_timeout_s: float = 5.0, ring: Rings | None = None) -> None:
         self.lost = Changes()
         self.overdue = 0
         self.streams = ControlStreams(
             hello=lambda: Hello("c", "a", "127.0.0.1:1", 0),
-            connect_timeout_s=5.0,
+            connect_timeout_s=connect_timeout_s,
             on_lost=lambda address, error: self.lost.append((address, error)),
             on_overdue=self._count,
             ring=ring,
@@ -151,6 +159,29 @@ def test_a_peer_that_is_not_there_is_reported_once_and_tried_again_for_later_mes
         assert isinstance(sender.error(), PeerGone)
 
     run(main)
+
+
+def test_nobody_who_listens_is_told_from_nobody_who_answers() -> None:
+    async def main() -> None:
+        sender = Sender(connect_timeout_s=0.2)
+        silent, ended = socket.socket(), socket.socket()
+        for listener in (silent, ended):
+            listener.bind(("127.0.0.1", 0))
+        silent.listen()  # takes connections and greets nobody, as a process that is stopped
+        addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in (silent, ended)]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sender.streams.run)
+            for address in addresses:
+                sender.streams.send_nowait(address, LeaseRelease(1))
+            await sender.lost.wait(2)
+            nursery.cancel_scope.cancel()
+        silent.close()
+        ended.close()
+        kinds = dict(sender.lost.items)
+        assert isinstance(kinds[addresses[0]], PeerTooSlow)
+        assert isinstance(kinds[addresses[1]], PeerRefused)
+
+    trio.run(main)
 
 
 def test_a_refusal_is_reported_with_its_reason() -> None:
