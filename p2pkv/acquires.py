@@ -145,7 +145,8 @@ class Acquires:
         chain = tuple(dict.fromkeys(keys[first:]))
         acquire = _Acquire(self._ids, keys, first, chain, holder, deadline, self._plans.learn(cost))
         until = deadline + self._config.fetch.lease_s
-        acquire.guard = self._ledger.lease(chain, holder=_guard(holder), deadline=until).id
+        self._ledger.ask(chain)
+        acquire.guard = self._ledger.lease(chain, holder=_guard(holder), deadline=until, uses=False).id
         if self._ledger.prefix(chain) < len(chain):
             if len(self._asking) + len(self._fetching) >= self._config.fetch.acquires_max:
                 self.shed += 1

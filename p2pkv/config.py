@@ -521,6 +521,33 @@ class HostConfig(Section, frozen=True, kw_only=True):
     ] = "auto"
 
 
+class PolicyConfig(Section, frozen=True, kw_only=True):
+    """What stays in memory when it does not suffice."""
+
+    eviction: Annotated[
+        Literal["adaptive", "lru", "fifo", "s3-fifo", "w-tinylfu"],
+        Meta(
+            description=(
+                "Which blocks go first. `lru`: those not used for longest. `s3-fifo`: those used once; better where memory is "
+                "small for what is asked. `adaptive` keeps books of both, with keys and no blocks, and does as the one that "
+                "lately did better; it takes some 500 bytes more for each block that fits. `fifo` and `w-tinylfu` are for "
+                "comparison. Whatever is chosen, the end of a chain goes before its beginning. See docs/benchmarks/cache.md."
+            )
+        ),
+    ] = "adaptive"
+    idle_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description=(
+                "Blocks that were not used for so many seconds are dropped even while there is room, as where prompts may not "
+                "be kept for longer. 0: never. Lower keeps less of what nobody asks for; hits of later turns go with it."
+            ),
+        ),
+    ] = 0.0
+
+
 class FetchConfig(Section, frozen=True, kw_only=True):
     """How blocks are brought from peers."""
 
@@ -771,6 +798,7 @@ class Config(Section, frozen=True, kw_only=True):
     summary: SummaryConfig = SummaryConfig()
     directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
+    policy: PolicyConfig = PolicyConfig()
     fetch: FetchConfig = FetchConfig()
     parts: PartsConfig = PartsConfig()
     transport: TransportConfig = TransportConfig()

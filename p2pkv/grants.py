@@ -65,6 +65,7 @@ class Grants:
         if not self._window.admits(size):
             busy_ms = self._window.retry_ms()
             return _nothing(request, lease_s, reason=f"busy, ask again in {busy_ms} ms", busy_ms=busy_ms)
+        self._ledger.ask(keys)
         try:
             lease = self._ledger.lease([keys[i] for i, _ in found], holder=peer_holder(sender), deadline=now + lease_s)
         except PinLimit as exc:

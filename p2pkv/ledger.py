@@ -7,12 +7,13 @@ or an engine's connection; when the holder goes away or the deadline passes, the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeAlias
 
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.errors import PinLimit, TierFull
-from p2pkv.eviction import EvictionPolicy, Lru
-from p2pkv.slots import Slot, Slots
+from p2pkv.eviction import Policy, make_policy
+from p2pkv.slots import Slot, Slots, blocks_max
 
 _PASSING_SHARE: Final = 4
 """No more than one part in so many is kept free for passing blocks."""
@@ -76,7 +77,7 @@ class Ledger:
         chunk_bytes: int = 0,
         header_bytes: int = 0,
         leases_max: int = 256,
-        policy: EvictionPolicy | None = None,
+        policy: Policy | None = None,
         tier: str = "host",
     ) -> None:
         """Begin with an empty tier; `header_bytes` of each slot, whole pages, are the tier's own."""
@@ -85,7 +86,9 @@ class Ledger:
         )
         self._tier = tier
         self._leases_max = leases_max
-        self._policy: EvictionPolicy = policy or Lru()
+        if policy is None:
+            policy = make_policy("lru", capacity=partial(blocks_max, capacity_bytes, chunk_bytes))
+        self._policy = policy
         self._held: dict[BlockKey, Held] = {}
         self._key_at: dict[int, BlockKey] = {}
         self._reserved: dict[BlockKey, Reservation] = {}
@@ -143,7 +146,7 @@ class Ledger:
         if slot is None:
             evicted = self._victims(size)
             for key in evicted:
-                self._drop(key)
+                self._drop(key, evicted=True)
                 self._evictions += 1
             slot = self.slots.take(size)
             assert slot is not None, "victims were chosen to free a slot of this class"
@@ -160,8 +163,8 @@ class Ledger:
         self._reserved[settled.info.key] = settled
         return settled
 
-    def commit(self, reservation: Reservation, *, passing: Place | None = None) -> None:
-        """Make a reserved block findable. Its bytes are in place and verified.
+    def commit(self, reservation: Reservation, *, passing: Place | None = None, parent: BlockKey | None = None) -> None:
+        """Make a reserved block findable. Its bytes are in place and verified. `parent` is the block before it, if known.
 
         With `passing`, which says where in its chain it is, it stays only until its last pin goes; see `admit`.
         """
@@ -169,10 +172,10 @@ class Ledger:
         assert self._reserved.pop(info.key) is reservation
         self._held[info.key] = Held(info, slot)
         self._key_at[slot.offset] = info.key
-        self._policy.insert(info.key, slot.size)
-        self._chunk_use[self.slots.chunk_of(slot)] = self._policy.last_use(info.key)
         self._occupy(slot, -1)
-        if passing is not None:
+        if passing is None:
+            self._keep(self._held[info.key], parent)
+        else:
             self._passing[info.key] = passing
             self._passing_bytes += slot.size
             self._passing_bytes_peak = max(self._passing_bytes_peak, self._passing_bytes)
@@ -188,8 +191,7 @@ class Ledger:
             assert held.info.key not in self._held
             self._held[held.info.key] = held
             self._key_at[held.slot.offset] = held.info.key
-            self._policy.insert(held.info.key, held.slot.size)
-            self._chunk_use[self.slots.chunk_of(held.slot)] = self._policy.last_use(held.info.key)
+            self._keep(held, None)
 
     @property
     def has_passing(self) -> bool:
@@ -202,8 +204,11 @@ class Ledger:
 
     def admit(self, key: BlockKey) -> None:
         """Have a passing block stay."""
-        if self._passing.pop(key, None) is not None:
-            self._passing_bytes -= self._held[key].slot.size
+        place = self._passing.pop(key, None)
+        if place is not None:
+            held = self._held[key]
+            self._passing_bytes -= held.slot.size
+            self._keep(held, place[1])
 
     def let_pass(self, key: BlockKey) -> None:
         """Drop a passing block that nobody has pinned."""
@@ -214,6 +219,16 @@ class Ledger:
         """Say whether a block could stay without taking the place of others, or of those that are passing now and then."""
         spare = min(self._passing_bytes_peak, self.slots.capacity_bytes // _PASSING_SHARE)
         return self.slots.capacity_bytes - self.slots.used_bytes() >= spare
+
+    def ask(self, chain: Sequence[BlockKey]) -> None:
+        """Take that a chain is wanted, here or by a peer; a policy may learn from it."""
+        self._policy.ask(chain)
+
+    def renew(self, keys: Sequence[BlockKey]) -> None:
+        """Put a chain that was just stored in order, as if its tail had come first; it is no use of it."""
+        for key in reversed(keys):
+            if key in self._policy:
+                self._policy.renew(key)
 
     def touch(self, keys: Sequence[BlockKey]) -> None:
         """Note a use of a chain's blocks, tail first.
@@ -249,12 +264,24 @@ class Ledger:
         self._drop(key)
         return True
 
-    def _drop(self, key: BlockKey) -> None:
-        self.admit(key)
+    def _drop(self, key: BlockKey, *, evicted: bool = False) -> None:
         held = self._held.pop(key)
         del self._key_at[held.slot.offset]
-        self._policy.remove(key)
+        if self._passing.pop(key, None) is not None:
+            self._passing_bytes -= held.slot.size
+        elif evicted:
+            self._policy.evict(key)
+        else:
+            self._policy.remove(key)
         self.slots.give_back(held.slot)
+
+    def _keep(self, held: Held, parent: BlockKey | None) -> None:
+        """Let the policy know of a block that stays. One that only passes goes with its pins, and never for want of room."""
+        self._policy.insert(held.info.key, held.slot.size, parent)
+        self._chunk_use[self.slots.chunk_of(held.slot)] = self._policy.last_use(held.info.key)
+
+    def _is_pinned(self, key: BlockKey) -> bool:
+        return key in self._pins
 
     def _victims(self, size: int) -> tuple[BlockKey, ...]:
         """Choose one block of the class, or all blocks of a colder chunk of another class.
@@ -262,7 +289,7 @@ class Ledger:
         Without the second choice a class that was large once would keep its chunks for ever (slab calcification). It
         looks at chunks, never at their blocks: making room happens on the loop that also answers probes.
         """
-        own = next((key for key in self._policy.candidates(size) if not self._pins.get(key)), None)
+        own = self._policy.victim(size, self._is_pinned)
         free = [chunk for chunk in self.slots.chunks_of_other_classes(size) if not self._chunk_busy.get(chunk)]
         coldest = min(free, key=self._chunk_use.__getitem__, default=None)
         if coldest is not None and (own is None or self._chunk_use[coldest] < self._policy.last_use(own)):
@@ -277,8 +304,8 @@ class Ledger:
 
     # -- pins ---------------------------------------------------------------------------------------------------
 
-    def lease(self, keys: Iterable[BlockKey], *, holder: str, deadline: float) -> Lease:
-        """Pin those of `keys` that are committed, and note their use.
+    def lease(self, keys: Iterable[BlockKey], *, holder: str, deadline: float, uses: bool = True) -> Lease:
+        """Pin those of `keys` that are committed, and note their use, unless it is noted elsewhere.
 
         Raises:
             PinLimit: `holder` has as many leases as it may have. Nothing was pinned.
@@ -288,7 +315,8 @@ class Ledger:
             raise PinLimit(f"{holder} holds {count} leases, limit {self._leases_max}", tier=self._tier)
         blocks = tuple(held for key in keys if (held := self._held.get(key)) is not None)
         for held in reversed(blocks):
-            self._use(held)
+            if uses:
+                self._use(held)
             self._pin(held)
         self._lease_ids += 1
         lease = Lease(self._lease_ids, holder, blocks, deadline)
@@ -336,6 +364,20 @@ class Ledger:
             self._end(lease_id)
         return len(mine)
 
+    def on_time(self, now: float) -> None:
+        """Take what time it is: uses are dated so where blocks have a time to live."""
+        self._policy.on_time(now)
+
+    def drop_idle(self, now: float) -> tuple[BlockKey, ...]:
+        """Drop what was not used for its time to live, and return it."""
+        self._policy.on_time(now)
+        if self._policy.next_deadline() > now:
+            return ()
+        idle = self._policy.idle(self._is_pinned)
+        for key in idle:
+            self._drop(key)
+        return idle
+
     def expire(self, now: float) -> int:
         """End the leases whose deadline has passed; return how many."""
         if not self._leases:
@@ -347,10 +389,11 @@ class Ledger:
         return len(late)
 
     def next_deadline(self) -> float:
-        """Return when `expire` will have something to do; infinity if never."""
+        """Return when `expire` or `drop_idle` will have something to do; infinity if never."""
+        idle_at = self._policy.next_deadline()
         if not self._leases:  # asked after every message, and mostly so
-            return float("inf")
-        return min(lease.deadline for lease in self._leases.values())
+            return idle_at
+        return min(idle_at, *(lease.deadline for lease in self._leases.values()))
 
     def _end(self, lease_id: int) -> None:
         lease = self._leases.pop(lease_id)
@@ -368,6 +411,8 @@ class Ledger:
                 self.let_pass(held.info.key)
 
     def _use(self, held: Held) -> None:
+        if held.info.key in self._passing:
+            return
         self._policy.touch(held.info.key)
         self._chunk_use[self.slots.chunk_of(held.slot)] = self._policy.last_use(held.info.key)
 

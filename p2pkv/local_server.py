@@ -482,7 +482,7 @@ class _Session:
             if good < len(places):
                 refused, reason = refused + len(places) - good, "bytes do not have the digest they were announced with"
         chain = [BlockKey(block.key) for block in request.blocks]
-        self._served.runner.ask(lambda node: node.ledger.touch(chain))
+        self._served.runner.ask(lambda node: node.ledger.renew(chain))
         metrics = self._served.metrics
         for result, amount in (("stored", stored), ("present", present), ("refused", refused)):
             metrics.published_blocks.labels(result).inc(amount)

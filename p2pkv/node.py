@@ -7,6 +7,8 @@ the outside shall do; peer input never raises out of `on_message`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from random import Random
 from typing import Final, TypeAlias
 
@@ -19,6 +21,7 @@ from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
 from p2pkv.costs import SATURATED_PERCENT, Prices
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
+from p2pkv.eviction import make_policy
 from p2pkv.fetch import FetchEnded, Outcome, StartTransfer, StopTransfer
 from p2pkv.fetches import Fetches, FetchStatistics
 from p2pkv.grants import Grants
@@ -41,7 +44,7 @@ from p2pkv.parts import Parts
 from p2pkv.planner import Cost
 from p2pkv.plans import Decision, Plans
 from p2pkv.rotation import Rotation, RoundEnded
-from p2pkv.slots import Slot
+from p2pkv.slots import Slot, blocks_max
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
     AnyMessage,
@@ -183,6 +186,11 @@ class Node:
             capacity_bytes=config.host.capacity_bytes,
             chunk_bytes=config.host.chunk_bytes,
             leases_max=config.fetch.leases_max,
+            policy=make_policy(
+                config.policy.eviction,
+                capacity=partial(blocks_max, config.host.capacity_bytes, config.host.chunk_bytes),
+                ttl_s=config.policy.idle_s or inf,
+            ),
         )
         self.membership: Final = Membership(
             me=me, cluster=config.node.cluster, config=config.mesh, join=config.node.join, random=random
@@ -313,6 +321,8 @@ class Node:
         """Let time pass for all cores but membership."""
         self._grants.on_time(now)
         self.ledger.expire(now)
+        for key in self.ledger.drop_idle(now):
+            self._unpublish(key, now)
         effects = self._route(self.summaries.on_time(now), now)
         effects += self._route(self._neighbours.on_time(now), now)
         if self.directory.wants_table and now >= self._rings.due():
@@ -410,8 +420,7 @@ class Node:
         reservation = self.ledger.reserve(info)
         if reservation is not None:
             for key in reservation.evicted:
-                self.summaries.remove(key, now)
-                self.directory.remove(key, now)
+                self._unpublish(key, now)
         else:
             self._reuse([info.key], now)  # published here, too
         return reservation
@@ -426,9 +435,10 @@ class Node:
         """
         self._rest_due = None
         key = reservation.info.key
-        self.ledger.commit(reservation)
         if depth is None:
             depth, parent = self._acquires.place_of(key)
+        self.ledger.on_time(now)
+        self.ledger.commit(reservation, parent=parent)
         self.summaries.add(key, now, depth, parent or b"")
         self.directory.add(key, now, depth, parent or b"")
 
@@ -476,6 +486,7 @@ class Node:
             PinLimit: `holder` has as many leases as it may have.
         """
         self._rest_due = None
+        self.ledger.on_time(now)
         number, effects = self._acquires.start(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
         return number, self._route(effects, now)
 
@@ -508,6 +519,7 @@ class Node:
         self._rest_due = None
         if self._known(sender) is None:
             return None
+        self.ledger.on_time(now)
         if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
             self._reuse(split_keys(request.keys), now)
         return self._grants.on_request(sender, request, now, on_bulk_stream=on_bulk_stream)
@@ -601,6 +613,11 @@ class Node:
         if record is None:
             self._unknown_senders += 1
         return record
+
+    def _unpublish(self, key: BlockKey, now: float) -> None:
+        """Have others hear that a block is not here any more."""
+        self.summaries.remove(key, now)
+        self.directory.remove(key, now)
 
     def _usable(self, peer: str) -> MemberRecord | None:
         return self._usables.get(peer)

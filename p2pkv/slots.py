@@ -42,6 +42,12 @@ def chunk_size(capacity_bytes: int, chunk_bytes: int = 0) -> int:
     return chosen
 
 
+def blocks_max(capacity_bytes: int, chunk_bytes: int, size: int) -> int:
+    """Return how many slots of class `size` an arena has if all of it serves that class; see `chunk_size`."""
+    chunk = chunk_size(capacity_bytes, chunk_bytes)
+    return capacity_bytes // chunk * (chunk // size)
+
+
 class Slots:
     """Gives out slots and takes them back. Never moves a block."""
 

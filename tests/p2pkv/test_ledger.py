@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.errors import PinLimit, TierFull
-from p2pkv.eviction import Lru
+from p2pkv.eviction import ORDERS, Policy
 from p2pkv.ledger import Lease, Ledger, Reservation
 from p2pkv.slots import PAGE_BYTES, Slot
 
@@ -244,11 +244,11 @@ def test_a_chunk_whose_leases_ended_can_give_way(ledger: Ledger) -> None:
     assert set(large.evicted) == {key(number) for number in range(4)}
 
 
-class CountingLru(Lru):
+class CountingPolicy(Policy):
     """Counts how often it is asked."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(ORDERS["lru"], capacity=lambda _: 1024)
         self.asked = 0
 
     def last_use(self, key: BlockKey) -> int:
@@ -258,7 +258,7 @@ class CountingLru(Lru):
 
 def test_finding_room_does_not_look_at_every_block_of_the_other_classes() -> None:
     """The loop that gossips also makes room: with 57,000 small blocks in the other chunks this took 60 ms a block."""
-    policy, chunk = CountingLru(), 256 * PAGE_BYTES
+    policy, chunk = CountingPolicy(), 256 * PAGE_BYTES
     ledger = Ledger(capacity_bytes=4 * chunk, chunk_bytes=chunk, policy=policy)
     held(ledger, 0, pages=256)
     for number in range(1, 3 * 256 + 1):
@@ -280,6 +280,58 @@ def test_a_touched_chain_loses_its_tail_first(ledger: Ledger) -> None:
         assert reservation is not None
         gone += reservation.evicted
     assert gone == [key(number) for number in (0, 1, 2, 3, 4, 7, 6, 5)]
+
+
+def chained(ledger: Ledger, numbers: list[int]) -> None:
+    """Hold blocks of one chain, its head first, as an engine publishes it; used in this order, its head is the oldest."""
+    before = None
+    for number in numbers:
+        reservation = ledger.reserve(info(number))
+        assert reservation is not None
+        ledger.commit(reservation, parent=before)
+        before = key(number)
+
+
+def test_no_tail_is_left_without_its_head(ledger: Ledger) -> None:
+    chained(ledger, [1, 2, 3, 4])
+    gone = []
+    for number in range(8, 16):
+        reservation = ledger.reserve(info(number))
+        assert reservation is not None
+        gone += reservation.evicted
+    assert gone == [key(number) for number in (4, 3, 2, 1)]
+
+
+def test_a_block_that_only_passes_is_no_matter_of_the_policy(ledger: Ledger) -> None:
+    reservation = ledger.reserve(info(1))
+    assert reservation is not None
+    ledger.commit(reservation, passing=(None, None))
+    lease = ledger.lease([key(1)], holder="a", deadline=INF)
+    for number in range(2, 10):
+        if number < 9:
+            held(ledger, number)
+    ledger.release(lease.id, holder="a")
+    assert numbers(ledger) == list(range(2, 9))
+
+
+def test_what_is_not_used_for_its_time_to_live_goes_unless_it_is_pinned() -> None:
+    policy = Policy(ORDERS["lru"], capacity=lambda _: 8, ttl_s=10)
+    ledger = Ledger(capacity_bytes=2 * CHUNK, chunk_bytes=CHUNK, policy=policy)
+    ledger.on_time(0.0)
+    for number in (1, 2, 3):
+        held(ledger, number)
+    ledger.on_time(6.0)
+    ledger.touch([key(1)])
+    lease = ledger.lease([key(2)], holder="a", deadline=20.0)
+    assert ledger.next_deadline() == 10.0
+    assert ledger.drop_idle(9.9) == ()
+    assert ledger.drop_idle(10.0) == (key(3),)
+    assert set(ledger.drop_idle(17.0)) == {key(1)}
+    assert numbers(ledger) == [2]
+    ledger.release(lease.id, holder="a")
+    assert ledger.drop_idle(26.9) == ()
+    assert ledger.drop_idle(27.0) == (key(2),)
+    assert ledger.next_deadline() == INF
 
 
 # -- leases ----------------------------------------------------------------------------------------------------------
