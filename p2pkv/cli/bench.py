@@ -372,7 +372,9 @@ def peers(
 
 @bench.command()
 @click.option("--folder", default=".", show_default=True, metavar="FOLDER", help="On the disk to be measured.")
-@click.option("--python", default="", metavar="PYTHON", help="A Python with lmdb, rocksdict, diskcache and obstore.")
+@click.option(
+    "--python", default="", metavar="PYTHON", help="A Python that has the others, as `make bench-tiers-env` makes."
+)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="Interleaved rounds.")
 @click.option(
     "--set", "set_bytes", default="512MiB", show_default=True, metavar="SIZE", help="Of all blocks of a size."
