@@ -399,6 +399,73 @@ def peers(
     _show_peers(result)
 
 
+@bench.command()
+@click.option("--folder", default=".", show_default=True, metavar="FOLDER", help="On the disk to be measured.")
+@click.option(
+    "--python", default="", metavar="PYTHON", help="A Python that has the others, as `make bench-tiers-env` makes."
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--set", "set_bytes", default="512MiB", show_default=True, metavar="SIZE", help="Of all blocks of a size."
+)
+@click.option("--start", "start_bytes", default="10GB", show_default=True, metavar="SIZE", help="Of the store started.")
+@output_option
+def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: str, output: str) -> None:
+    """Measure the disk tier beside the disk's own limits, and beside what people would take instead.
+
+    Blocks of 1 MiB and of 256 KiB are written over what is there and read back by everybody in turn; then a store is
+    filled by a process that is killed, and started by another.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.tiers import TiersOptions, run_tiers
+    from p2pkv.config import parse_size
+
+    options = TiersOptions(
+        folder=folder,
+        python=python,
+        rounds=rounds,
+        set_bytes=parse_size(set_bytes),
+        start_bytes=parse_size(start_bytes) if start_bytes != "0" else 0,
+    )
+    result = asdict(run_tiers(options, progress=lambda line: click.echo(line, err=True)))
+    if output == "json":
+        print_json({"benchmark": "tiers", "options": asdict(options), **result})
+        return
+    print_table(
+        "blocks written and read back",
+        ("system", "blocks", "threads", "write GB/s", "of bare", "p25", "read GB/s", "of bare", "p25"),
+        [
+            (
+                one["system"],
+                f"{one['block_bytes'] // 1024} KiB",
+                one["threads"],
+                *(
+                    f"{one[name]:.2f}"
+                    for phase in ("write", "read")
+                    for name in (f"{phase}_gb_s", f"{phase}_of_bare", f"{phase}_of_bare_p25")
+                ),
+            )
+            for one in result["figures"]
+        ],
+    )
+    print_table(
+        "starts",
+        ("blocks of", "how", "committed", "found", "compared", "ready, s"),
+        [
+            (
+                f"{one['block_bytes'] // 1024} KiB",
+                one["how"],
+                one["committed"],
+                one["blocks"],
+                one["verified"],
+                f"{one['ready_s']:.2f}",
+            )
+            for one in result["starts"]
+        ],
+    )
+
+
 def _show_peers(result: dict[str, Any]) -> None:
     print_table(
         "blocks moved between two processes",
