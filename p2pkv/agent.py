@@ -122,7 +122,9 @@ class Agent:
             made.callback(self.identity.close)
             self.me: Final = _own_record(config, self._tcp, self.identity)
             made_resolvers = resolvers(config.node, self.me)
-            self.tier: Final = HostTier(_whole_chunks(config))
+            self.tier: Final = HostTier(
+                _whole_chunks(config), huge_pages=config.host.huge_pages, numa_node=config.host.numa_node
+            )
             made.callback(self.tier.close)
             self._disk = DiskTier(config.disk, host=self.tier)
             made.pop_all()
@@ -319,6 +321,7 @@ class Agent:
         names = {record.id: record.name for record in self.runner.ask(lambda node: node.membership.members())}
         found = condition(
             self.config,
+            arena_huge_bytes=self.tier.huge_bytes,
             fabric=self.fabric,
             loopback=self._loopback,
             keyring=self._protection.ring is not None,

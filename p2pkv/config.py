@@ -508,6 +508,26 @@ class HostConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = 0
+    huge_pages: Annotated[
+        Literal["auto", "reserved", "never"],
+        Meta(
+            description=(
+                "Pages of 2 MiB for the arena. `auto` asks for them where the kernel lets a process ask (`p2pkv doctor` says "
+                "whether it does), and goes without otherwise. `reserved` takes them from the pool of `vm.nr_hugepages`, and "
+                "the node does not start if there are too few."
+            )
+        ),
+    ] = "auto"
+    numa_node: Annotated[
+        int,
+        Meta(
+            ge=-1,
+            le=1023,
+            description=(
+                "The NUMA node whose memory the arena takes, best that of the GPU or network card which reads it. -1: any."
+            ),
+        ),
+    ] = -1
     admit_fetched: Annotated[
         Literal["auto", "always", "second-use"],
         Meta(

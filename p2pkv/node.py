@@ -422,11 +422,16 @@ class Node:
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
+        return self.on_blocks(transfer, (key,), outcome, now)
+
+    def on_blocks(self, transfer: int, keys: Sequence[BlockKey], outcome: Outcome, now: float) -> tuple[Effect, ...]:
+        """Take that the ways of some blocks ended alike; after "ok" they were committed."""
         self._rest_due = None
         if outcome == "ok":
-            self._acquires.on_arrived(key)
-            self.ledger.let_pass(key)
-        return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
+            for key in keys:
+                self._acquires.on_arrived(key)
+                self.ledger.let_pass(key)
+        return self._route(self._fetches.on_blocks(transfer, keys, outcome, now), now)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of a transfer; blocks not reported before end with `outcome`."""

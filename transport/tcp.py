@@ -19,7 +19,7 @@ import trio
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerRefused, PeerTooSlow, SealRefused
 from p2pkv.running_digest import PIECE_BYTES
-from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, OnBlock, OpenLease, Wanted
+from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
 from p2pkv.transport.bulk_header import BulkHeader, packed
 from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
@@ -411,7 +411,7 @@ class _Sending:
         self._looked_at = monotonic()
         room = _HERE_BYTES
         for position in self._positions:
-            head, body = self._parts(position)
+            head, body = self._head_and_body(position)
             self._begun += 1
             if not channel.send_now([head, body[:PIECE_BYTES]], body=True) or len(body) > PIECE_BYTES:
                 self._body = body
@@ -430,7 +430,7 @@ class _Sending:
         left = len(self._positions) - self._begun
         for position in self._positions[self._begun :]:
             left -= 1
-            head, body = self._parts(position)
+            head, body = self._head_and_body(position)
             late = monotonic() - self._looked_at > _LOOK_S or self._sent_bytes - self._looked_bytes > _LOOK_BYTES
             if left and late:
                 self._token.run_sync_soon(self._look)
@@ -448,12 +448,10 @@ class _Sending:
         with suppress(OSError):
             self._stream.socket.shutdown(socket.SHUT_RDWR)
 
-    def _parts(self, position: int) -> tuple[bytes, memoryview]:
+    def _head_and_body(self, position: int) -> tuple[bytes | memoryview, memoryview]:
         """Return what stands on the stream for one block."""
-        if position >= len(self._bodies):
-            return BulkHeader(self._lease, position, 0, 0, bytes(16), absent=True).pack(), memoryview(b"")
-        one = self._bodies[position]
-        return packed(self._lease, position, len(one.body), one.segment_bytes, one.digest), one.body
+        head, *body = _parts(self._lease, position, self._bodies[position] if position < len(self._bodies) else None)
+        return head, memoryview(body[0] if body else b"")
 
     def _look(self) -> None:
         """Open the lease anew; for the event loop's thread, where nothing may raise."""
@@ -469,6 +467,13 @@ class _Sending:
         sent_bytes = self._sent_bytes
         count, self._counted_bytes = sent_bytes - self._counted_bytes, sent_bytes
         self._on_sent(count)
+
+
+def _parts(lease: int, position: int, one: Offered | None) -> list[bytes | memoryview]:
+    """Return what stands on the stream for one block."""
+    if one is None:
+        return [BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack()]
+    return [packed(lease, position, len(one.body), one.segment_bytes, one.digest), one.body]
 
 
 def _is_refusal(exc: BaseException) -> bool:

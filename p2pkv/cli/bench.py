@@ -45,6 +45,35 @@ def detection(nodes: int, rounds: int, rest_s: float, seed: int, kinship: str, o
 
 
 @bench.command()
+@click.option("--steps", type=click.IntRange(1), default=10_000_000, show_default=True, help="Random steps.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all of them.")
+@click.option(
+    "--arena-bytes", default="4GiB", show_default=True, metavar="SIZE", help="Of which only the books are kept."
+)
+@output_option
+def arena(steps: int, seed: int, arena_bytes: str, output: str) -> None:
+    """Put the books of host memory through random steps: blocks of seven sizes come, are pinned, evicted and dropped.
+
+    Every place is compared with a map of pages. Says how many overlapped, what leaked, and how much of the memory is
+    lost to whole pages, to the ends of chunks and to free slots of the wrong size.
+
+    Exit codes: 0 all is well, 1 places overlapped or memory leaked.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.arena import run_arena
+    from p2pkv.config import parse_size
+
+    found = asdict(run_arena(steps=steps, seed=seed, capacity_bytes=parse_size(arena_bytes)))
+    if output == "json":
+        print_json({"benchmark": "arena", **found})
+    else:
+        print_table("the books of host memory", ("measure", "value"), list(found.items()))
+    if found["overlaps"] or found["leaked_bytes"]:
+        raise SystemExit(1)
+
+
+@bench.command()
 @click.option("--peers", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Peers with a summary.")
 @click.option("--blocks", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Length of the chain.")
 @click.option(
