@@ -245,10 +245,25 @@ class Client(PartCalls):
         Raises:
             DaemonUnreachable: nobody answers there.
         """
-        path = Path(socket_path) if socket_path else default_socket()
-        client = cls(path, timeout_s=timeout_s, staging_bytes=staging_bytes, name=name or f"pid {os.getpid()}")
-        client._attach()
+        client = cls.detached(socket_path, timeout_s=timeout_s, staging_bytes=staging_bytes, name=name)
+        client._attach()  # noqa: SLF001 - ours, just made
         return client
+
+    @classmethod
+    def detached(
+        cls,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float = 5.0,
+        staging_bytes: int = STAGING_BYTES_DEFAULT,
+        name: str = "",
+    ) -> "Client":
+        """Return a client that attaches with its first call, for an engine that may start before its daemon.
+
+        The arguments are those of `connect`.
+        """
+        path = Path(socket_path) if socket_path else default_socket()
+        return cls(path, timeout_s=timeout_s, staging_bytes=staging_bytes, name=name or f"pid {os.getpid()}")
 
     def close(self) -> None:
         """Let go of everything. Views of leases stay readable; their blocks are no longer pinned."""
