@@ -1049,6 +1049,16 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, obj
     return _from_dotted(dotted)
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` without settings of ours, for a process that has them all from a file."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.removeprefix(ENVIRONMENT_PREFIX).partition("_")[0].lower() not in sections()
+        or not name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
 def _from_dotted(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     nested: dict[str, dict[str, object]] = {}
     for dotted, value in values.items():

@@ -51,7 +51,7 @@ class Host:
             "preemptions": self._metrics().get("vllm:num_preemptions", 0),
         }
 
-    def abort_while_loading(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+    def abort_while_loading(self, prompt: list[int], cache_salt: str, max_tokens: int = 24) -> dict[str, Any]:
         """Abort a request after its pages were allocated and before its load is over; say what is left of it."""
         from vllm import SamplingParams
         from vllm.v1.request import RequestStatus
@@ -60,7 +60,9 @@ class Host:
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         request_id = "to-be-aborted"
         core.add_request(
-            request_id, {"prompt_token_ids": prompt}, SamplingParams(temperature=0.0, max_tokens=max_tokens)
+            request_id,
+            {"prompt_token_ids": prompt, "cache_salt": cache_salt},
+            SamplingParams(temperature=0.0, max_tokens=max_tokens),
         )
         limit, caught = time.monotonic() + LIMIT_S, False
         while not caught and time.monotonic() < limit and core.has_unfinished_requests():
@@ -87,11 +89,11 @@ class Host:
             time.sleep(0.01)
         return {"scheduler": dict(scheduler.tally.counts), "worker": dict(worker.tally.counts)}
 
-    def keys(self, prompt: list[int]) -> dict[str, Any]:
+    def keys(self, prompt: list[int], cache_salt: str = "") -> dict[str, Any]:
         """Return the keys of a prompt's blocks, in hexadecimal: the test could not compute the namespace."""
         from p2pkv.connectors.vllm.chains import Chains, Identity
 
-        chains = Chains(self._halves()[0]._namespaces, Identity())
+        chains = Chains(self._halves()[0]._namespaces, Identity(cache_salt=cache_salt))
         chains.extend(prompt)
         return {"keys": [key.hex() for key in chains.keys(0)]}
 

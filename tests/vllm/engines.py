@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.daemons import Daemon
+from tests.daemons import Daemon, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -37,6 +37,7 @@ class Engine:
 
     def __init__(self, log: Path) -> None:
         self.log = log
+        self._options: dict[str, Any] | None = None
         read, write = os.pipe()
         command = [str(ENGINE_PYTHON), str(Path(__file__).with_name("engine.py")), str(write)]
         with log.open("ab") as output:
@@ -70,6 +71,21 @@ class Engine:
     def call(self, command: str, **arguments: Any) -> dict[str, Any]:
         self.send(command, **arguments)
         return self.answer()
+
+    def ensure(self, chosen: dict[str, Any]) -> bool:
+        """Begin to start an engine with these options, unless it runs; then there is nothing to wait for."""
+        if chosen == self._options:
+            return False
+        self.stop()
+        self._options = chosen
+        self.send("start", options=chosen)
+        return True
+
+    def stop(self) -> None:
+        """End the engine that runs, if one does; the process stays."""
+        if self._options is not None:
+            self.call("stop")
+            self._options = None
 
     def generate(self, *prompts: list[int], max_tokens: int = 24, **sampling: Any) -> dict[str, Any]:
         return self.call("generate", prompts=prompts, max_tokens=max_tokens, **sampling)
@@ -141,3 +157,25 @@ class Pair:
     alone: Engine
     daemon_a: Daemon
     daemon_b: Daemon
+
+    def start(self, model: Path, *, connector: dict[str, Any] | None = None, **more: Any) -> None:
+        """Have three engines with these options, at the same time if they must be started."""
+        chosen = (
+            (self.a, options(model, self.daemon_a.socket, connector=connector, **more)),
+            (self.b, options(model, self.daemon_b.socket, connector=connector, **more)),
+            (self.alone, options(model, **more)),
+        )
+        for engine in [engine for engine, wanted in chosen if engine.ensure(wanted)]:
+            engine.answer()
+
+    def share(self, prompt: list[int], *, salt: str, max_tokens: int = 24) -> dict[str, Any]:
+        """Let the first engine compute a prompt, and wait until the second one's daemon knows."""
+        first = self.a.generate(prompt, cache_salt=salt, max_tokens=max_tokens)
+        self.a.call("counts")
+        keys = [bytes.fromhex(key) for key in self.a.call("keys", prompt=prompt, cache_salt=salt)["keys"]]
+        with self.daemon_b.client(staging_bytes=0) as client:
+            wait_until(
+                lambda: client.match(keys).reachable_blocks == len(keys), "the second knows what the first holds"
+            )
+            assert client.match(keys).local_blocks == 0
+        return first

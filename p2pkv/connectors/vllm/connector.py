@@ -40,6 +40,7 @@ class StepPlan(KVConnectorMetadata):
 
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    weights_epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class P2pkvConnector(KVConnectorBase_V1):
         loads, saves = self._scheduler.plan(
             scheduler_output.num_scheduled_tokens, pages.get_block_ids if pages is not None else lambda _: None
         )
-        return StepPlan(loads, saves)
+        return StepPlan(loads, saves, self._scheduler.weights_epoch)
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         """Take which loads are over and which failed."""
@@ -164,6 +165,14 @@ class P2pkvConnector(KVConnectorBase_V1):
         assert self._scheduler is not None
         self._scheduler.finished(request.request_id)
         return False, None
+
+    def reset_cache(self) -> bool:
+        """Begin another epoch of weights: what was shared up to now is neither loaded nor added to any more.
+
+        False while a load is under way. vLLM calls this when its prefix cache is reset together with its connector's.
+        """
+        assert self._scheduler is not None
+        return self._scheduler.reset()
 
     # -- in a worker ----------------------------------------------------------------------------------------------
 
@@ -205,7 +214,8 @@ class P2pkvConnector(KVConnectorBase_V1):
     def wait_for_save(self) -> None:
         """Copy what the step computed out of its pages."""
         assert self._worker is not None
-        self._worker.save(self._plan().saves)
+        plan = self._plan()
+        self._worker.save(plan.saves, plan.weights_epoch)
 
     def get_finished(
         self,

@@ -6,7 +6,7 @@ It takes vLLM's objects as they come and imports nothing of vLLM, so that it run
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from p2pkv.blocks import Namespace
@@ -81,6 +81,9 @@ class SchedulerHalf:
         self._adapters = AdapterDigests()
         self._requests: dict[str, EngineRequest] = {}
         self._namespaces: list[Namespace] = []
+        self.weights_epoch = settings.weights_epoch
+        """Of what is loaded and saved from now on."""
+        self._resets = 0
         self._lanes: Lanes | None = None
         self._core: Scheduling | None = None
         self.tally: Final = Tally(logger)
@@ -171,6 +174,23 @@ class SchedulerHalf:
         self._requests.pop(request_id, None)
         if self._core is not None and self._lanes is not None:
             self._lanes.perform(self._core.finished(request_id))
+
+    def reset(self) -> bool:
+        """Have nothing in common any more with what was computed up to now: the weights have changed.
+
+        Engines that were reset equally often share. False if a load is under way; nothing was changed.
+        """
+        if self._core is None or self._lanes is None:
+            return False
+        effects = self._core.forget_all()
+        if effects is None:
+            return False
+        self._lanes.perform(effects)
+        self._requests.clear()
+        self._resets += 1
+        self.weights_epoch = f"{self._settings.weights_epoch}+{self._resets}"
+        self._namespaces = [replace(namespace, weights_epoch=self.weights_epoch) for namespace in self._namespaces]
+        return True
 
     def sources(self, request_id: str, external_tokens: int) -> tuple[int, int]:
         """Return how many of a claim's tokens came from peers, and how many were in this node's memory."""

@@ -265,6 +265,12 @@ class Scheduling:
         self._loads = [load for load in self._loads if load.request_id != request_id]
         return self._leave(request)
 
+    def forget_all(self) -> list[Effect] | None:
+        """Forget every request, so that they arrive anew, under other keys; None if a load is under way."""
+        if any(request.phase == "loading" for request in self._requests.values()):
+            return None
+        return [effect for request_id in tuple(self._requests) for effect in self.finished(request_id)]
+
     def sources(self, request_id: str, external_tokens: int) -> tuple[int, int]:
         """Return how many of a claim's tokens came from peers and how many were here before."""
         request = self._requests.get(request_id)

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -61,7 +61,7 @@ class _LoadJob:
 
 @dataclass(frozen=True, slots=True)
 class _SaveJob:
-    share: Share
+    namespace: Namespace
     keys: tuple[bytes, ...]
     depth: int
     slots: tuple[int, ...]
@@ -139,14 +139,19 @@ class WorkerHalf:
                 self._jobs[load.request_id] = job
             self._loads.put(job)
 
-    def save(self, saves: Iterable[Save]) -> None:
-        """Copy what a step computed out of its pages; a full buffer means that it is not shared, and counts."""
+    def save(self, saves: Iterable[Save], weights_epoch: str) -> None:
+        """Copy what a step computed out of its pages; a full buffer means that it is not shared, and counts.
+
+        Args:
+            saves: as the scheduler's half planned them.
+            weights_epoch: of the weights that the step was computed with.
+        """
         count = len(self._shares)
         for save in saves:
             for share, part in zip(
                 self._shares, save.parts[self._rank * count : (self._rank + 1) * count], strict=True
             ):
-                self._save_part(share, part, save.depth)
+                self._save_part(share, part, save.depth, weights_epoch)
 
     def take_finished(self) -> set[str]:
         """Return the requests whose load is over, well or not, once each.
@@ -245,7 +250,7 @@ class WorkerHalf:
 
     # -- saving -------------------------------------------------------------------------------------------------
 
-    def _save_part(self, share: Share, part: SavePart, depth: int) -> None:
+    def _save_part(self, share: Share, part: SavePart, depth: int, weights_epoch: str) -> None:
         blocks = len(part.keys)
         with self._lock:
             if len(self._free) < blocks:
@@ -257,7 +262,8 @@ class WorkerHalf:
             return
         for page, slot in zip(part.pages, slots, strict=True):
             _gather(share.layers, page, self._buffer[slot])
-        self._saves.put(_SaveJob(share, part.keys, depth, tuple(slots)))
+        namespace = replace(share.namespace, weights_epoch=weights_epoch)
+        self._saves.put(_SaveJob(namespace, part.keys, depth, tuple(slots)))
 
     def _saver(self, client: Client) -> None:
         while (job := self._saves.get()) is not None:
@@ -277,7 +283,7 @@ class WorkerHalf:
         def fill(i: int, destination: NDArray[np.uint8]) -> None:
             np.copyto(destination, self._buffer[job.slots[i], : destination.size])
 
-        published = client.publish(job.share.namespace, job.keys, fill, first_depth=job.depth)
+        published = client.publish(job.namespace, job.keys, fill, first_depth=job.depth)
         self.tally.add("blocks_published", published.stored)
         self.tally.add("blocks_present", published.present)
         self.tally.add("blocks_refused", published.refused)
