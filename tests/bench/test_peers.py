@@ -1,11 +1,13 @@
 """What measures us beside others measures what it says: real daemons, blocks that are compared, peers that are known."""
 
+import shutil
 import sys
 
 import pytest
 
 from p2pkv.bench.peers import PeersOptions, run_peers
 from p2pkv.bench.peers_children import Bench, Program, Shape, p2pkv_tcp
+from p2pkv.bench.peers_limits import measure_limits
 from p2pkv.client import Client
 from p2pkv.demo.processes import all_stopped
 from p2pkv.errors import ConfigError, P2pkvError
@@ -72,3 +74,14 @@ def test_a_program_that_ends_instead_of_answering_is_an_error(bench):
     odd = Program(bench, "odd", "peers_rest")
     with pytest.raises(P2pkvError, match="odd ended"):
         odd.ask("ready")
+
+
+def test_limits_by_hand_are_put_beside_what_others_measure_with():
+    if not (shutil.which("iperf3") and any(map(shutil.which, ("gcc", "cc", "clang")))):
+        pytest.skip("there is no iperf3 or no C compiler here")
+    limits = measure_limits(1, 2**26, shapes=((2**18, 4),))
+    assert [(limit.kind, limit.reference) for limit in limits] == [
+        ("plain sockets", "iperf3"),
+        ("memcpy", "memcpy in C"),
+    ]
+    assert all(limit.moving_ratio > 0 and limit.checked_ratio > 0 for limit in limits)
