@@ -469,11 +469,12 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: st
 def _show_peers(result: dict[str, Any]) -> None:
     print_table(
         "blocks moved between two processes",
-        ("system", "transport", "blocks", "GB/s", "p25, p75", "times Mooncake", "p50 ms", "p99 ms"),
+        ("system", "transport", "protection", "blocks", "GB/s", "p25, p75", "times Mooncake", "p50 ms", "p99 ms"),
         [
             (
                 move["system"],
                 move["transport"],
+                move["protection"],
                 f"{move['blocks']} x {move['block_bytes'] // 1024} KiB",
                 f"{move['gbps']:.2f}",
                 f"{move['gbps_p25']:.2f}, {move['gbps_p75']:.2f}",

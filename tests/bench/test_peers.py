@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from p2pkv.bench.peers import PeersOptions, run_peers
-from p2pkv.bench.peers_children import Bench, Program, Shape, p2pkv_tcp
+from p2pkv.bench.peers_children import Bench, Program, Shape, p2pkv_aead, p2pkv_tcp
 from p2pkv.bench.peers_limits import measure_limits
 from p2pkv.client import Client
 from p2pkv.demo.processes import all_stopped
@@ -30,6 +30,12 @@ def test_blocks_come_over_the_transport_that_is_named_and_never_from_here(bench)
     assert moved == {"p2pkv_transfer_bytes_total{direction=received,transport=tcp}": 10 * 4 * 256 * 1024}
     parts = contender.taker.ask("parts", lease=10)
     assert 0 < parts["of it, the transfer"] < parts["acquire"]
+
+
+def test_the_contender_that_encrypts_does(bench):
+    contender = p2pkv_aead(bench, Shape(256 * 1024, 4, 64))
+    assert contender.protection == "aead"
+    assert "AES-256-GCM" in contender.taker.ask("protection")["blocks over TCP"]
 
 
 def test_a_daemon_that_is_told_of_peers_finds_the_chain_at_all_that_hold_some(bench, tmp_path):
