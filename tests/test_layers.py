@@ -45,7 +45,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "checkup",
         }
     ),
-    frozenset({"own_keyring", "grants", "acquires", "announced", "demotions", "promotions", "disk_moves"}),
+    frozenset({"own_keyring", "grants", "acquires", "announced", "hints", "demotions", "promotions", "disk_moves"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
     frozenset({"parts"}),
     frozenset({"rotation"}),
