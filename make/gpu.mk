@@ -10,7 +10,7 @@ TRITON := triton==3.9.0
 $(KERNELS_VENV)/.p2pkv-setup: make/gpu.mk | $(STAMP)
 	@test -x $(KERNELS_VENV)/bin/python || $(BIN)/python -m venv $(KERNELS_VENV)
 	$(KERNELS_VENV)/bin/python -m pip install --quiet --no-deps --only-binary :all: $(TRITON)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(KERNELS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-behind.pth"
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$$($(KERNELS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-behind.pth"
 	@touch $@
 
 test-kernels: setup $(KERNELS_VENV)/.p2pkv-setup ## The GPU's kernels on this CPU, by Triton's interpreter

@@ -64,7 +64,7 @@ def seconds_of(call: Callable[[], object], device: str = "cuda") -> float:
         call()
         return time.perf_counter() - began
     torch.cuda.synchronize()
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types for it
     first.record()
     call()
     last.record()
