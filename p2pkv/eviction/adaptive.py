@@ -44,13 +44,15 @@ class Expert:
         order.insert(key)
         return gone
 
-    def prefix(self, chain: Sequence[BlockKey]) -> int:
-        """Return how much of a chain it would have."""
-        order = self.order
-        for count, key in enumerate(chain):
-            if key not in order:
-                return count
-        return len(chain)
+    def prefix(self, chain: Sequence[BlockKey], reachable: int = 0) -> int:
+        """Return how much of a chain's longest prefix it would have, where others have the first `reachable` blocks."""
+        order, count = self.order, 0
+        for depth, key in enumerate(chain):
+            if key in order:
+                count += 1
+            elif depth >= reachable:
+                break
+        return count
 
 
 class Adaptive:
@@ -83,11 +85,11 @@ class Adaptive:
         """See `Order`."""
         return len(self._here)
 
-    def ask(self, chain: Sequence[BlockKey]) -> None:
+    def ask(self, chain: Sequence[BlockKey], reachable: int = 0) -> None:
         """Compare the experts by what each would have had of a chain, and follow the best."""
         kept = self._keep ** len(chain)
         for expert in self._experts:
-            expert.score = expert.score * kept + expert.prefix(chain)
+            expert.score = expert.score * kept + expert.prefix(chain, reachable)
         best = max(self._experts, key=lambda expert: expert.score)
         if best.score > self._followed.score * _BETTER:
             self._followed = best
