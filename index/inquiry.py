@@ -100,6 +100,8 @@ class Inquiries:
 
     def next_deadline(self) -> float:
         """Return when `on_time` has something to do, `inf` for never."""
+        if not self._questions:  # asked after every message, and mostly so
+            return float("inf")
         return min((question.deadline for question in self._questions.values()), default=float("inf"))
 
     def on_time(self, now: float) -> tuple[Heard, ...]:

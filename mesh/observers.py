@@ -91,6 +91,8 @@ class Observations:
         """When to call `on_time` next; recompute after every call. O(suspects observed), which are few."""
         if self._wanted:
             return 0.0  # as soon as possible
+        if not self._open:  # asked after every message, and mostly so
+            return float("inf")
         return min((observation.until for observation in self._open.values()), default=float("inf"))
 
     def on_time(self, now: float) -> tuple[Step, ...]:

@@ -55,10 +55,14 @@ class Placement:
         self._total = sum(weights)
         walk = _draws(self._seeds, weights, draws_per_weight(self._total))
         walk.sort()
-        self._scores = (walk >> np.uint64(MEMBER_BITS)) & np.uint64((1 << _SCORE_BITS) - 1)
-        self._walk = (walk & np.uint64((1 << MEMBER_BITS) - 1)).astype(np.uint16)
-        counts = np.bincount((walk >> np.uint64(64 - SLOTS_LOG2)).astype(np.intp), minlength=SLOTS)
-        self._starts: _Places = (np.cumsum(counts) - counts) % len(walk)  # behind the last slot comes the first
+        self._words = walk
+        self._walk: Members = walk.astype(np.uint16)
+        self._walk &= np.uint16((1 << MEMBER_BITS) - 1)
+        walk_slots = (walk >> np.uint64(64 - SLOTS_LOG2)).view(np.intp)  # below 2^18: the same numbers
+        ends = np.cumsum(np.bincount(walk_slots, minlength=SLOTS))
+        self._starts: _Places = np.zeros(SLOTS, np.intp)
+        self._starts[1:] = ends[:-1]
+        self._starts[self._starts == len(walk)] = 0  # behind the last slot comes the first
 
     def firsts(self, bound: float | None) -> Members:
         """Return the first owner of each slot: its best candidate, unless that has `bound` times its due already.
@@ -75,7 +79,7 @@ class Placement:
             refused = self._refused(owners, at, room)
             if not len(refused):
                 return owners
-            at[refused] = (at[refused] + 1) % len(self._walk)
+            at[refused] = self._wrapped(at[refused] + 1)
             owners[refused] = self._walk[at[refused]]
         return self._squeezed(owners, at, room)
 
@@ -85,26 +89,36 @@ class Placement:
         There must be more groups than owners. Where no candidate nearby will do, as in a zone of few among many, a
         coarse order of all groups decides: it has few places to look at, whatever the weights.
         """
-        taken = [groups[one] for one in owners]
-        at = (self._starts + (self._walk[self._starts] == owners[0])) % len(self._walk)
-        found = np.empty(SLOTS, np.uint16)
-        open_slots = np.arange(SLOTS)
-        for _ in range(_STEPS_MAX):
-            candidates = self._walk[at[open_slots]]
-            unfit = _in_any(groups[candidates], [one[open_slots] for one in taken])
-            found[open_slots[~unfit]] = candidates[~unfit]
-            open_slots = open_slots[unfit]
-            if not len(open_slots):
+        at = self._wrapped(self._starts + (self._walk.take(self._starts) == owners[0]))
+        found = self._walk.take(at)
+        taken = [groups.take(one) for one in owners]
+        # All slots at first, then only those whose candidate will not do: most do within two steps.
+        slots = np.flatnonzero(_in_any(groups.take(found), taken))
+        at, taken = at.take(slots), [one.take(slots) for one in taken]
+        for _ in range(_STEPS_MAX - 1):
+            if not len(slots):
                 return found
-            at[open_slots] = (at[open_slots] + 1) % len(self._walk)
+            at = self._wrapped(at + 1)
+            candidates = self._walk.take(at)
+            found[slots] = candidates  # what will not do is replaced by a later step
+            unfit = np.flatnonzero(_in_any(groups.take(candidates), taken))
+            at, slots, taken = at.take(unfit), slots.take(unfit), [one.take(unfit) for one in taken]
         coarse = self._coarse_order(groups, len(owners) + 1)
         for rank in range(len(owners) + 1):
-            candidates = coarse[open_slots >> (SLOTS_LOG2 - _COARSE_LOG2), rank]
-            unfit = _in_any(groups[candidates], [one[open_slots] for one in taken])
-            found[open_slots[~unfit]] = candidates[~unfit]
-            open_slots = open_slots[unfit]
-        assert not len(open_slots), "of more groups than owners, one is free"
+            candidates = coarse[slots >> (SLOTS_LOG2 - _COARSE_LOG2), rank]
+            unfit = np.flatnonzero(_in_any(groups.take(candidates), taken))
+            found[slots] = candidates
+            slots, taken = slots.take(unfit), [one.take(unfit) for one in taken]
+        assert not len(slots), "of more groups than owners, one is free"
         return found
+
+    def _wrapped(self, at: _Places) -> _Places:
+        """Return `at`, those behind the end put to the beginning: the walk is a circle. A division would take longer."""
+        at[at == len(self._walk)] = 0
+        return at
+
+    def _scores_at(self, at: _Places) -> _Words:
+        return (self._words[at] >> np.uint64(MEMBER_BITS)) & np.uint64((1 << _SCORE_BITS) - 1)
 
     def _refused(self, owners: Members, at: _Places, room: npt.NDArray[np.intp]) -> _Places:
         """Return the slots that members with more than they have room for let go."""
@@ -113,7 +127,7 @@ class Placement:
             return np.empty(0, np.intp)
         slots = np.flatnonzero(over[owners])
         steps = (at[slots] - self._starts[slots]) % len(self._walk)
-        slots = slots[np.lexsort((slots, self._scores[at[slots]], steps, owners[slots]))]
+        slots = slots[np.lexsort((slots, self._scores_at(at[slots]), steps, owners[slots]))]
         holders = owners[slots]
         place = np.arange(len(slots)) - np.searchsorted(holders, holders)
         return slots[place >= room[holders]]

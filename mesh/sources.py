@@ -56,6 +56,8 @@ class Sources:
 
     def next_deadline(self, *, alone: bool) -> float:
         """When `due` has something to say."""
+        if not self._states:  # asked after every message, and mostly so
+            return inf
         return min((self._due_at(source, alone=alone) for source in self._states), default=inf)
 
     def due(self, now: float, *, alone: bool) -> tuple[str, ...]:

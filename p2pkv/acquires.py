@@ -1,19 +1,20 @@
 """The acquires of this node's engines, sans-IO: what is here, who claims the rest, a plan, a fetch, a lease on what came.
 
-    acquire -> (the directory is asked, where summaries cannot say) -> plan -> fetch -> Acquired
-                        ^                                                        |
-                        └──────── once, where a summary was wrong ───────────────┘
+    acquire -> (the disk is read) -> (the directory is asked, where summaries cannot say) -> plan -> fetch -> Acquired
+                                                  ^                                                    |
+                                                  └────────── once, where a summary was wrong ─────────┘
 
 What is here, and what arrives, is guarded by a lease from beginning to end, so that one part of a prefix is not evicted
 while the rest is on its way.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from p2pkv.blocks import BlockKey
 from p2pkv.config import Config
+from p2pkv.disk_moves import DiskEffect
 from p2pkv.errors import PinLimit
 from p2pkv.fetch import FetchEffect, FetchEnded, Outcome
 from p2pkv.fetches import Fetches
@@ -30,7 +31,7 @@ from p2pkv.plans import Decision, Plans
 class Acquired:
     """An engine's `acquire` is over: `lease` pins the usable prefix, which may be empty.
 
-    `sources` names the peer of each block in the lease, "" where it was here before. `reason` says why the prefix is
+    `sources` names the peer of each block in the lease, "" where it was here before, `FROM_DISK` where it was on disk. `reason` says why the prefix is
     no longer than it is.
     """
 
@@ -56,7 +57,9 @@ class Reused:
     keys: tuple[BlockKey, ...]
 
 
-AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired | Reused
+AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired | Reused | DiskEffect
+FROM_DISK: Final = "disk"
+"""Source of blocks that were on this node's disk; no node has such an id."""
 
 
 @dataclass(slots=True)
@@ -110,15 +113,19 @@ class Acquires:
         fetches: Fetches,
         plans: Plans,
         addresses: Callable[[str], str],
+        promote: Callable[[Sequence[BlockKey], float, float], tuple[int | None, tuple[DiskEffect, ...]]],
     ) -> None:
-        """`addresses` says where to reach a peer."""
+        """`addresses` says where to reach a peer; `promote` begins to bring what is on the disk, see `DiskMoves`."""
         self._config = config
         self._ledger = ledger
         self._summaries = summaries
         self._fetches = fetches
         self._plans = plans
         self._address_of = addresses
+        self._promote = promote
         self._ids = 0
+        self._loading: dict[int, _Acquire] = {}
+        """Those that wait for the disk, by the number of their promotion."""
         self._asking: dict[int, _Acquire] = {}
         """Those that wait for the directory, by their own id."""
         self._fetching: dict[int, _Acquire] = {}
@@ -148,10 +155,15 @@ class Acquires:
         self._ledger.ask(chain)
         acquire.guard = self._ledger.lease(chain, holder=_guard(holder), deadline=until, uses=False).id
         if self._ledger.prefix(chain) < len(chain):
-            if len(self._asking) + len(self._fetching) >= self._config.fetch.acquires_max:
+            if len(self._loading) + len(self._asking) + len(self._fetching) >= self._config.fetch.acquires_max:
                 self.shed += 1
                 acquire.reason = "too many acquires are under way"
                 return acquire.id, (self._finish(acquire, now),)
+            promotion, effects = self._promote(chain, deadline, now)
+            if promotion is not None:
+                acquire.places = _places(keys)
+                self._loading[promotion] = acquire
+                return acquire.id, (*self._reused(chain), *effects)
             if self._should_ask(acquire, now):
                 return acquire.id, (*self._reused(chain), self._ask(acquire, now))
         return acquire.id, (*self._reused(chain), *self._fetch(acquire, now))
@@ -163,6 +175,8 @@ class Acquires:
     def cancel(self, number: int) -> tuple[AcquireEffect, ...]:
         """Take that the engine has gone away: end what was begun for it, leases at peers first. No `Acquired` comes."""
         acquire = self._asking.pop(number, None)
+        for promotion in [promotion for promotion, one in self._loading.items() if one.id == number]:
+            acquire = self._loading.pop(promotion)  # what is read is read to its end
         if acquire is not None:
             self._ledger.release(acquire.guard, holder=_guard(acquire.holder))
             return ()
@@ -191,18 +205,29 @@ class Acquires:
 
     def place_of(self, key: BlockKey) -> tuple[int | None, BlockKey | None]:
         """Return depth and parent of a block that an acquire waits for, None where not known."""
-        asked = (acquire.places[key] for acquire in self._fetching.values() if key in acquire.places)
+        asked = (acquire.places[key] for acquire in self._waiting() if key in acquire.places)
         return next(asked, (None, None))
 
     def waiting_for(self, key: BlockKey) -> int:
         """Return how many acquires wait for a block."""
-        return sum(key in acquire.places for acquire in self._fetching.values())
+        return sum(key in acquire.places for acquire in self._waiting())
 
-    def on_arrived(self, key: BlockKey) -> None:
+    def on_arrived(self, key: BlockKey, *, source: str = "") -> None:
         """Take that a block was committed: whoever waits for it keeps it from being evicted."""
-        for acquire in self._fetching.values():
+        for acquire in self._waiting():
             if key in acquire.places:
                 self._ledger.extend(acquire.guard, key)
+                if source:
+                    acquire.sources[key] = source
+
+    def on_promoted(self, promotion: int, now: float) -> tuple[AcquireEffect, ...] | None:
+        """Go on with what the disk has given; None if no acquire waits for this promotion."""
+        acquire = self._loading.pop(promotion, None)
+        if acquire is None:
+            return None
+        if self._ledger.prefix(acquire.keys) < len(acquire.keys) and self._should_ask(acquire, now):
+            return (self._ask(acquire, now),)
+        return self._fetch(acquire, now)
 
     def on_heard(self, number: int, claims: Sequence[Claim], now: float) -> tuple[AcquireEffect, ...]:
         """Go on with what the directory said, nothing if there was nobody to ask."""
@@ -229,6 +254,11 @@ class Acquires:
         return (self._finish(acquire, now),)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _waiting(self) -> Iterator[_Acquire]:
+        """Yield the acquires that wait for blocks."""
+        yield from self._fetching.values()
+        yield from self._loading.values()
 
     def _claims(self, acquire: _Acquire, now: float) -> Mapping[str, int]:
         """Return how many blocks of the whole chain each peer claims, as far as that is to be believed."""

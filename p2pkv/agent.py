@@ -13,11 +13,13 @@ from typing import Final
 
 import trio
 
+from p2pkv.blocks import split_keys
 from p2pkv.checkup import checks
 from p2pkv.config import Config, format_address, parse_address
 from p2pkv.direct_asks import DirectAsks
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
+from p2pkv.disk_tier import DiskTier
 from p2pkv.echoes import Echoes
 from p2pkv.errors import CannotListen, ConfigError, FabricError, MalformedMessage, PeerError, SealRefused
 from p2pkv.fabric import fabric_end
@@ -78,6 +80,8 @@ BULK: Final = 1
 _BULK_IDLE_S: Final = 300.0
 _INCOMING_MAX: Final = 4096
 """Streams of other nodes at a time; a further one is closed at once."""
+_DIRECT_WAIT_S: Final = 0.5
+"""How long a question on a bulk stream waits for the disk."""
 _GAUGES_S: Final = 1.0
 _LET_GO_S: Final = 5.0
 _DUPLICATE_FRESH_S: Final = 600.0
@@ -118,7 +122,11 @@ class Agent:
             made.callback(self.identity.close)
             self.me: Final = _own_record(config, self._tcp, self.identity)
             made_resolvers = resolvers(config.node, self.me)
-            self.tier: Final = HostTier(_whole_chunks(config))
+            self.tier: Final = HostTier(
+                _whole_chunks(config), huge_pages=config.host.huge_pages, numa_node=config.host.numa_node
+            )
+            made.callback(self.tier.close)
+            self._disk = DiskTier(config.disk, host=self.tier)
             made.pop_all()
         self._discovery = Discovery(made_resolvers, found=self._seeds_found, failed=self._lookup_failed)
         self.metrics: Final = Metrics()
@@ -177,6 +185,7 @@ class Agent:
             log=self.log,
             seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
+        self._disk.attach(self.runner, self.metrics, self.log)
         self._probes = ProbeBlocks(self.runner, self.tier)
         self._loopback: Final = _is_loopback(host)
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
@@ -207,6 +216,7 @@ class Agent:
                 condition=self._condition,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
+                scrub=self._disk.scrub,
                 state_dir=str(self.identity.folder or ""),
             )
         )
@@ -246,6 +256,7 @@ class Agent:
                 nursery.start_soon(self.runner.run)
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
+                nursery.start_soon(self._disk.run)
                 nursery.start_soon(self._show_gauges)
                 nursery.start_soon(self._let_go, parts)
                 nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
@@ -273,6 +284,7 @@ class Agent:
             self.local.close()
             self._tcp.close()
             self._datagrams.close()
+            self._disk.close()
             self.tier.close()
             self.identity.close()
             raise
@@ -309,6 +321,7 @@ class Agent:
         names = {record.id: record.name for record in self.runner.ask(lambda node: node.membership.members())}
         found = condition(
             self.config,
+            arena_huge_bytes=self.tier.huge_bytes,
             fabric=self.fabric,
             loopback=self._loopback,
             keyring=self._protection.ring is not None,
@@ -330,6 +343,7 @@ class Agent:
         self._datagrams.close()
         if self.fabric is not None:  # before its memory goes: what is read after that ends the reader's peer, this one
             self.fabric.close()
+        self._disk.close()
         self.tier.close()
         self.identity.close()
 
@@ -420,6 +434,7 @@ class Agent:
 
     async def _answer_direct(self, peer: str, stream: trio.SocketStream, request: LeaseRequest) -> bool:
         """Answer a question on the stream that it came on, with its blocks if they are few, and end their lease then."""
+        await self._disk.promoted(split_keys(request.keys), min(request.remaining_ms / 1000, _DIRECT_WAIT_S))
         grant = self.runner.call(lambda node, now: (node.grant(peer, request, now, on_bulk_stream=True), ()))
         if grant is None:
             return False
@@ -479,7 +494,13 @@ class Agent:
     async def _show_gauges(self) -> None:
         evicted = lost = 0
         while True:
-            figures = self.runner.ask(lambda node: node.statistics()).ledger
+            statistics = self.runner.ask(lambda node: node.statistics())
+            figures, disk = statistics.ledger, statistics.disk.ledger
+            self.metrics.disk_serving.set(disk is not None)
+            if disk is not None:
+                self.metrics.tier_bytes.labels("disk").set(disk.used_bytes)
+                self.metrics.tier_capacity_bytes.labels("disk").set(disk.capacity_bytes)
+                self.metrics.tier_blocks.labels("disk").set(disk.blocks)
             self.metrics.tier_bytes.labels("host").set(figures.used_bytes)
             self.metrics.tier_capacity_bytes.labels("host").set(figures.capacity_bytes)
             self.metrics.tier_blocks.labels("host").set(figures.blocks)
@@ -487,6 +508,8 @@ class Agent:
             evicted = figures.evictions
             load = self._load.percent(trio.current_time())
             offered = {"host": figures.capacity_bytes}
+            if disk is not None:
+                offered["disk"] = disk.capacity_bytes
             self.runner.tell(partial(Node.update_self, offered=offered, load=load))
             now = trio.current_time()
             self._probes.give_back(now)

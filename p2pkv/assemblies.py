@@ -271,6 +271,8 @@ class Assemblies:
 
     def next_deadline(self) -> float:
         """Return when `on_time` will have something to do; infinity if never."""
+        if not self._open:  # asked after every message, and mostly so
+            return float("inf")
         return min((one.deadline for one in self._open.values() if not one.ended), default=float("inf"))
 
     def statistics(self) -> AssemblyStatistics:

@@ -15,6 +15,8 @@ class Condition:
     """What was found on a host."""
 
     arena_bytes: int
+    arena_huge_bytes: int
+    """Of the arena, on huge pages."""
     shm_free_bytes: int | None
     """Of `/dev/shm`; None if there is none."""
     huge_pages_free: int
@@ -68,6 +70,8 @@ def checks(found: Condition) -> tuple[Check, ...]:
 
 def _huge_pages(found: Condition) -> Check:
     name = "huge pages"
+    if found.arena_huge_bytes:
+        return Check(name, "ok", f"{found.arena_huge_bytes} of {found.arena_bytes} bytes of the arena")
     if found.transparent_huge_pages in {"always", "within_size", "advise"}:
         return Check(name, "ok", f"transparent ones for shared memory: {found.transparent_huge_pages}")
     text = f"{found.huge_pages_free} free, transparent ones for shared memory: {found.transparent_huge_pages or 'none'}"

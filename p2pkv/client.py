@@ -69,6 +69,8 @@ from p2pkv.local_wire import (
     Request,
     RingReply,
     RingRequest,
+    ScrubReply,
+    ScrubRequest,
     StagedBlock,
     StatusReply,
     StatusRequest,
@@ -86,6 +88,8 @@ Fill = Callable[[int, NDArray[np.uint8]], None]
 _ANSWER_GRACE_S: Final = 5.0
 """How much longer than the time it was given the daemon may take to answer before it counts as dead."""
 _RECONNECT_S: Final = 1.0
+_SCRUB_WAIT_S: Final = 7 * 86_400.0
+"""A large disk at a low rate; whoever asked can hang up."""
 _READ_BYTES: Final = 256 * 1024
 STAGING_BYTES_DEFAULT: Final = 128 * 2**20
 
@@ -447,6 +451,13 @@ class Client(PartCalls):
     def condition(self) -> ConditionReply:
         """Return what the daemon's process has to work with."""
         return self._call(ConditionRequest(), ConditionReply)
+
+    def scrub(self, rate_bytes_s: int) -> ScrubReply:
+        """Have the daemon read its whole disk tier, at so many bytes a second; what is bad is a miss from then on.
+
+        Takes as long as that takes.
+        """
+        return self._call(ScrubRequest(rate_bytes_s), ScrubReply, wait_s=_SCRUB_WAIT_S)
 
     def leave(self) -> None:
         """Have the node leave the mesh in good order; its daemon stops."""

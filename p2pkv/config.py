@@ -508,6 +508,26 @@ class HostConfig(Section, frozen=True, kw_only=True):
             ),
         ),
     ] = 0
+    huge_pages: Annotated[
+        Literal["auto", "reserved", "never"],
+        Meta(
+            description=(
+                "Pages of 2 MiB for the arena. `auto` asks for them where the kernel lets a process ask (`p2pkv doctor` says "
+                "whether it does), and goes without otherwise. `reserved` takes them from the pool of `vm.nr_hugepages`, and "
+                "the node does not start if there are too few."
+            )
+        ),
+    ] = "auto"
+    numa_node: Annotated[
+        int,
+        Meta(
+            ge=-1,
+            le=1023,
+            description=(
+                "The NUMA node whose memory the arena takes, best that of the GPU or network card which reads it. -1: any."
+            ),
+        ),
+    ] = -1
     admit_fetched: Annotated[
         Literal["auto", "always", "second-use"],
         Meta(
@@ -519,6 +539,59 @@ class HostConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = "auto"
+
+
+class DiskConfig(Section, frozen=True, kw_only=True):
+    """The tier on a local disk."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description=(
+                "Folder, mode 0700, for this node's blocks on a local disk, best one that nothing else writes to. Blocks in it are "
+                "there again after a restart, and after `kill -9`. Empty: no disk tier. Two nodes need two folders."
+            )
+        ),
+    ] = ""
+    capacity_bytes: Annotated[
+        int,
+        Meta(
+            ge=2**20,
+            le=2**50,
+            description=(
+                "What the blocks there may take in all, with a page for each; the room is taken as it is needed. Besides, up to "
+                "832 bytes a block for a list of them. Less than before gives room back at the next start."
+            ),
+        ),
+    ] = 2**36
+    write: Annotated[
+        Literal["through", "back"],
+        Meta(
+            description=(
+                "When a block is written to the disk. `through`: as soon as it is stored, so that it survives the process. `back`: "
+                "when it is among the next that go from host memory, which spares the disk those that are never reused, and "
+                "loses what is only in memory when the process dies."
+            )
+        ),
+    ] = "through"
+    io_timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Longest that one read or write may take before the disk is taken out of service. An engine that waits for a block "
+                "waits for this at most, and never past its own deadline. A slow disk with large blocks needs more."
+            )
+        ),
+    ] = 5.0
+    retry_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "How long after an error the disk is tried again. Shorter: it is back sooner. Each time its list of blocks is "
+                "read, as at a start."
+            )
+        ),
+    ] = 10.0
 
 
 class PolicyConfig(Section, frozen=True, kw_only=True):
@@ -809,6 +882,7 @@ class Config(Section, frozen=True, kw_only=True):
     summary: SummaryConfig = SummaryConfig()
     directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
+    disk: DiskConfig = DiskConfig()
     policy: PolicyConfig = PolicyConfig()
     fetch: FetchConfig = FetchConfig()
     parts: PartsConfig = PartsConfig()

@@ -51,6 +51,7 @@ class DirectAsks:
     def attach(self, nursery: trio.Nursery, *, asks: bool) -> None:
         """Carry out transfers of the runner in `nursery`, and its questions if this node `asks` directly."""
         self._nursery = nursery
+        nursery.start_soon(self._transfers.run)
         if asks:
             self._runner.on_ask = self.ask
         self._runner.on_transfer = self.begin

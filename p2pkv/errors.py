@@ -16,13 +16,16 @@ Cancellation is trio's, and a broken invariant of ours is an `AssertionError`.
     ├── CapacityError (tier=)  back off; nothing was stored
     │   └── TierFull · PinLimit
     ├── FabricError (device=)  this node's own network card, device or disk failed
+    ├── ObjectStoreFailed (store=)  an object store did not answer, or said that it cannot; treat it as a miss
     ├── DeliveryFailed       layers of blocks will not come: compute them, and do not use those that came
     └── DaemonUnreachable (socket=)  this node's daemon does not answer: an engine goes on without the mesh
 
 An engine connector catches `P2pkvError` once, counts it by class and answers "miss".
 """
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
+
+ObjectStoreFailure: TypeAlias = Literal["late", "busy", "refused", "no_bucket", "failed"]
 
 
 class P2pkvError(Exception):
@@ -177,6 +180,32 @@ class FabricError(P2pkvError):
     def __init__(self, message: str, *, device: str, hint: str = "") -> None:
         super().__init__(f"{message}: {device}", hint=hint)
         self.device = device
+
+
+class ObjectStoreFailed(P2pkvError):
+    """An object store did not do what was asked, or not in time. What it did of it is not known; treat it as a miss.
+
+    `reason` is one of `OBJECT_STORE_FAILURES`, for counting.
+    """
+
+    def __init__(self, reason: ObjectStoreFailure, *, store: str, detail: str = "") -> None:
+        text, hint = OBJECT_STORE_FAILURES[reason]
+        super().__init__(f"{text}{f' ({detail})' if detail else ''}: {store}", hint=hint)
+        self.store = store
+        self.reason: ObjectStoreFailure = reason
+
+
+OBJECT_STORE_FAILURES: Final[dict[ObjectStoreFailure, tuple[str, str]]] = {
+    "late": ("no answer within the time that was given", ""),
+    "busy": ("as many requests are on their way as may be, and none ended within the time that was given", ""),
+    "refused": (
+        "the store does not let these credentials do this",
+        "a node must be allowed to get, put, list and delete in its folder; without leave to list, S3 refuses where it has nothing",
+    ),
+    "no_bucket": ("the store has no such bucket", "make the bucket first, or name another"),
+    "failed": ("the store cannot be reached, or says that it cannot", ""),
+}
+"""Reason -> (what is wrong, what a person can do about it)."""
 
 
 class DeliveryFailed(P2pkvError):

@@ -254,15 +254,22 @@ class Fetches:
         return tuple(effects)
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[FetchEffect, ...]:
-        """Take the shell's report of one block. After "ok" the block is committed here."""
+        """Take the shell's report of one block, as `on_blocks`."""
+        return self.on_blocks(transfer, (key,), outcome, now)
+
+    def on_blocks(
+        self, transfer: int, keys: Sequence[BlockKey], outcome: Outcome, now: float
+    ) -> tuple[FetchEffect, ...]:
+        """Take the shell's report of blocks that ended alike. After "ok" they are committed here."""
         moving = self._moving.get(transfer)
-        length = self._moving.settle(transfer, key)
-        if moving is None or length is None:
+        if moving is None:
             return ()
-        self._queue(moving.granted.peer, -length)
+        lengths = {key: length for key in keys if (length := self._moving.settle(transfer, key)) is not None}
+        ended_bytes = sum(lengths.values())
+        self._queue(moving.granted.peer, -ended_bytes)
         if outcome == "ok":
-            moving.moved_bytes += length
-        return self._settle([(key, outcome)], moving.granted.peer, now, transfer, moving)
+            moving.moved_bytes += ended_bytes
+        return self._settle([(key, outcome) for key in lengths], moving.granted.peer, now, transfer, moving)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[FetchEffect, ...]:
         """Take the end of a transfer; blocks not reported yet end with `outcome` (which must not be "ok" for them)."""

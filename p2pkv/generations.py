@@ -46,9 +46,21 @@ def generation(pages: NDArray[np.uint64]) -> int:
 
 def generations(table: NDArray[np.uint64], starts: Sequence[int], pages: int) -> list[int]:
     """Return `generation` of many slots of `pages` pages each, which begin at the pages `starts`."""
-    entries = table[np.asarray(starts, dtype=np.intp)[:, None] + np.arange(pages)]
-    numbers: list[int] = (2 * (entries >> _ONE).sum(axis=1) + (entries & _ONE).any(axis=1)).tolist()
-    return numbers
+    return numbers(table[entries_of(starts, pages)])
+
+
+def entries_of(starts: Sequence[int], pages: int) -> NDArray[np.intp]:
+    """Return where the table speaks of many slots of `pages` pages each, which begin at the pages `starts`: a row for each."""
+    return np.asarray(starts, dtype=np.intp)[:, None] + np.arange(pages)
+
+
+def numbers(entries: NDArray[np.uint64]) -> list[int]:
+    """Return `generation` of many slots of a size, each a row of what the table says of its pages."""
+    if not np.bitwise_or.reduce(entries, axis=None) & _ONE:  # none is being written, and then it is only this:
+        whole: list[int] = entries.sum(axis=1).tolist()
+        return whole
+    mixed: list[int] = (2 * (entries >> _ONE).sum(axis=1) + (entries & _ONE).any(axis=1)).tolist()
+    return mixed
 
 
 def begin(pages: NDArray[np.uint64]) -> None:

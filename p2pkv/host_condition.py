@@ -15,6 +15,7 @@ from p2pkv.transport.nixl import is_installed, reach
 def condition(
     config: Config,
     *,
+    arena_huge_bytes: int,
     fabric: FabricEnd | None,
     loopback: bool,
     keyring: bool,
@@ -27,6 +28,7 @@ def condition(
     settings = fabric.agent.settings if fabric is not None else None
     return Condition(
         arena_bytes=config.host.capacity_bytes,
+        arena_huge_bytes=arena_huge_bytes,
         shm_free_bytes=_free_bytes(Path("/dev/shm")),  # noqa: S108 - looked at, not written to
         huge_pages_free=_huge_pages_free(),
         transparent_huge_pages=_chosen(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")),

@@ -215,6 +215,10 @@ class Ledger:
         if key in self._passing and not self._pins.get(key):
             self._drop(key)
 
+    def next_to_go(self, size: int) -> BlockKey | None:
+        """Return the block of a size class that would go next, None if all must stay."""
+        return self._policy.victim(size, self._is_pinned)
+
     def has_room(self) -> bool:
         """Say whether a block could stay without taking the place of others, or of those that are passing now and then."""
         spare = min(self._passing_bytes_peak, self.slots.capacity_bytes // _PASSING_SHARE)

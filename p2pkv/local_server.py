@@ -17,13 +17,13 @@ from typing import Final, TypeVar
 import trio
 
 from p2pkv import __version__
-from p2pkv.acquires import Acquired
+from p2pkv.acquires import FROM_DISK, Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
 from p2pkv.ledger import Reservation
 from p2pkv.local_explain import explain_view
 from p2pkv.local_parts import ArrivalBell, PartSession, parts_figures
-from p2pkv.local_views import duplicate_views, member_views, source_views
+from p2pkv.local_views import disk_view, duplicate_views, member_views, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
@@ -63,6 +63,8 @@ from p2pkv.local_wire import (
     RingReply,
     RingRequest,
     RingShare,
+    ScrubReply,
+    ScrubRequest,
     ShardRequest,
     SourceName,
     StagedBlock,
@@ -83,6 +85,7 @@ from p2pkv.paths import Paths
 from p2pkv.planner import Cost
 from p2pkv.runner import Runner
 from p2pkv.staging import StagingReader
+from p2pkv.tiers.disk.scrub import Scrubbed
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader
 from p2pkv.transport.wire import MemberRecord
@@ -93,6 +96,7 @@ _READ_BYTES: Final = 64 * 1024
 _UNWATCHED_S: Final = 0.02
 """How long a client may wait for its answer before it is looked whether it still does."""
 _HERE: Final = SourceName("", "local")
+_DISK: Final = SourceName("", "disk")
 _STAGED_AT_ONCE: Final = 64
 """Blocks copied per trip to a worker thread, so that a large publish lets others in between."""
 
@@ -117,6 +121,8 @@ class Served:
     condition: Callable[[], ConditionReply]
     started_at: float
     leave: Callable[[], None]
+    scrub: Callable[[float], Awaitable[Scrubbed]]
+    """Reads the whole disk tier at so many bytes a second."""
     state_dir: str = ""
     """Where id and boot number are kept, or nothing."""
 
@@ -349,6 +355,9 @@ class _Session:
                 return await self._unless_gone(partial(self._served.paths.netcheck, request))
             case ConditionRequest():
                 return await trio.to_thread.run_sync(self._served.condition)
+            case ScrubRequest(rate_bytes_s=rate):
+                found = await self._unless_gone(partial(self._scrub, rate))
+                return ScrubReply(found.blocks, found.read_bytes, dict(sorted(found.bad.items())))
             case LeaveRequest():
                 self._served.leave()
                 return Done()
@@ -424,8 +433,13 @@ class _Session:
                 for one, generation, peer in zip(held, generations, acquired.sources, strict=True)
             ]
         )
-        sources = tuple(SourceName(self._name(peer), self._served.path(peer)) if peer else _HERE for peer in numbers)
+        sources = tuple(self._source(peer) for peer in numbers)
         return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
+
+    def _source(self, peer: str) -> SourceName:
+        if peer in {"", FROM_DISK}:
+            return _DISK if peer else _HERE
+        return SourceName(self._name(peer), self._served.path(peer))
 
     def _name(self, peer: str) -> str:
         record = self._served.runner.ask(lambda node: node.membership.member(peer))
@@ -455,9 +469,12 @@ class _Session:
     def _count(self, asked: int, acquired: Acquired) -> None:
         metrics = self._served.metrics
         metrics.lookup_blocks.inc(max(0, asked))
-        remote = sum(peer != "" for peer in acquired.sources)
+        disk = acquired.sources.count(FROM_DISK)
+        local = acquired.sources.count("")
+        remote = len(acquired.sources) - local - disk
         metrics.hit_blocks.labels("remote").inc(remote)
-        metrics.hit_blocks.labels("local").inc(len(acquired.sources) - remote)
+        metrics.hit_blocks.labels("disk").inc(disk)
+        metrics.hit_blocks.labels("local").inc(local)
         metrics.lookups.labels("remote" if remote else "local" if acquired.sources else "miss").inc()
 
     def _pin(self, request: PinRequest) -> PinReply:
@@ -501,6 +518,9 @@ class _Session:
         for result, amount in (("stored", stored), ("present", present), ("refused", refused)):
             metrics.published_blocks.labels(result).inc(amount)
         return PublishReply(stored, present, refused, reason, hint)
+
+    async def _scrub(self, rate_bytes_s: int) -> Scrubbed:
+        return await self._served.scrub(rate_bytes_s)
 
     def _reserve(self, namespace: bytes, block: StagedBlock) -> Reservation | None:
         info = BlockInfo(BlockKey(block.key), namespace, block.length, block.segment_bytes, block.digest)
@@ -584,6 +604,7 @@ class _Session:
             duplicates=duplicate_views(node, trio.current_time()),
             sources=source_views(node, trio.current_time()),
             parts=parts_figures(node),
+            disk=disk_view(figures.disk),
         )
 
     # -- bytes ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What `p2pkv members` and `p2pkv status` show of a node's membership."""
 
+from p2pkv.disk_moves import DiskStatistics
 from p2pkv.local_wire import DuplicateView, MemberView, SourceView
 from p2pkv.mesh.loads import Load
 from p2pkv.mesh.members import MemberState
@@ -40,6 +41,29 @@ def _member_view(node: Node, record: MemberRecord, own: MemberRecord, now: float
         compatible=speaks_with_us(record),
         weights=weights_epochs(record),
     )
+
+
+def disk_view(disk: DiskStatistics) -> dict[str, int | str]:
+    """Return state and figures of the disk tier, nothing if there is none."""
+    if disk.state == "off":
+        return {}
+    ledger = disk.ledger
+    return {
+        "state": disk.state,
+        "reason": disk.reason,
+        "capacity_bytes": ledger.capacity_bytes if ledger is not None else 0,
+        "used_bytes": ledger.used_bytes if ledger is not None else 0,
+        "blocks": ledger.blocks if ledger is not None else 0,
+        "evictions": ledger.evictions if ledger is not None else 0,
+        "written": disk.demotions.written,
+        "not_written": disk.demotions.failed,
+        "lost": disk.demotions.lost,
+        "cheaper_to_compute": disk.demotions.cheap,
+        "waiting_writes": disk.waiting_writes,
+        "read": disk.promotions.read,
+        "not_read": disk.promotions.failed,
+        "waiting_reads": disk.waiting_reads,
+    }
 
 
 def duplicate_views(node: Node, now: float) -> tuple[DuplicateView, ...]:

@@ -264,6 +264,12 @@ class NetcheckRequest(LocalMessage, tag=61, frozen=True):
     measure: bool = False
 
 
+class ScrubRequest(LocalMessage, tag=90, frozen=True):
+    """Read all blocks of the disk tier, at a bounded rate, and forget those that are bad. Answered by `ScrubReply`."""
+
+    rate_bytes_s: Annotated[int, Meta(ge=1, le=2**40)]
+
+
 class ConditionRequest(LocalMessage, tag=62, frozen=True):
     """What does the daemon's process have to work with? Answered by `ConditionReply`."""
 
@@ -487,6 +493,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """Blocks that come in parts, deliveries and pushes: totals since start, and what is under way."""
     protected_by: dict[str, str] = {}
     """What goes between nodes -> what protects it."""
+    disk: dict[str, int | str] = {}
+    """State and figures of the disk tier; empty if there is none."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -709,6 +717,15 @@ class ConditionReply(LocalMessage, tag=64, frozen=True):
     checks: tuple[CheckView, ...]
 
 
+class ScrubReply(LocalMessage, tag=91, frozen=True):
+    """Answer to `ScrubRequest`, when all has been read."""
+
+    blocks: Count
+    read_bytes: Count
+    bad: dict[Name, Count]
+    """Blocks that are not as they were written, by what is wrong with them."""
+
+
 class Done(LocalMessage, tag=27, frozen=True):
     """It was done."""
 
@@ -744,6 +761,7 @@ Request: TypeAlias = (
     | PingPeerRequest
     | NetcheckRequest
     | ConditionRequest
+    | ScrubRequest
 )
 Reply: TypeAlias = (
     Welcome
@@ -763,6 +781,7 @@ Reply: TypeAlias = (
     | PushReply
     | PathsReply
     | ConditionReply
+    | ScrubReply
     | Done
     | Failure
 )

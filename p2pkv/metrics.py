@@ -59,6 +59,30 @@ class Metrics:
         self.tier_capacity_bytes = Gauge("p2pkv_tier_capacity_bytes", "Bytes there are.", ["tier"], registry=registry)
         self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
         self.evictions = Counter("p2pkv_evictions", "Blocks dropped to make room.", ["tier"], registry=registry)
+        self.disk_moves = Counter(
+            "p2pkv_disk_moves",
+            "Blocks read from the disk tier and written to it, by what came of it.",
+            ["move", "result"],
+            registry=registry,
+        )
+        self.disk_bytes = Counter(
+            "p2pkv_disk_bytes",
+            "Bytes of blocks read from the disk tier and written to it.",
+            ["move"],
+            registry=registry,
+        )
+        self.disk_seconds = Histogram(
+            "p2pkv_disk_seconds",
+            "Time of one block's way to the disk or from it, waiting for a thread included.",
+            ["move"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.disk_serving = Gauge(
+            "p2pkv_disk_serving",
+            "1 while the disk tier is in service, 0 if it is not or there is none.",
+            registry=registry,
+        )
         self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)
         self.duplicate_ids = Gauge(
             "p2pkv_duplicate_ids", "Other processes heard of with this node's id within ten minutes.", registry=registry

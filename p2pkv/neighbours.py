@@ -82,4 +82,6 @@ class Neighbours:
 
     def next_deadline(self) -> float:
         """Return when `on_time` will have something to do; infinity if never."""
+        if not self._neighbours:  # asked after every message, and mostly so
+            return inf
         return min((neighbour.try_at for neighbour in self._neighbours.values()), default=inf)

@@ -14,12 +14,15 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from p2pkv.acquires import Acquired, Acquires, AskDirectory, Reused
+from p2pkv.acquires import FROM_DISK, Acquired, Acquires, AskDirectory, Reused
 from p2pkv.admission import Admission
+from p2pkv.announced import Announced
 from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
 from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
 from p2pkv.costs import SATURATED_PERCENT, Prices
+from p2pkv.demotions import WriteToDisk
+from p2pkv.disk_moves import CloseDisk, DiskMoves, DiskStatistics
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.eviction import make_policy
 from p2pkv.fetch import FetchEnded, Outcome, StartTransfer, StopTransfer
@@ -29,7 +32,7 @@ from p2pkv.index.anchors import anchor_of
 from p2pkv.index.directory import Directory
 from p2pkv.index.exchange import Summaries
 from p2pkv.index.inquiry import Claim, Heard
-from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Reservation
+from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Place, Reservation
 from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
@@ -44,6 +47,7 @@ from p2pkv.parts import Parts
 from p2pkv.pins import Pinned, Pins
 from p2pkv.planner import Cost
 from p2pkv.plans import Decision, Plans
+from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.slots import Slot, blocks_max
 from p2pkv.transport.keyring import KeyRing
@@ -80,6 +84,8 @@ from p2pkv.transport.wire import (
 
 _LOAD_FRESH_S: Final = 60.0
 """What a peer said of its load longer ago is not counted on."""
+_PROMISED_MAX: Final = 1024
+"""Questions of peers that wait for the disk at a time; a further one is answered with what is in memory."""
 _BLOCK_BYTES_EXPECTED: Final = 256 * 1024
 """Size of block that the summary is laid out for when nothing else is said; smaller blocks fill it sooner."""
 
@@ -139,6 +145,7 @@ class NodeStatistics:
     """Leased to peers now."""
     lent_window_bytes: int
     """And how much may be."""
+    disk: DiskStatistics
 
 
 Effect: TypeAlias = (
@@ -159,6 +166,10 @@ Effect: TypeAlias = (
     | PartsArrived
     | StartPull
     | StopPull
+    | ReadFromDisk
+    | WriteToDisk
+    | CloseDisk
+    | Promoted
 )
 """What comes out of a node."""
 
@@ -197,7 +208,8 @@ class Node:
         self.membership: Final = Membership(
             me=me, cluster=config.node.cluster, config=config.mesh, join=config.node.join, random=random
         )
-        blocks_expected = config.summary.blocks_expected or max(1, config.host.capacity_bytes // _BLOCK_BYTES_EXPECTED)
+        tier_bytes = config.host.capacity_bytes + (config.disk.capacity_bytes if config.disk.path else 0)
+        blocks_expected = config.summary.blocks_expected or max(1, tier_bytes // _BLOCK_BYTES_EXPECTED)
         self.summaries: Final = Summaries(
             node_id=me.id,
             epoch=me.boot,
@@ -207,6 +219,16 @@ class Node:
             host_id=me.host_id,
         )
         self.directory: Final = Directory(node_id=me.id, boot=me.boot, config=config.directory)
+        self._announced: Final = Announced(self.summaries, self.directory)
+        self.disk: Final = DiskMoves(
+            config.disk,
+            host=self.ledger,
+            reserve=self.reserve,
+            arrived=self._commit_promoted,
+            worth=self._is_worth_writing,
+        )
+        self._promised: dict[int, tuple[str, LeaseRequest, float]] = {}
+        """Peers whose answer waits for the disk, by promotion: what they asked, and when."""
         self._near: dict[str, Nearness] = {}  # of the usable members
         self._usables: dict[str, MemberRecord] = {}
         self.links: Final = Links(
@@ -234,13 +256,15 @@ class Node:
             queued=self._fetches.queued_bytes,
             trusted=self.summaries.is_trusted,
         )
+        self._plans = Plans(prices)
         self._acquires = Acquires(
             config,
             ledger=self.ledger,
             summaries=self.summaries,
             fetches=self._fetches,
-            plans=Plans(prices),
+            plans=self._plans,
             addresses=self._address_of,
+            promote=self.disk.promote,
         )
         self.parts: Final = Parts(
             config,
@@ -285,10 +309,7 @@ class Node:
             case DirectoryPut() | DirectoryResend() | DirectoryAsk() | DirectoryAnswer():
                 return self._route(self.directory.on_message(sender, message, now), now)
             case LeaseRequest():
-                grant = self.grant(sender, message, now)
-                if grant is None:
-                    return ()
-                return (SendStream(self._address_of(sender), grant, now + grant.lease_ms / 1000),)
+                return self._asked_for_lease(sender, message, now)
             case LeaseGrant(request=request) if self.parts.deliveries.asked(request):
                 return self.parts.on_grant(sender, message, now)
             case LeaseGrant():
@@ -324,6 +345,7 @@ class Node:
         self._grants.on_time(now)
         self.ledger.expire(now)
         for key in self.ledger.drop_idle(now):
+            self.disk.on_evicted(key)
             self._unpublish(key, now)
         effects = self._route(self.summaries.on_time(now), now)
         effects += self._route(self._neighbours.on_time(now), now)
@@ -332,6 +354,8 @@ class Node:
         effects += self._route(self.directory.on_time(now), now)
         effects += self.rotation.on_time(now)
         effects += self.parts.on_time(now)
+        effects += self._route(self.disk.on_time(now), now)
+        self._review(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
     def next_deadline(self) -> float:
@@ -352,6 +376,7 @@ class Node:
             self.rotation.next_deadline(),
             self.parts.next_deadline(),
             self.ledger.next_deadline(),
+            self.disk.next_deadline(),
         )
 
     # -- reports of the shell -----------------------------------------------------------------------------------
@@ -399,16 +424,52 @@ class Node:
 
     def on_block(self, transfer: int, key: BlockKey, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of one block's way; after "ok" it was committed."""
+        return self.on_blocks(transfer, (key,), outcome, now)
+
+    def on_blocks(self, transfer: int, keys: Sequence[BlockKey], outcome: Outcome, now: float) -> tuple[Effect, ...]:
+        """Take that the ways of some blocks ended alike; after "ok" they were committed."""
         self._rest_due = None
         if outcome == "ok":
-            self._acquires.on_arrived(key)
-            self.ledger.let_pass(key)
-        return self._route(self._fetches.on_block(transfer, key, outcome, now), now)
+            for key in keys:
+                self._acquires.on_arrived(key)
+                self.ledger.let_pass(key)
+        return self._route(self._fetches.on_blocks(transfer, keys, outcome, now), now)
 
     def on_transfer_ended(self, transfer: int, outcome: Outcome, now: float) -> tuple[Effect, ...]:
         """Take the end of a transfer; blocks not reported before end with `outcome`."""
         self._rest_due = None
         return self._route(self._fetches.on_transfer_ended(transfer, outcome, now), now)
+
+    def on_disk_ready(self, books: Ledger, places: dict[BlockKey, Place], now: float) -> tuple[Effect, ...]:
+        """Take that the disk works, and what is on it; see `DiskMoves.on_ready`."""
+        self._rest_due = None
+        return self._route(self.disk.on_ready(books, places, now), now)
+
+    def on_disk_failed(self, problem: str, now: float) -> tuple[Effect, ...]:
+        """Take that the disk does not work."""
+        self._rest_due = None
+        return self._route(self.disk.on_failed(problem, now), now)
+
+    def on_disk_written(self, move: int, problem: str, now: float, *, full: bool = False) -> tuple[Effect, ...]:
+        """Take the end of a write, with what was in its way."""
+        self._rest_due = None
+        return self._route(self.disk.on_written(move, problem, now, full=full), now)
+
+    def on_disk_read(
+        self, move: int, verdict: str, now: float, *, problem: str = "", took_s: float = 0.0
+    ) -> tuple[Effect, ...]:
+        """Take the end of a read: "ok" if the block is in its place and verified, and what the disk said instead of it."""
+        self._rest_due = None
+        return self._route(self.disk.on_read(move, verdict, now, problem=problem, took_s=took_s), now)
+
+    def promote(self, keys: Sequence[BlockKey], until: float, now: float) -> tuple[int | None, tuple[Effect, ...]]:
+        """Begin to bring what a chain's prefix has on the disk alone; `Promoted` with the number ends it, at `until` at the latest.
+
+        None: there is nothing to bring.
+        """
+        self._rest_due = None
+        number, effects = self.disk.promote(keys, until, now)
+        return number, self._route(effects, now)
 
     # -- storing ------------------------------------------------------------------------------------------------
 
@@ -422,7 +483,9 @@ class Node:
         reservation = self.ledger.reserve(info)
         if reservation is not None:
             for key in reservation.evicted:
+                self.disk.on_evicted(key)
                 self._unpublish(key, now)
+            self.disk.on_reserved(reservation.slot.size)
         else:
             self._reuse([info.key], now)  # published here, too
         return reservation
@@ -441,8 +504,7 @@ class Node:
             depth, parent = self._acquires.place_of(key)
         self.ledger.on_time(now)
         self.ledger.commit(reservation, parent=parent)
-        self.summaries.add(key, now, depth, parent or b"")
-        self.directory.add(key, now, depth, parent or b"")
+        self._stored(key, (depth, parent), now)
 
     def commit_fetched(self, reservation: Reservation, now: float) -> None:
         """Make a block that came from a peer findable: for good, or for those alone who wait for it, as is decided here."""
@@ -466,7 +528,9 @@ class Node:
         claims = self.summaries.longest(keys) if now is None else self.summaries.claims(keys, now)
         usable = self._usables
         found = sorted([(-depth, peer) for peer, depth in claims.items() if depth and peer in usable])
-        reachable = max(local, -found[0][0]) if found else local
+        reachable = self.disk.prefix(keys) if self.disk.books is not None else local
+        if found:
+            reachable = max(reachable, -found[0][0])
         return Match(local, reachable, tuple([(usable[peer], -depth) for depth, peer in found]))
 
     def acquire(
@@ -610,6 +674,7 @@ class Node:
             passed_blocks=self._admission.passed,
             lent_bytes=self._grants.lent_bytes,
             lent_window_bytes=self._grants.window_bytes,
+            disk=self.disk.statistics(),
         )
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -634,9 +699,9 @@ class Node:
         return record
 
     def _unpublish(self, key: BlockKey, now: float) -> None:
-        """Have others hear that a block is not here any more."""
-        self.summaries.remove(key, now)
-        self.directory.remove(key, now)
+        """Have others hear that a block is not here any more, unless it is on the disk."""
+        if not self.disk.holds(key):
+            self._announced.remove([key], now)
 
     def _usable(self, peer: str) -> MemberRecord | None:
         return self._usables.get(peer)
@@ -652,9 +717,65 @@ class Node:
         place = self.ledger.passing(key)
         if place is not None:
             self.ledger.admit(key)
-            depth, parent = place
-            self.summaries.add(key, now, depth, parent or b"")
-            self.directory.add(key, now, depth, parent or b"")
+            self._stored(key, place, now)
+
+    def _stored(self, key: BlockKey, place: Place, now: float) -> None:
+        """Announce a block that is in host memory for good, and have it written to the disk if it is not there."""
+        self._announced.add(key, now, *place)
+        self.disk.on_stored(key, place)
+
+    def _commit_promoted(self, reservation: Reservation, place: Place, now: float) -> None:
+        """Make a block that came from the disk findable in memory: for good unless an engine alone wants it, and for the first time."""
+        key = reservation.info.key
+        room = not reservation.evicted and self.ledger.has_room()
+        stays = not self._acquires.waiting_for(key) or self._admission.admits(key, room=room)
+        self.ledger.commit(reservation, passing=None if stays else place, parent=place[1])
+        if stays:
+            self._stored(key, place, now)
+        self._acquires.on_arrived(key, source=FROM_DISK)
+        self.ledger.let_pass(key)
+
+    def _is_worth_writing(self, held: Held) -> bool:
+        """Say whether reading a block back takes less time than the engine heard of last would take to compute it."""
+        cost = self._plans.usual_cost()
+        if cost is None or not cost.block_bytes:
+            return True
+        return self.disk.read_s(held.info.length) < cost.prefill_block_s * held.info.length / cost.block_bytes
+
+    def _review(self, now: float) -> None:
+        """Announce what the disk has come to have, and take back what it has lost, some at a time."""
+        for key in self.disk.take_review():
+            in_memory = self.ledger.get(key) is not None and self.ledger.passing(key) is None
+            if in_memory or self.disk.holds(key):
+                self._announced.add(key, now, *self.disk.place(key))
+            else:
+                self._announced.remove([key], now)
+
+    def _asked_for_lease(self, sender: str, request: LeaseRequest, now: float) -> tuple[Effect, ...]:
+        """Answer a peer's question, when what it asked for and is on the disk has been read or half of its patience is over."""
+        if self.disk.books is not None and len(self._promised) < _PROMISED_MAX and self._known(sender) is not None:
+            patience_s = min(request.remaining_ms / 1000, self.config.fetch.answer_timeout_s) / 2
+            promotion, effects = self.disk.promote(split_keys(request.keys), now + patience_s, now)
+            if promotion is not None:
+                self._promised[promotion] = (sender, request, now)
+                return self._route(effects, now)
+        grant = self.grant(sender, request, now)
+        if grant is None:
+            return ()
+        return (SendStream(self._address_of(sender), grant, now + grant.lease_ms / 1000),)
+
+    def _promoted(self, effect: Promoted, promotion: int, now: float) -> tuple[Effect, ...]:
+        """Go on for whoever waits for a promotion; one that nobody here waits for is the shell's."""
+        promised = self._promised.pop(promotion, None)
+        if promised is not None:
+            sender, request, asked_at = promised
+            left_ms = max(0, request.remaining_ms - int((now - asked_at) * 1000))
+            grant = self.grant(sender, msgspec.structs.replace(request, remaining_ms=left_ms), now)
+            if grant is None:
+                return ()
+            return (SendStream(self._address_of(sender), grant, now + grant.lease_ms / 1000),)
+        effects = self._acquires.on_promoted(promotion, now)
+        return (effect,) if effects is None else self._route(effects, now)
 
     def _address_of(self, peer: str) -> str:
         record = self.membership.member(peer)
@@ -716,6 +837,8 @@ class Node:
                     out += self._route(self._acquires.on_fetch_ended(effect, now), now)
                 case Reused(keys=keys):
                     self._reuse(keys, now)
+                case Promoted(promotion=promotion):
+                    out += self._promoted(effect, promotion, now)
                 case AskDirectory():
                     out += self._ask(effect, now)
                 case Heard():
@@ -733,6 +856,9 @@ class Node:
                     | Acquired()
                     | Located()
                     | MapArena()
+                    | ReadFromDisk()
+                    | WriteToDisk()
+                    | CloseDisk()
                 ):
                     out.append(effect)
                 case _:

@@ -303,6 +303,8 @@ class Pushes:
 
     def next_deadline(self) -> float:
         """Return when `on_time` will have something to do; infinity if never."""
+        if not self._outgoing and not self._incoming:  # asked after every message, and mostly so
+            return float("inf")
         ours = (push.deadline for push in self._outgoing.values() if push.state in {"offered", "accepted"})
         theirs = (min(coming.deadline, coming.idle_at) for coming in self._incoming.values())
         return min((*ours, *theirs), default=float("inf"))

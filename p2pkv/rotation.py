@@ -152,6 +152,8 @@ class Rotation:
 
     def next_deadline(self) -> float:
         """Return when to call `on_time` next."""
+        if not self._rounds:  # asked after every message, and mostly so
+            return float("inf")
         return min((min(led.deadline, led.retry_at) for led in self._rounds.values()), default=float("inf"))
 
     # -- obeying --------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import trio
 
 from p2pkv.acquires import Acquired
 from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
+from p2pkv.demotions import WriteToDisk
+from p2pkv.disk_moves import CloseDisk
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
 from p2pkv.errors import MalformedMessage, PeerError, PeerRefused, SealRefused, VersionMismatch
 from p2pkv.fetch import StartTransfer, StopTransfer
@@ -23,6 +25,7 @@ from p2pkv.neighbours import MapArena
 from p2pkv.node import Effect, Located, Node
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.part_pulls import StartPull, StopPull
+from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import RoundEnded
 from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
@@ -91,6 +94,10 @@ class Runner:
         """Called to mark a slot as being written, or as not."""
         self.on_pull: Callable[[StartPull | StopPull], None] = _ignore
         """Called to begin to bring parts of blocks, or to stop."""
+        self.on_disk: Callable[[ReadFromDisk | WriteToDisk | CloseDisk], None] = _ignore
+        """Called to move a block between memory and disk, or to let the disk be."""
+        self.on_promoted: Callable[[Promoted], None] = _ignore
+        """Called when what a part of the shell wanted from the disk is in memory."""
         self.on_parts: Callable[[PartsArrived], None] = _ignore
         """Called when an engine may have something to look at."""
 
@@ -238,6 +245,10 @@ class Runner:
                     self.on_slot(effect)
                 case StartPull() | StopPull():
                     self.on_pull(effect)
+                case ReadFromDisk() | WriteToDisk() | CloseDisk():
+                    self.on_disk(effect)
+                case Promoted():
+                    self.on_promoted(effect)
                 case PartsArrived():
                     self.on_parts(effect)
                 case MemberChanged(record=record, before=before):

@@ -76,7 +76,7 @@ class Slots:
             raise TierFull(
                 f"block of {length} bytes, limit {self.chunk_bytes - self._header_bytes}",
                 tier=self._tier,
-                hint=f"raise {self._tier}.capacity_bytes or {self._tier}.chunk_bytes",
+                hint=f"raise {self._tier}.capacity_bytes{' or host.chunk_bytes' * (self._tier == 'host')}",
             )
         return size
 

@@ -4,6 +4,7 @@
 first thing they find: what is wrong is easiest to understand where it begins.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +25,7 @@ _TURNS: Final = 5
 """A node's queues are looked at once in so many seconds; counting them costs as much as all other checks together."""
 
 
-def disagreements(world: World, *, limit: int = 10) -> list[str]:
+def disagreements(world: World, *, limit: int = 10, believing: Mapping[int, set[int]] | None = None) -> list[str]:
     """Return what running nodes believe wrongly of each other.
 
     Where nothing has kept two nodes apart for long enough, each must believe the other present: an alive, reachable
@@ -32,7 +33,11 @@ def disagreements(world: World, *, limit: int = 10) -> list[str]:
     believe that a process is there which is not. How long is long enough is the caller's to grant, by running on.
     """
     found: list[str] = []
-    for number, believed in beliefs(world).items():
+    believing = beliefs(world) if believing is None else believing
+    running = set(believing)
+    for number, believed in believing.items():
+        if believed == running:  # as nearly always
+            continue
         for other in range(world.size):
             if other == number or world.is_running(other) == (other in believed):
                 continue
@@ -84,7 +89,8 @@ class Checkers:
 
     def look(self, world: World, engines: Engines | None, *, patience_s: float) -> list[str]:
         """Return what is wrong now. Engines wait `patience_s` longer than they say where nodes are stalled."""
-        found = self._shunned(world) + self._full(world) + self._apart(world)
+        believing = beliefs(world)
+        found = self._shunned(world, believing) + self._full(world) + self._apart(world, believing)
         limit = self._bounds.false_deaths_max
         if limit is not None and self.false_deaths > limit:
             found.append(f"{self.false_deaths} times a node held a running one for dead, at most {limit} are allowed")
@@ -92,24 +98,23 @@ class Checkers:
             found += engines.overdue(patience_s) + engines.claims.excess()
         return found
 
-    def _apart(self, world: World) -> list[str]:
+    def _apart(self, world: World, believing: Mapping[int, set[int]]) -> list[str]:
         """Return disagreements that last longer than they may, and note since when there is none."""
         now_s = world.now_us / SECOND_US
-        found = disagreements(world)
+        found = disagreements(world, believing=believing)
         if not found:
             self.agreed_s = now_s if self.agreed_s is None else self.agreed_s
             return []
         self.agreed_s = None
         return found if world.now_us >= to_us(self._bounds.settled_s) else []
 
-    def _shunned(self, world: World) -> list[str]:
+    def _shunned(self, world: World, believing: Mapping[int, set[int]]) -> list[str]:
         """Return who lives, is reachable by all, and was counted on by nobody for too long."""
         now_s = world.now_us / SECOND_US
-        counted_on = beliefs(world)
         found: list[str] = []
-        for number in counted_on:
-            others = [other for other in counted_on if other != number]
-            is_counted_on = not others or any(number in counted_on[other] for other in others)
+        for number in believing:
+            others = [other for other in believing if other != number]
+            is_counted_on = not others or any(number in believing[other] for other in others)
             if is_counted_on or not world.is_well(number) or not all(world.reaches(number, one) for one in others):
                 self._shunned_since.pop(number, None)
             elif now_s - self._shunned_since.setdefault(number, now_s) > SHUNNED_S:

@@ -23,8 +23,8 @@ from p2pkv.sim.clock import SECOND_US, to_us
 from p2pkv.sim.transfers import Transfers
 from p2pkv.sim.world import World
 
-BLOCK_BYTES: Final = 16 * 1024
-BLOCKS_MAX: Final = 64
+BLOCK_BYTES: Final = 32 * 1024
+BLOCKS_MAX: Final = 32
 """Blocks that a node has room for."""
 COMPUTE_S: Final = 0.02
 """What an engine takes for a block that it did not get."""
@@ -41,7 +41,7 @@ class Load:
     end_s: float
     requests_per_s: float = 0.2
     """Of each engine, on average (a Poisson process)."""
-    prefixes: int = 12
+    prefixes: int = 6
     prefix_blocks: tuple[int, int] = (4, 24)
     """Shortest and longest."""
     tail_blocks: int = 4

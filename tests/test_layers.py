@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "checkup",
         }
     ),
-    frozenset({"own_keyring", "grants", "acquires"}),
+    frozenset({"own_keyring", "grants", "acquires", "announced", "demotions", "promotions", "disk_moves"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
     frozenset({"parts"}),
     frozenset({"rotation"}),
@@ -71,7 +71,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"staging", "runner", "local_views", "local_explain"}),
     frozenset({"client", "client_parts", "transfer", "part_transfer", "local_parts", "local_server"}),
     frozenset({"neighbourhood", "protection", "own_certificate"}),
-    frozenset({"fabric", "echoes", "probes", "host_condition"}),
+    frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard", "direct_asks"}),
@@ -135,6 +135,10 @@ CORES = {
         ),
         "grants",
         "acquires",
+        "announced",
+        "demotions",
+        "promotions",
+        "disk_moves",
         "layouts",
         "part_bytes",
         "assemblies",
@@ -152,6 +156,7 @@ CORES = {
     *("transport.fabrics", "transport.choices", "transport.shares", "transport.widths", "checkup"),
     *("transport.bulk_protection", "transport.mac"),
     *("tiers.disk.label", "tiers.disk.hints", "tiers.disk.pace"),
+    *("tiers.object.runs", "tiers.object.pack", "tiers.object.service", "tiers.object.location"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -160,7 +165,7 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("echoes", "paths", "direct_asks", "transport.direct"),
+    *("echoes", "paths", "direct_asks", "disk_tier", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
@@ -171,6 +176,7 @@ SHELLS = {
     *("transport.handshake", "transport.streams", "transport.tcp", "transport.udp", "discovery"),
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
+    "tiers.object.remote",  # obstore reports to a loop of asyncio
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 
@@ -298,6 +304,14 @@ def test_one_file_knows_the_library_of_fabrics(module: str) -> None:
         text = MODULES[module].read_text(encoding="utf-8")
         assert not {"nixl_cu12", "nixl_cu13"} & set(text.replace('"', " ").replace(".", " ").split())
         assert [found for found in imports(module) if top(found).startswith("nixl")] == []
+
+
+@each_module
+def test_one_file_knows_the_library_of_object_stores(module: str) -> None:
+    """And what is measured beside us."""
+    if module not in {"tiers.object.remote", "bench.tiers_others"}:
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert not {"obstore", '"obstore"'} & set(text.replace(".", " ").replace("(", " ").replace(")", " ").split())
 
 
 @each_module

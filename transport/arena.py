@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from p2pkv.blocks import block_digest
 from p2pkv.errors import MalformedMessage
 from p2pkv.fetch import Outcome
-from p2pkv.generations import ENTRY_BYTES, Place, generations, table_bytes
+from p2pkv.generations import ENTRY_BYTES, Place, entries_of, generations, numbers, table_bytes
 from p2pkv.running_digest import PIECE_BYTES, RunningDigest
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.transport.base import Wanted
@@ -75,17 +75,16 @@ class PeerArena:
         "ok", "corrupt", or "absent" if it has no place, or its slot was another block's before its copy was complete.
         For worker threads: copying and hashing, which is nearly all of it, release the GIL.
         """
-        before = self._generations_of(blocks)
+        look = _Look(self._generations, blocks)
         outcomes: list[Outcome] = []
-        for (one, place), generation in zip(blocks, before, strict=True):
+        for (one, place), generation in zip(blocks, look.found, strict=True):
             if place is None or place.generation % 2 or generation != place.generation:
                 outcomes.append("absent")
             else:
                 outcomes.append("ok" if self._copy(place, one) == one.digest else "corrupt")
-        after = self._generations_of(blocks)
-        return [
-            outcome if then == now else "absent" for outcome, then, now in zip(outcomes, before, after, strict=True)
-        ]
+        for position in look.changed():
+            outcomes[position] = "absent"
+        return outcomes
 
     def _copy(self, place: Place, one: Wanted) -> bytes:
         """Copy one block; return the digest of the copy, not of what it was copied from, which may change meanwhile."""
@@ -101,16 +100,33 @@ class PeerArena:
             digest.take(one.into[start:end])
         return digest.digest()
 
-    def _generations_of(self, blocks: Sequence[tuple[Wanted, Place | None]]) -> list[int]:
-        """Return the generation of each block's slot as it is now, -1 where there is no place."""
-        found = [-1] * len(blocks)
+
+class _Look:
+    """The generations of some blocks' slots at one time, and which of them are others by now."""
+
+    def __init__(self, table: NDArray[np.uint64], blocks: Sequence[tuple[Wanted, Place | None]]) -> None:
+        """Look. `found` is the generation of each block's slot, -1 where there is no place."""
+        self.found = [-1] * len(blocks)
+        self._table = table
+        self._seen: list[tuple[list[int], NDArray[np.intp], NDArray[np.uint64]]] = []
+        """For each size: which blocks, where the table speaks of them, and what it said."""
         by_pages: dict[int, list[int]] = {}
         for position, (one, place) in enumerate(blocks):
             if place is not None:
                 by_pages.setdefault(-(-one.length // PAGE_BYTES), []).append(position)
         for pages, positions in by_pages.items():  # one look for all of a size: 3 µs each were half of a small pull
             starts = [place.offset // PAGE_BYTES for i in positions if (place := blocks[i][1]) is not None]
-            numbers = generations(self._generations, starts, pages)
-            for position, number in zip(positions, numbers, strict=True):
-                found[position] = number
-        return found
+            where = entries_of(starts, pages)
+            entries = table[where]
+            self._seen.append((positions, where, entries))
+            for position, number in zip(positions, numbers(entries), strict=True):
+                self.found[position] = number
+
+    def changed(self) -> list[int]:
+        """Return the blocks whose slots are not as they were."""
+        changed: list[int] = []
+        for positions, where, before in self._seen:
+            same = self._table[where] == before
+            if not same.all():
+                changed += [position for position, row in zip(positions, same, strict=True) if not row.all()]
+        return changed

@@ -51,6 +51,12 @@ class BulkHeader:
         return fields + _CHECK.pack(xxhash.xxh3_64_intdigest(fields))
 
 
+def packed(lease: int, position: int, length: int, segment_bytes: int, digest: bytes) -> bytes:
+    """Return the 64 bytes in front of a block that is there: `BulkHeader.pack`, at a third of its time."""
+    fields = _FIELDS.pack(_MAGIC, 0, 0, lease, position, length, segment_bytes, 0, digest, 0)
+    return fields + _CHECK.pack(xxhash.xxh3_64_intdigest(fields))
+
+
 def unpack_untrusted(data: bytes, *, peer: str) -> BulkHeader:
     """Return the header in `data`, which came from the network.
 

@@ -18,8 +18,10 @@ T = TypeVar("T")
 
 WORKERS_MAX: Final = 64
 """Threads that move bytes at a time; further work waits for its turn. Each is bounded by a deadline of its own kind."""
-REPORT_S: Final = 0.002
-"""How long a worker keeps to itself what it has finished."""
+REPORT_S: Final = 0.005
+"""How long a worker keeps to itself what it has finished; to tell costs it the time of two or three small blocks."""
+IDLE_S: Final = 0.002
+"""The same while it waits for more: then it costs nothing."""
 
 _limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("p2pkv bulk workers")
 
@@ -65,8 +67,10 @@ async def run_blocking(work: Callable[[], T], *, interrupt: Callable[[], None]) 
 class Reports(Generic[T]):
     """What a worker has finished, told in order on the event loop. Made and closed there."""
 
-    def __init__(self, take: Callable[[T], None]) -> None:
+    def __init__(self, take: Callable[[T], None], *, every_s: float = REPORT_S) -> None:
+        """Have `take` called with each; the loop is told at most once in `every_s`."""
         self._take = take
+        self._every_s = every_s
         self._finished: deque[T] = deque()
         self._errors: list[Exception] = []
         self._closed = False
@@ -92,7 +96,7 @@ class Reports(Generic[T]):
 
     def keep_up(self) -> None:
         """Tell of what is finished, unless that was done a moment ago; to be called now and then in long work."""
-        if self._finished and monotonic() - self._told_at >= REPORT_S:
+        if self._finished and monotonic() - self._told_at >= self._every_s:
             self.tell()
 
     def tell(self) -> None:

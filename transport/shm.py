@@ -35,9 +35,13 @@ from p2pkv.transport.wire import ArenaOffer, Hello, Pull, bitmap, decode_untrust
 BATCH_BYTES: Final = 32 * 2**20
 """Asked for, and copied, per trip to a worker thread where places did not come with the lease."""
 _GROUP_BYTES: Final = 4 * 2**20
-"""Copied between two looks at generations, and at whether the pull was cancelled: half a millisecond."""
-_INLINE_BYTES: Final = 512 * 2**10
-"""Up to here copying and hashing take less than the way to a thread and back."""
+"""Copied by a thread between two looks at generations, and at whether the pull was cancelled: a millisecond."""
+_REPORT_S: Final = 0.01
+"""How often such a thread tells the event loop: each time costs it as much as a block of 1 MiB."""
+_HERE_BYTES: Final = 16 * 2**20
+"""Up to here a pull is copied where the event loop is, one such pull at a time; some milliseconds in all."""
+_TURN_BYTES: Final = 2 * 2**20
+"""Of that between two turns of the loop: half a millisecond. A block that is larger is for a thread."""
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -88,6 +92,8 @@ class ShmTransport:
         self._connect_timeout_s = connect_timeout_s
         self._sessions: dict[str, _Session] = {}
         self._opening: dict[str, trio.Lock] = {}
+        self._is_copying = False
+        """Whether the event loop copies for some pull, so that others are for threads."""
 
     def path(self, peer: str) -> str:  # noqa: ARG002 - the same for all
         """See `BulkTransport`."""
@@ -99,13 +105,13 @@ class ShmTransport:
         session = await self._session(peer, address)
         try:
             try:
-                await _pull_on(session, peer, lease, wanted, on_block)
+                await self._pull_on(session, peer, lease, wanted, on_block)
             except _StaleSession:
                 if fresh:
                     raise
                 self._drop(peer, session)  # it had hung up while idle: nothing was reported yet
                 session = await self._session(peer, address)
-                await _pull_on(session, peer, lease, wanted, on_block)
+                await self._pull_on(session, peer, lease, wanted, on_block)
         except _StaleSession as exc:
             self._drop(peer, session)
             raise PeerGone("the connection broke", peer=peer) from exc
@@ -153,6 +159,32 @@ class ShmTransport:
         """Hang up everywhere."""
         for peer, session in tuple(self._sessions.items()):
             self._drop(peer, session)
+
+    # -- one pull -----------------------------------------------------------------------------------------------
+
+    async def _pull_on(
+        self, session: _Session, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock
+    ) -> None:
+        """Pull in order: here or in one trip to a thread, or if places did not come with the lease, asking batch by batch."""
+        arena = session.arena
+        if any(one.place is None for one in wanted):
+            await _ask_and_copy(session, peer, lease, wanted, on_block)
+            return
+        _refuse_outside(arena, [(one, one.place) for one in wanted], peer=peer)
+        small = sum(one.length for one in wanted) <= _HERE_BYTES and all(one.length <= _TURN_BYTES for one in wanted)
+        if not small or self._is_copying:
+            copying = _Copying(arena, wanted, on_block)
+            await run_blocking(copying.run, interrupt=copying.reports.close)
+            copying.reports.take_all()
+            return
+        self._is_copying = True
+        try:
+            for turn in _batches(wanted, _TURN_BYTES):
+                await trio.lowlevel.checkpoint()
+                for one, outcome in zip(turn, arena.copy_verified([(one, one.place) for one in turn]), strict=True):
+                    on_block(one, outcome)
+        finally:
+            self._is_copying = False
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
@@ -215,35 +247,22 @@ def _batches(wanted: Sequence[Wanted], batch_bytes: int) -> list[list[Wanted]]:
     return batches
 
 
-async def _pull_on(session: _Session, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-    """Pull in order: in one trip to a thread, or if places did not come with the lease, asking for them batch by batch."""
-    arena = session.arena
-    if any(one.place is None for one in wanted):
-        for batch in _batches(wanted, BATCH_BYTES):
-            question = _Question(session.stream.socket.fileno(), arena, peer, lease, batch)
-            async with session.turn:
-                while question.waiting:
-                    told = await run_blocking(question.take_some, interrupt=lambda: _shut(session))
-                    for settled in told:
-                        on_block(*settled)
-        return
-    placed = [(one, one.place) for one in wanted]
-    _refuse_outside(arena, placed, peer=peer)
-    if sum(one.length for one in wanted) <= _INLINE_BYTES:
-        await trio.lowlevel.checkpoint()
-        for one, outcome in zip(wanted, arena.copy_verified(placed), strict=True):
-            on_block(one, outcome)
-        return
-    copying = _Copying(arena, wanted, on_block)
-    await run_blocking(copying.run, interrupt=copying.reports.close)
-    copying.reports.take_all()
+async def _ask_and_copy(session: _Session, peer: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+    """Pull where places did not come with the lease."""
+    for batch in _batches(wanted, BATCH_BYTES):
+        question = _Question(session.stream.socket.fileno(), session.arena, peer, lease, batch)
+        async with session.turn:
+            while question.waiting:
+                told = await run_blocking(question.take_some, interrupt=lambda: _shut(session))
+                for settled in told:
+                    on_block(*settled)
 
 
 class _Copying:
     """Copies of blocks whose places are known, for a worker thread."""
 
     def __init__(self, arena: PeerArena, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
-        self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled))
+        self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled), every_s=_REPORT_S)
         self._arena = arena
         self._wanted = wanted
 

@@ -11,15 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from time import monotonic
 from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from p2pkv.config import parse_address
 from p2pkv.errors import ConfigError, MalformedMessage, PeerError, PeerGone, PeerRefused, PeerTooSlow, SealRefused
+from p2pkv.running_digest import PIECE_BYTES
 from p2pkv.transport.base import STREAM_PATIENCE_S, Bodies, Offered, OnBlock, OpenLease, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
-from p2pkv.transport.bulk_header import BulkHeader
+from p2pkv.transport.bulk_header import BulkHeader, packed
 from p2pkv.transport.bulk_keys import BulkKeys, SharedKeys
 from p2pkv.transport.handshake import read_frame_exactly
 from p2pkv.transport.offload import run_blocking, workers
@@ -49,8 +51,11 @@ _IDLE_CONNECTIONS_MAX: Final = 2
 """Kept per peer, or as many as a pull may use; two engines of one node rarely fetch from one peer at the same moment."""
 _IDLE_ADDRESSES_MAX: Final = 256
 """Addresses with kept connections; beyond it the one not used for longest goes. Peers come and go, sockets must not."""
-_SEND_BYTES: Final = 8 * 2**20
-"""Sent per look at the lease: some milliseconds, so that one that ends is noticed soon."""
+_HERE_BYTES: Final = 512 * 2**10
+"""Of an answer, sent where the event loop is; that takes 0.1 ms, and less than the way to a thread."""
+_LOOK_S: Final = 0.02
+_LOOK_BYTES: Final = 32 * 2**20
+"""A lease is looked at anew when so much time has passed, or so much was sent, so that one that ends is noticed soon."""
 
 
 async def open_tcp(host: str, port: int) -> trio.SocketStream:
@@ -335,7 +340,7 @@ async def serve_bulk(
         sending = _Sending(stream, message, open_lease, on_sent, block_s=block_s, peer=peer)
         with trio.CancelScope(deadline=until(message.remaining_ms)) as limit:
             try:
-                await run_blocking(sending.run, interrupt=sending.interrupt)
+                await sending.send()
             except (PeerError, trio.ClosedResourceError):
                 return
         if limit.cancelled_caught:  # what was being sent broke off in the middle: the stream is of no more use
@@ -343,14 +348,11 @@ async def serve_bulk(
             return
 
 
-Blocks: TypeAlias = list[tuple[int, Offered | None]]
-
-
 class _Sending:
-    """One answer, for a worker thread.
+    """One answer: its first bytes where the event loop is, while the asker finds itself a thread, and the others in a thread.
 
-    The lease is opened anew for every few blocks: one that ended meanwhile no longer protects its slots. Of several blocks
-    the last is sent while the event loop does that. What is sent while a lease ends is caught by the receiver's digest.
+    The lease is opened anew now and then: one that ended meanwhile no longer protects its slots. One more block is sent while
+    the event loop does that. What is sent while a lease ends is caught by the receiver's digest.
     """
 
     def __init__(
@@ -371,68 +373,107 @@ class _Sending:
         self._block_s = block_s
         self._peer = peer
         self._positions = bit_positions(pull.wanted)
+        self._begun = 0
+        """Positions that are sent or begun."""
+        self._body = memoryview(b"")
+        """Of the last of them, if it was not sent as a whole where the event loop is."""
+        self._bodies: Bodies = ()
+        self._looked_at = 0.0
+        self._looked_bytes = 0
+        """What had been sent then."""
+        self._sent_bytes = 0
+        self._counted_bytes = 0
         self._errors: list[Exception] = []
-        self._batches: SimpleQueue[Blocks] = SimpleQueue()
+        self._looks: SimpleQueue[Bodies | None] = SimpleQueue()
+        """What `_look` found; None: the answer ends here."""
         self._token = trio.lowlevel.current_trio_token()
-        self._open_next()
 
-    def run(self) -> None:
-        """Send all, or until something goes wrong."""
-        with BlockingChannel(self._stream, timeout_s=self._block_s, peer=self._peer) as channel:
-            while batch := self._batches.get():
-                *first, last = batch
-                for position, one in first:
-                    channel.send_body(_parts(self._lease, position, one))
-                if first:
-                    self._token.run_sync_soon(self._open_next)
-                channel.send_body(_parts(self._lease, *last))
-                if not first:
-                    self._token.run_sync_soon(self._open_next)
-                self._token.run_sync_soon(self._count, sum(len(one.body) for _, one in batch if one is not None))
-        if self._errors:
-            raise self._errors[0]
+    async def send(self) -> None:
+        """Send all.
 
-    def interrupt(self) -> None:
-        """Have `run` end soon; for the event loop's thread."""
-        self._batches.put([])
+        Raises:
+            PeerError: it was not possible.
+        """
+        try:
+            with BlockingChannel(self._stream, timeout_s=self._block_s, peer=self._peer) as channel:
+                if not self._begin(channel):
+                    await run_blocking(partial(self._go_on, channel), interrupt=self._interrupt)
+            if self._errors:
+                raise self._errors[0]
+            self._count()
+        finally:
+            if self._sent_bytes > self._counted_bytes:
+                self._count()
+
+    def _begin(self, channel: BlockingChannel) -> bool:
+        """Send what the socket takes of the first blocks; say whether that was all."""
+        self._bodies = self._open_lease(self._peer, self._lease) or ()
+        self._looked_at = monotonic()
+        room = _HERE_BYTES
+        for position in self._positions:
+            head, body = self._head_and_body(position)
+            self._begun += 1
+            if not channel.send_now([head, body[:PIECE_BYTES]], body=True) or len(body) > PIECE_BYTES:
+                self._body = body
+                return False
+            self._sent_bytes += len(body)
+            room -= len(body)
+            if room <= 0:
+                break
+        return self._begun == len(self._positions)
+
+    def _go_on(self, channel: BlockingChannel) -> None:
+        """Send the others, or until something goes wrong; for a worker thread."""
+        channel.flush()
+        channel.send_body([self._body[PIECE_BYTES:]])
+        self._sent_bytes += len(self._body)
+        left = len(self._positions) - self._begun
+        for position in self._positions[self._begun :]:
+            left -= 1
+            head, body = self._head_and_body(position)
+            late = monotonic() - self._looked_at > _LOOK_S or self._sent_bytes - self._looked_bytes > _LOOK_BYTES
+            if left and late:
+                self._token.run_sync_soon(self._look)
+            channel.send_body([head, body])
+            self._sent_bytes += len(body)
+            if left and late:
+                bodies = self._looks.get()
+                if bodies is None:
+                    return
+                self._bodies, self._looked_bytes = bodies, self._sent_bytes
+
+    def _interrupt(self) -> None:
+        """Have `_go_on` end soon; for the event loop's thread."""
+        self._looks.put(None)
         with suppress(OSError):
             self._stream.socket.shutdown(socket.SHUT_RDWR)
 
-    def _open_next(self) -> None:
-        """Look where the next blocks are; none ends the answer. For the event loop's thread, where nothing may raise."""
+    def _head_and_body(self, position: int) -> tuple[bytes | memoryview, memoryview]:
+        """Return what stands on the stream for one block."""
+        head, *body = _parts(self._lease, position, self._bodies[position] if position < len(self._bodies) else None)
+        return head, memoryview(body[0] if body else b"")
+
+    def _look(self) -> None:
+        """Open the lease anew; for the event loop's thread, where nothing may raise."""
         try:
-            offered = self._open_lease(self._peer, self._lease) if self._positions else None
-            batch, self._positions = _next_blocks(self._positions, offered)
-        except Exception as exc:  # noqa: BLE001 - raised by `run`; here it would end the event loop
+            self._count()
+            self._looked_at = monotonic()
+            self._looks.put(self._open_lease(self._peer, self._lease) or ())
+        except Exception as exc:  # noqa: BLE001 - raised by `send`; here it would end the event loop
             self._errors.append(exc)
-            batch = []
-        self._batches.put(batch)
+            self._looks.put(None)
 
-    def _count(self, sent_bytes: int) -> None:
-        try:
-            self._on_sent(sent_bytes)
-        except Exception as exc:  # noqa: BLE001 - the same
-            self._errors.append(exc)
-
-
-def _next_blocks(positions: list[int], offered: Bodies | None) -> tuple[Blocks, list[int]]:
-    """Return the next blocks to send, `_SEND_BYTES` or one, and the positions that are left."""
-    batch: Blocks = []
-    room = _SEND_BYTES
-    for number, position in enumerate(positions):
-        one = offered[position] if offered is not None and position < len(offered) else None
-        room -= len(one.body) if one is not None else 0
-        if batch and room < 0:
-            return batch, positions[number:]
-        batch.append((position, one))
-    return batch, []
+    def _count(self) -> None:
+        sent_bytes = self._sent_bytes
+        count, self._counted_bytes = sent_bytes - self._counted_bytes, sent_bytes
+        self._on_sent(count)
 
 
 def _parts(lease: int, position: int, one: Offered | None) -> list[bytes | memoryview]:
     """Return what stands on the stream for one block."""
     if one is None:
         return [BulkHeader(lease, position, 0, 0, bytes(16), absent=True).pack()]
-    return [BulkHeader(lease, position, len(one.body), one.segment_bytes, one.digest).pack(), one.body]
+    return [packed(lease, position, len(one.body), one.segment_bytes, one.digest), one.body]
 
 
 def _is_refusal(exc: BaseException) -> bool:

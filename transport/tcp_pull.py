@@ -15,7 +15,7 @@ import trio
 
 from p2pkv.errors import MalformedMessage, PeerError, PeerGone
 from p2pkv.transport.base import OnBlock, Wanted
-from p2pkv.transport.offload import run_blocking
+from p2pkv.transport.offload import run_blocking, workers
 from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.tcp_runs import Dealer, Runs
 
@@ -155,9 +155,12 @@ class SharedPull:
         )
         self.busy += 1
         try:
+            if workers().available_tokens:
+                runs.ask_now()
             await run_blocking(runs.run, interrupt=runs.interrupt)
             runs.reports.take_all()
         except BaseException as exc:
+            runs.close()
             _reset(stream)
             self._dealer.lose(number)
             if isinstance(exc, trio.Cancelled):
@@ -170,6 +173,7 @@ class SharedPull:
             raise
         finally:
             self.busy -= 1
+            runs.close()
 
 
 def _reset(stream: Channel) -> None:

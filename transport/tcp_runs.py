@@ -10,12 +10,13 @@ from contextlib import suppress
 from threading import Lock
 from typing import Final
 
+from p2pkv.blocks import block_digest
 from p2pkv.errors import MalformedMessage
 from p2pkv.fetch import Outcome
-from p2pkv.running_digest import RunningDigest
+from p2pkv.running_digest import PIECE_BYTES, RunningDigest
 from p2pkv.transport.base import OnBlock, Wanted
 from p2pkv.transport.blocking_channel import BlockingChannel
-from p2pkv.transport.bulk_header import HEADER_BYTES, unpack_untrusted
+from p2pkv.transport.bulk_header import HEADER_BYTES, packed, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.offload import Reports
 from p2pkv.transport.remaining import Remaining
@@ -65,10 +66,14 @@ class Runs:
     def __init__(
         self, stream: Channel, *, peer: str, lease: int, dealer: Dealer, connection: int, on_block: OnBlock
     ) -> None:
-        """To the dealer this is `connection`. Made by the task that waits for it, whose deadline the owner is told."""
+        """To the dealer this is `connection`. Made by the task that waits for it, whose deadline the owner is told.
+
+        To be closed: until then nobody else may use `stream`.
+        """
         self.answered = False
         self.reports: Final = Reports[tuple[Wanted, Outcome]](lambda settled: on_block(*settled))
         self._stream = stream
+        self._channel = BlockingChannel(stream, timeout_s=None, peer=peer, on_idle=self._idle, ahead=True)
         self._peer = peer
         self._lease = lease
         self._dealer = dealer
@@ -76,19 +81,32 @@ class Runs:
         self._remaining = Remaining()
         self._asked: deque[list[int]] = deque()
 
+    def ask_now(self) -> None:
+        """Ask for the first run, where the event loop is: its answer is on the way while a thread is being found."""
+        question = self._next_question()
+        if question:
+            self._channel.send_now([question], body=False)
+
     def run(self) -> None:
-        """Ask and receive, until there is nothing to take or something goes wrong."""
-        with BlockingChannel(self._stream, timeout_s=None, peer=self._peer, on_idle=self._idle) as channel:
-            room = memoryview(bytearray(HEADER_BYTES))
-            self._ask(channel)
-            while self._asked:
-                self._ask(channel)
-                for block in self._asked.popleft():
-                    one = self._dealer.wanted[block]
-                    outcome = self._receive(channel, room, one)
-                    self._dealer.settle(self._connection, block)
-                    self.reports.add((one, outcome))
-                    channel.watch()
+        """Ask and receive, until there is nothing to take or something goes wrong; for a worker thread."""
+        channel = self._channel
+        channel.flush()
+        room = memoryview(bytearray(HEADER_BYTES))
+        if not self._asked:
+            self._ask()
+        while self._asked:
+            self._ask()
+            for block in self._asked.popleft():
+                one = self._dealer.wanted[block]
+                outcome = self._receive(channel, room, one)
+                self._dealer.settle(self._connection, block)
+                self.reports.add((one, outcome))
+                channel.watch()
+        channel.refuse_surplus()
+
+    def close(self) -> None:
+        """Let go of the connection; not while `run` is under way."""
+        self._channel.close()
 
     def interrupt(self) -> None:
         """Have `run` end soon and nothing be reported any more; for the event loop's thread."""
@@ -96,12 +114,19 @@ class Runs:
         with suppress(OSError):
             self._stream.socket.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, channel: BlockingChannel) -> None:
+    def _ask(self) -> None:
+        question = self._next_question()
+        if question:
+            self._channel.send(question)
+
+    def _next_question(self) -> bytes:
+        """Return the question for the next run, nothing if all are dealt."""
         run = self._dealer.take(self._connection)
-        if run:
-            self._asked.append(run)
-            positions = [self._dealer.wanted[block].position for block in run]
-            channel.send(frame(encode(Pull(self._lease, bitmap(positions), self._remaining.ms))))
+        if not run:
+            return b""
+        self._asked.append(run)
+        positions = [self._dealer.wanted[block].position for block in run]
+        return frame(encode(Pull(self._lease, bitmap(positions), self._remaining.ms)))
 
     def _idle(self) -> None:
         if self.reports.are_due:
@@ -110,13 +135,13 @@ class Runs:
     def _receive(self, channel: BlockingChannel, room: memoryview, one: Wanted) -> Outcome:
         channel.receive_body_into(room)
         self.answered = True
-        header = unpack_untrusted(bytes(room), peer=self._peer)
-        if (header.lease, header.position) != (self._lease, one.position):
-            raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=self._peer)
-        if header.absent:
-            return "absent"
-        if header.length != one.length or header.digest != one.digest:
-            raise MalformedMessage("block that is not the one granted", peer=self._peer)
+        if room != packed(self._lease, one.position, one.length, one.segment_bytes, one.digest):
+            outcome = self._other_than_wanted(bytes(room), one)
+            if outcome is not None:
+                return outcome
+        if one.length <= PIECE_BYTES:
+            channel.receive_body_into(one.into)
+            return "ok" if block_digest(one.into, one.segment_bytes) == one.digest else "corrupt"
         digest = RunningDigest(one.segment_bytes)
 
         def take(piece: memoryview) -> None:
@@ -125,3 +150,14 @@ class Runs:
 
         channel.receive_body_into(one.into, take)
         return "ok" if digest.digest() == one.digest else "corrupt"
+
+    def _other_than_wanted(self, data: bytes, one: Wanted) -> Outcome | None:
+        """Look at a header that is not as it was thought of; None: its body follows all the same."""
+        header = unpack_untrusted(data, peer=self._peer)
+        if (header.lease, header.position) != (self._lease, one.position):
+            raise MalformedMessage(f"block {header.position} of lease {header.lease} not asked for", peer=self._peer)
+        if header.absent:
+            return "absent"
+        if header.length != one.length or header.digest != one.digest:
+            raise MalformedMessage("block that is not the one granted", peer=self._peer)
+        return None

@@ -718,13 +718,15 @@ def decode_untrusted(data: bytes, *, peer: str) -> AnyMessage:
 
 def bitmap(positions: list[int]) -> bytes:
     """Return a `Bitmap` with the bits at `positions` set."""
-    value = 0
-    for position in positions:
-        value |= 1 << position
+    first, count = (positions[0], len(positions)) if positions else (0, 0)
+    value = ((1 << count) - 1) << first
+    if positions != list(range(first, first + count)):  # seldom, and ten times as slow
+        value = 0
+        for position in positions:
+            value |= 1 << position
     return value.to_bytes((max(positions, default=-1) + 8) // 8, "little")
 
 
 def bit_positions(data: bytes) -> list[int]:
     """Undo `bitmap`: the positions of the set bits, ascending."""
-    value = int.from_bytes(data, "little")
-    return [i for i in range(value.bit_length()) if value >> i & 1]
+    return [i for i, bit in enumerate(bin(int.from_bytes(data, "little"))[:1:-1]) if bit == "1"]

@@ -27,7 +27,7 @@ from p2pkv.errors import P2pkvError
 from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.tiers.host import HostTier
-from p2pkv.transport.base import Offered
+from p2pkv.transport.base import Bodies, Offered
 from p2pkv.transport.bulk_protection import BulkProtection, accepted
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabric_serve import serve_fabric
@@ -79,13 +79,28 @@ class _Arena:
     def body(self, number: int) -> memoryview:
         return self.tier.read(Slot(number * self.slot_bytes, self.slot_bytes), self.block_bytes)
 
-    def offered(self, _: str, lease: int) -> Sequence[Offered]:
-        return [Offered(self.body(number), self.block_bytes, self.digests[number]) for number in self.numbers(lease)]
+    def offered(self, _: str, lease: int) -> Bodies:
+        return _Bodies(self, self.numbers(lease))
 
     def places(self, _: str, lease: int) -> Sequence[Place]:
         slots = [Slot(number * self.slot_bytes, self.slot_bytes) for number in self.numbers(lease)]
         found = zip(slots, self.tier.generations(slots), strict=True)
         return [Place(slot.offset, generation) for slot, generation in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bodies:
+    """The blocks of a lease, each looked up when it is sent, as a node does."""
+
+    arena: _Arena
+    numbers: list[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> Offered:
+        number = self.numbers[position]
+        return Offered(self.arena.body(number), self.arena.block_bytes, self.arena.digests[number])
 
 
 def block_numbers(lease: int, lease_blocks: int, blocks: int) -> list[int]:
@@ -147,7 +162,7 @@ async def _serve_shm(arena: _Arena, stream: trio.SocketStream) -> None:
         return
 
 
-def _pace(listener: socket.socket | trio.socket.SocketType, flow_bytes_s: int) -> None:
+def pace(listener: socket.socket | trio.socket.SocketType, flow_bytes_s: int) -> None:
     """Bound what each connection to `listener` is sent."""
     if flow_bytes_s:
         listener.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("Q", flow_bytes_s))
@@ -155,11 +170,11 @@ def _pace(listener: socket.socket | trio.socket.SocketType, flow_bytes_s: int) -
 
 async def _serve(arena: _Arena, flow_bytes_s: int) -> None:
     plain = socket.create_server(("127.0.0.1", 0))
-    _pace(plain, flow_bytes_s)
+    pace(plain, flow_bytes_s)
     bodies = partial(_bodies, arena)
     threading.Thread(target=serve_plain, args=(plain, bodies), daemon=True).start()
     guarded = socket.create_server(("127.0.0.1", 0))
-    _pace(guarded, flow_bytes_s)
+    pace(guarded, flow_bytes_s)
     threading.Thread(target=serve_guarded, args=(guarded, bodies), daemon=True).start()
     end = fabric_of(OWNER, arena.tier)
     shm_name = socket_name(CLUSTER, f"{OWNER} {os.getpid()}")
@@ -168,8 +183,8 @@ async def _serve(arena: _Arena, flow_bytes_s: int) -> None:
     async with trio.open_nursery() as nursery:
         (tcp,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_tcp, arena, end), 0, host="127.0.0.1"))
         (sealed,) = await nursery.start(partial(trio.serve_tcp, partial(_serve_sealed, arena), 0, host="127.0.0.1"))
-        _pace(tcp.socket, flow_bytes_s)
-        _pace(sealed.socket, flow_bytes_s)
+        pace(tcp.socket, flow_bytes_s)
+        pace(sealed.socket, flow_bytes_s)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(shm))
         nursery.start_soon(trio.serve_listeners, partial(_serve_shm, arena), [listener])
         lent = Lent(

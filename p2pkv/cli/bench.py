@@ -45,6 +45,35 @@ def detection(nodes: int, rounds: int, rest_s: float, seed: int, kinship: str, o
 
 
 @bench.command()
+@click.option("--steps", type=click.IntRange(1), default=10_000_000, show_default=True, help="Random steps.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides all of them.")
+@click.option(
+    "--arena-bytes", default="4GiB", show_default=True, metavar="SIZE", help="Of which only the books are kept."
+)
+@output_option
+def arena(steps: int, seed: int, arena_bytes: str, output: str) -> None:
+    """Put the books of host memory through random steps: blocks of seven sizes come, are pinned, evicted and dropped.
+
+    Every place is compared with a map of pages. Says how many overlapped, what leaked, and how much of the memory is
+    lost to whole pages, to the ends of chunks and to free slots of the wrong size.
+
+    Exit codes: 0 all is well, 1 places overlapped or memory leaked.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.arena import run_arena
+    from p2pkv.config import parse_size
+
+    found = asdict(run_arena(steps=steps, seed=seed, capacity_bytes=parse_size(arena_bytes)))
+    if output == "json":
+        print_json({"benchmark": "arena", **found})
+    else:
+        print_table("the books of host memory", ("measure", "value"), list(found.items()))
+    if found["overlaps"] or found["leaked_bytes"]:
+        raise SystemExit(1)
+
+
+@bench.command()
 @click.option("--peers", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Peers with a summary.")
 @click.option("--blocks", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Length of the chain.")
 @click.option(
@@ -368,6 +397,73 @@ def peers(
         print_json({"benchmark": "peers", "options": asdict(options), **result})
         return
     _show_peers(result)
+
+
+@bench.command()
+@click.option("--folder", default=".", show_default=True, metavar="FOLDER", help="On the disk to be measured.")
+@click.option(
+    "--python", default="", metavar="PYTHON", help="A Python that has the others, as `make bench-tiers-env` makes."
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--set", "set_bytes", default="512MiB", show_default=True, metavar="SIZE", help="Of all blocks of a size."
+)
+@click.option("--start", "start_bytes", default="10GB", show_default=True, metavar="SIZE", help="Of the store started.")
+@output_option
+def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: str, output: str) -> None:
+    """Measure the disk tier beside the disk's own limits, and beside what people would take instead.
+
+    Blocks of 1 MiB and of 256 KiB are written over what is there and read back by everybody in turn; then a store is
+    filled by a process that is killed, and started by another.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.tiers import TiersOptions, run_tiers
+    from p2pkv.config import parse_size
+
+    options = TiersOptions(
+        folder=folder,
+        python=python,
+        rounds=rounds,
+        set_bytes=parse_size(set_bytes),
+        start_bytes=parse_size(start_bytes) if start_bytes != "0" else 0,
+    )
+    result = asdict(run_tiers(options, progress=lambda line: click.echo(line, err=True)))
+    if output == "json":
+        print_json({"benchmark": "tiers", "options": asdict(options), **result})
+        return
+    print_table(
+        "blocks written and read back",
+        ("system", "blocks", "threads", "write GB/s", "of bare", "p25", "read GB/s", "of bare", "p25"),
+        [
+            (
+                one["system"],
+                f"{one['block_bytes'] // 1024} KiB",
+                one["threads"],
+                *(
+                    f"{one[name]:.2f}"
+                    for phase in ("write", "read")
+                    for name in (f"{phase}_gb_s", f"{phase}_of_bare", f"{phase}_of_bare_p25")
+                ),
+            )
+            for one in result["figures"]
+        ],
+    )
+    print_table(
+        "starts",
+        ("blocks of", "how", "committed", "found", "compared", "ready, s"),
+        [
+            (
+                f"{one['block_bytes'] // 1024} KiB",
+                one["how"],
+                one["committed"],
+                one["blocks"],
+                one["verified"],
+                f"{one['ready_s']:.2f}",
+            )
+            for one in result["starts"]
+        ],
+    )
 
 
 def _show_peers(result: dict[str, Any]) -> None:

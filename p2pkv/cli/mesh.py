@@ -72,6 +72,7 @@ def status(socket: Path | None, output: str) -> None:
         *((view.source, _source_text(view)) for view in reply.sources),
         ("host tier", f"{size_text(tier['used_bytes'])} of {size_text(tier['capacity_bytes'])}"),
         ("blocks", f"{tier['blocks']} ({tier['pinned_blocks']} pinned, {tier['evictions']} evicted)"),
+        *([("disk tier", _disk_text(reply))] if reply.disk else []),
         ("summary", f"version {reply.summary['epoch']:.0f}.{reply.summary['seq']:.0f}"),
         ("of peers", _peers_summaries(reply.summary)),
         ("directory", f"{reply.directory['told']} records at owners, {reply.directory['kept']} kept here"),
@@ -85,6 +86,13 @@ def status(socket: Path | None, output: str) -> None:
     used = sorted((name, value) for name, value in reply.counters.items() if value)
     if used:
         print_table("counters", ("", ""), [(name, f"{value:.0f}") for name, value in used])
+
+
+def _disk_text(reply: "StatusReply") -> str:
+    disk = reply.disk
+    if disk["reason"]:
+        return f"{disk['state']}: {disk['reason']}"
+    return f"{size_text(int(disk['used_bytes']))} of {size_text(int(disk['capacity_bytes']))}, {disk['blocks']} blocks"
 
 
 def _identity_text(reply: "StatusReply") -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 )
 @click.option("--socket", default=None, help="Where engines and the command line reach it.")
 @click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
+@click.option("--disk", default=None, metavar="FOLDER", help="Where to keep blocks on a local disk. [default: nowhere]")
+@click.option("--disk-bytes", default=None, metavar="SIZE", help="Room to use there, such as 200GiB. [default: 64GiB]")
 @click.option("--state-dir", default=None, help="Where its id is kept over restarts; '' keeps none. [default: auto]")
 @click.option("--zone", default=None, help="Rack or zone.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
@@ -57,6 +59,8 @@ def serve(
 
     names = {
         "host_bytes": "host.capacity_bytes",
+        "disk": "disk.path",
+        "disk_bytes": "disk.capacity_bytes",
         "keyring": "security.keyring",
         "certificates": "security.certificates",
         "log_level": "log.level",

@@ -256,6 +256,10 @@ class TransportContract(ABC):
     async def serve(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
         """Start the side that has the blocks in `nursery`."""
 
+    async def serve_slowly(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
+        """Start a peer that takes some tenths of a second for `LARGE_BYTES`, if others might not be stopped in time."""
+        return await self.serve(nursery, peer_id, open_lease)
+
     async def serve_misbehaving(
         self,
         nursery: trio.Nursery,  # noqa: ARG002 - for those who override this
@@ -448,7 +452,7 @@ class TransportContract(ABC):
         lent = [block.offered() for block in blocks]
 
         async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
-            peer = await self.serve(nursery, "owner", lambda _, __: lent or None)
+            peer = await self.serve_slowly(nursery, "owner", lambda _, __: lent or None)
             wanted = [block.wanted(i) for i, block in enumerate(blocks)]
             result = await self.pull(transport, peer, wanted, also=lambda _, __: lent.clear())
             assert result.error is None
@@ -526,7 +530,7 @@ class TransportContract(ABC):
         blocks = [Block.random(1000, 0), Block.random(self.LARGE_BYTES, 1), Block.random(1000, 2)]
 
         async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
-            peer = await self.serve(nursery, "owner", self.lending(*(block.offered() for block in blocks)))
+            peer = await self.serve_slowly(nursery, "owner", self.lending(*(block.offered() for block in blocks)))
             wanted = [block.wanted(i) for i, block in enumerate(blocks)]
             result = await self.pull(transport, peer, wanted, also=lambda _, __: peer.kill())
             assert isinstance(result.error, PeerGone)

@@ -13,7 +13,7 @@ def block_traffic(nodes: int, chance: Random) -> Story:  # noqa: ARG001 - the en
     Prefixes outgrow the tiers, so blocks are evicted all the time, and summaries are always a little behind. Every
     engine gets its answer in time, and half a minute after the last prompt nothing is held any more.
     """
-    return Story(load=Load(start_s=5.0, end_s=80.0, requests_per_s=0.1), settles_s=10.0)
+    return Story(load=Load(start_s=5.0, end_s=80.0, requests_per_s=0.06), settles_s=10.0)
 
 
 def block_traffic_under_churn(nodes: int, chance: Random) -> Story:  # noqa: ARG001 - the same

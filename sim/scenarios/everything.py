@@ -30,5 +30,5 @@ def everything_at_once(nodes: int, chance: Random) -> Story:
         slow=(Slow(15.0, 45.0, frozenset({slow}), blocked_s=6.0, period_s=8.0),),
         freezes=(Freeze(35.0, 50.0, frozenset({frozen})),),
     )
-    load = Load(start_s=5.0, end_s=75.0, requests_per_s=0.05)
+    load = Load(start_s=5.0, end_s=75.0, requests_per_s=0.08)
     return Story(faults=faults, load=load, settles_s=60.0, false_deaths_max=None)

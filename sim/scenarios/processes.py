@@ -29,13 +29,13 @@ def restart_without_memory(nodes: int, chance: Random) -> Story:
     What the others remember of its earlier life, that it is alive and what it holds, must not stand in its way. It may
     be back before anybody has missed it.
     """
-    load = Load(start_s=5.0, end_s=75.0)
+    load = Load(start_s=5.0, end_s=75.0, requests_per_s=0.05)
     return Story(faults=Faults(restarts=_restarts(nodes, chance, memory=False)), load=load, settles_s=25.0)
 
 
 def restart_with_memory(nodes: int, chance: Random) -> Story:
     """The same, but the node finds its blocks where it left them, and the others hear that it has them again."""
-    load = Load(start_s=5.0, end_s=75.0)
+    load = Load(start_s=5.0, end_s=75.0, requests_per_s=0.05)
     return Story(faults=Faults(restarts=_restarts(nodes, chance, memory=True)), load=load, settles_s=25.0)
 
 

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from p2pkv.errors import FabricError
 from p2pkv.generations import table_bytes
 from p2pkv.slots import PAGE_BYTES, Slot
 from p2pkv.testing.contracts import CAPACITY_BYTES, TierContract
+from p2pkv.tiers.arena_memory import HUGE_PAGE_BYTES, nodes, reserved_bytes
 from p2pkv.tiers.base import Tier
 from p2pkv.tiers.host import HostTier
 
 
-@pytest.fixture
-def host() -> Iterator[HostTier]:
-    tier = HostTier(CAPACITY_BYTES)
+@pytest.fixture(params=["auto", "never", "reserved"])
+def host(request: pytest.FixtureRequest) -> Iterator[HostTier]:
+    if request.param == "reserved" and reserved_bytes() < CAPACITY_BYTES + 2 * HUGE_PAGE_BYTES:
+        pytest.skip("no huge pages are reserved here (vm.nr_hugepages)")
+    tier = HostTier(CAPACITY_BYTES, huge_pages=request.param)
     yield tier
     tier.close()
 
@@ -53,15 +57,50 @@ def test_an_engine_cannot_map_the_arena_writable(host: HostTier) -> None:
     """Linux 5.1 and later."""
     with pytest.raises(PermissionError):
         mmap.mmap(host.fd, host.arena_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    with pytest.raises(PermissionError):
+    with pytest.raises(
+        OSError, match=r"not permitted|Invalid"
+    ):  # the latter of huge pages: they cannot be written to so
         os.pwrite(host.fd, b"x", 0)
 
 
 def test_an_engine_cannot_shrink_or_grow_the_arena(host: HostTier) -> None:
-    for size in (0, host.arena_bytes - 1, host.arena_bytes + 1):
+    step = 1 if host.arena_bytes % HUGE_PAGE_BYTES else HUGE_PAGE_BYTES  # the kernel looks at the size first
+    for size in (0, host.arena_bytes - step, host.arena_bytes + step):
         with pytest.raises(PermissionError):
             os.ftruncate(host.fd, size)
     assert fcntl.fcntl(host.fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+
+def test_reserved_pages_are_whole_and_all_of_the_arena(host: HostTier) -> None:
+    if host.arena_bytes % HUGE_PAGE_BYTES:
+        assert host.arena_bytes == CAPACITY_BYTES + host.table_bytes, "nothing is rounded up for small pages"
+    else:
+        assert host.huge_bytes == host.arena_bytes
+
+
+def test_reserved_pages_that_are_not_there_are_an_error_that_says_how_to_get_them() -> None:
+    with pytest.raises(FabricError, match="reserved huge pages") as caught:
+        HostTier(max(2**40, 2 * reserved_bytes()), huge_pages="reserved")
+    assert "vm.nr_hugepages" in caught.value.hint
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_memory_can_be_had_of_a_node_that_there_is_and_of_no_other() -> None:
+    before = mappings(), descriptors()
+    there = min(nodes())
+    tier = HostTier(CAPACITY_BYTES, numa_node=there)
+    numbers = Path("/proc/self/numa_maps").read_text(encoding="ascii") if Path("/proc/self/numa_maps").exists() else ""
+    ours = [line for line in numbers.splitlines() if line.startswith(f"{tier.address:x} ")]
+    assert all(f"bind:{there}" in line for line in ours)
+    assert not numbers or ours
+    tier.close()
+    with pytest.raises(FabricError, match="no such node") as caught:
+        HostTier(CAPACITY_BYTES, numa_node=1023)
+    assert str(there) in caught.value.hint
+    assert (mappings(), descriptors()) == before
 
 
 def test_all_memory_is_taken_at_the_start(host: HostTier) -> None:

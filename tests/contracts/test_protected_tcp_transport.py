@@ -81,6 +81,9 @@ class TestMacTcpTransport(TransportContract):
     async def serve(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
         return await AcceptingPeer(peer_id, open_lease).start(nursery)
 
+    async def serve_slowly(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
+        return await plain.slow(AcceptingPeer(peer_id, open_lease)).start(nursery)
+
     async def serve_misbehaving(
         self, nursery: trio.Nursery, peer_id: str, how: Misbehaviour, lease: int, block: Offered
     ) -> ServingPeer:

@@ -65,6 +65,9 @@ class TestSealedTcpTransport(TransportContract):
     async def serve(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
         return await SealedPeer(peer_id, open_lease).start(nursery)
 
+    async def serve_slowly(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
+        return await plain.slow(SealedPeer(peer_id, open_lease)).start(nursery)
+
     async def serve_misbehaving(
         self, nursery: trio.Nursery, peer_id: str, how: Misbehaviour, lease: int, block: Offered
     ) -> ServingPeer:

@@ -1,10 +1,12 @@
 import gc
 import os
 import socket
+import threading
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from itertools import count
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -457,3 +459,44 @@ def test_a_caller_that_does_not_pull_is_refused() -> None:
 def test_memory_that_is_not_there_is_an_error_of_this_machine() -> None:
     with pytest.raises(FabricError):
         HostTier(2**46)
+
+
+@pytest.mark.parametrize("pulls", [1, 2])
+def test_small_blocks_are_copied_where_the_loop_is_in_turns_and_by_a_thread_if_it_copies_already(pulls: int) -> None:
+    """One pull at a time holds the loop up, and none for longer than two of these blocks take."""
+    blocks = [Block.random(2**20, number) for number in range(8)]
+    lent = TransportContract.lending(*(block.offered() for block in blocks))
+    copied: list[str] = []
+    seen: list[int] = []
+
+    async def main(nursery: trio.Nursery, transport: BulkTransport) -> None:
+        peer = await ShmPeer("owner", lent).start(nursery)
+        places = peer.places(TransportContract.NODE, 7)
+        assert places is not None
+        await pull(transport, peer, [blocks[0].wanted(0)])  # opens the session
+        copies = PeerArena._copy
+
+        def copy(arena: PeerArena, place: Place, one: Wanted) -> bytes:
+            copied.append(threading.current_thread().name)
+            return copies(arena, place, one)
+
+        async def look() -> None:
+            while True:
+                seen.append(copied.count(threading.main_thread().name))
+                await trio.lowlevel.checkpoint()
+
+        async def placed() -> None:
+            wanted = [replace(Block.of(block.body).wanted(i), place=places[i]) for i, block in enumerate(blocks)]
+            assert (await pull(transport, peer, wanted)).outcomes == [(i, "ok") for i in range(len(blocks))]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PeerArena, "_copy", copy)
+            nursery.start_soon(look)
+            async with trio.open_nursery() as running:
+                for _ in range(pulls):
+                    running.start_soon(placed)
+
+    run(main)
+    assert copied.count(threading.main_thread().name) == len(blocks)
+    assert len(copied) == pulls * len(blocks)
+    assert max(after - before for before, after in pairwise(seen)) <= 4, "two turns' blocks, whoever of two comes first"

@@ -5,12 +5,14 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
+from typing import TypeVar
 
 import pytest
 import trio
 import trio.testing
 import xxhash
 
+from p2pkv.bench.lent import pace
 from p2pkv.errors import MalformedMessage, P2pkvError, PeerGone, PeerTooSlow, VersionMismatch
 from p2pkv.testing.contracts import Block, Misbehaviour, Result, ServingPeer, TransportContract
 from p2pkv.transport.base import BulkTransport, Offered, OpenLease
@@ -37,6 +39,8 @@ class TcpPeer:
         self._idle_s = idle_s
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
+        self.flow_bytes_s = 0
+        """Of each connection, by the kernel's pacing; 0: as fast as it goes."""
 
     async def start(self, nursery: trio.Nursery) -> "TcpPeer":
         self.address = await nursery.start(self._run)
@@ -57,6 +61,8 @@ class TcpPeer:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 (listener,) = await nursery.start(partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1"))
+                if self.flow_bytes_s:
+                    pace(listener.socket, self.flow_bytes_s)
                 task_status.started(f"127.0.0.1:{listener.socket.getsockname()[1]}")
 
     async def _serve(self, stream: trio.SocketStream) -> None:
@@ -129,6 +135,14 @@ class MisbehavingPeer(TcpPeer):
                 return b""
 
 
+P = TypeVar("P", bound=TcpPeer)
+
+
+def slow(peer: P) -> P:
+    peer.flow_bytes_s = 100_000_000
+    return peer
+
+
 @asynccontextmanager
 async def opened(timeout_s: float = 5.0) -> AsyncIterator[TcpTransport]:
     transport = TcpTransport(hello=lambda: HELLO, connect_timeout_s=timeout_s)
@@ -144,6 +158,9 @@ class TestTcpTransport(TransportContract):
 
     async def serve(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
         return await TcpPeer(peer_id, open_lease).start(nursery)
+
+    async def serve_slowly(self, nursery: trio.Nursery, peer_id: str, open_lease: OpenLease) -> ServingPeer:
+        return await slow(TcpPeer(peer_id, open_lease)).start(nursery)
 
     async def serve_misbehaving(
         self, nursery: trio.Nursery, peer_id: str, how: Misbehaviour, lease: int, block: Offered

@@ -8,6 +8,7 @@ from p2pkv.checkup import Condition, checks
 
 WELL = Condition(
     arena_bytes=2**30,
+    arena_huge_bytes=0,
     shm_free_bytes=2**30,
     huge_pages_free=0,
     transparent_huge_pages="within_size",
@@ -34,6 +35,7 @@ def test_a_host_that_is_well_gets_no_hint() -> None:
 @pytest.mark.parametrize(
     ("change", "name", "state", "text"),
     [
+        ({"transparent_huge_pages": "never", "arena_huge_bytes": 2**21}, "huge pages", "ok", "2097152 of 1073741824"),
         ({"transparent_huge_pages": "never"}, "huge pages", "warn", "never"),
         ({"transparent_huge_pages": ""}, "huge pages", "warn", "none"),
         ({"memlock_bytes": 65_536}, "locked memory", "ok", "only RDMA needs more"),

@@ -88,7 +88,7 @@ def test_a_header_stands_in_every_slot_of_a_tier_that_has_one() -> None:
     assert held(ledger, 1, 3).size == CHUNK
     with pytest.raises(TierFull, match=f"limit {3 * PAGE_BYTES}: disk tier") as caught:
         ledger.reserve(info(2, 4))
-    assert "disk.chunk_bytes" in caught.value.hint
+    assert caught.value.hint == "raise disk.capacity_bytes"
 
 
 def test_an_aborted_place_is_free_again(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pkv.config import Config, HostConfig, LogConfig, MeshConfig, NodeConfig
+from p2pkv.config import Config, DiskConfig, HostConfig, LogConfig, MeshConfig, NodeConfig
 from p2pkv.errors import PeerGone, TierFull
 from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
@@ -24,7 +24,9 @@ def record(name: str, address: str) -> MemberRecord:
     return MemberRecord(id=name, boot=1, incarnation=0, state=0, name=name, address=address, offered_bytes=1 << 20)
 
 
-def runner_of(name: str, join: tuple[str, ...] = ()) -> tuple[Runner, Datagrams, ControlStreams, Metrics]:
+def runner_of(
+    name: str, join: tuple[str, ...] = (), *, disk: DiskConfig | None = None
+) -> tuple[Runner, Datagrams, ControlStreams, Metrics]:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{sock.getsockname()[1]}"
@@ -32,6 +34,7 @@ def runner_of(name: str, join: tuple[str, ...] = ()) -> tuple[Runner, Datagrams,
         node=NodeConfig(join=join),
         mesh=MeshConfig(probe_period_s=1.0, probe_timeout_s=0.5),
         host=HostConfig(capacity_bytes=1 << 20),
+        disk=disk or DiskConfig(),
     )
     node, metrics = Node(config, record(name, address), Random(1)), Metrics()
     streams = ControlStreams(

@@ -1,6 +1,6 @@
 """The shell of a transfer: stopped at whatever moment it leaves no place behind, and none that is still written to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
@@ -13,6 +13,7 @@ from p2pkv.errors import TierFull
 from p2pkv.fetch import StartTransfer
 from p2pkv.logs import logger
 from p2pkv.metrics import Metrics
+from p2pkv.node import Effect, Node
 from p2pkv.testing.fakes import MemoryNetwork, MemoryTransport
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Fence, Transfers, no_fence
@@ -83,19 +84,24 @@ def offered(_: str, __: int) -> Sequence[Offered]:
     return [Offered(memoryview(body(number)), LENGTH, info(number).digest) for number in range(BLOCKS)]
 
 
-def test_stopped_at_every_moment_it_leaves_no_place_behind() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_stopped_at_every_moment_it_leaves_no_place_behind(together: bool) -> None:
     async def stopped_after(checkpoints: int) -> tuple[bool, int]:
         network = MemoryNetwork()
         peer = network.serve("b", offered)
         bench = Bench(MemoryTransport(network, node="a"))
         ended = False
         with trio.fail_after(30):
-            async with trio.open_nursery() as nursery:
-                bench.transfers.begin(nursery, bench.start(peer.address))
-                for _ in range(checkpoints):
-                    await trio.lowlevel.checkpoint()
-                ended = not bench.transfers._open
-                bench.transfers.stop(1)
+            async with trio.open_nursery() as outer:
+                if together:
+                    outer.start_soon(bench.transfers.run)
+                async with trio.open_nursery() as nursery:
+                    bench.transfers.begin(nursery, bench.start(peer.address))
+                    for _ in range(checkpoints):
+                        await trio.lowlevel.checkpoint()
+                    ended = not bench.transfers._open
+                    bench.transfers.stop(1)
+                outer.cancel_scope.cancel()
         here = bench.check()
         assert bench.used_bytes == here * LENGTH
         bench.close()
@@ -203,6 +209,56 @@ def test_one_that_was_stopped_before_it_began_moves_nothing() -> None:
         assert bench.check() == 0
         assert bench.used_bytes == 0
         bench.transfers.stop(1)
+        bench.close()
+
+    trio.run(main)
+
+
+class InTwoParts:
+    """A transport that reports three of four blocks at one moment, and the last when it is told to."""
+
+    name = "in two parts"
+
+    def __init__(self) -> None:
+        self.go_on = trio.Event()
+
+    def path(self, peer: str) -> str:
+        return self.name if peer else ""
+
+    async def pull(self, *, peer: str, address: str, lease: int, wanted: Sequence[Wanted], on_block: OnBlock) -> None:
+        for one in wanted:
+            one.into[:] = body(one.position)
+        for one in wanted[:2]:
+            on_block(one, "ok")
+        on_block(wanted[2], "absent")
+        await self.go_on.wait()
+        on_block(wanted[3], "ok")
+
+
+def test_blocks_that_came_at_one_moment_are_taken_together_and_do_not_wait_for_others() -> None:
+    async def main() -> None:
+        transport = InTwoParts()
+        bench = Bench(transport)
+        verbs: list[int] = []
+        tell = bench.runner.tell
+
+        def counted(verb: Callable[[Node, float], Sequence[Effect]]) -> None:
+            before = bench.check()
+            tell(verb)
+            verbs.append(bench.check() - before)
+
+        bench.runner.tell = counted  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.transfers.run)
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as moving:
+                bench.transfers.begin(moving, bench.start())
+                await trio.testing.wait_all_tasks_blocked()
+                assert bench.check() == 2, "they are found before the pull has ended"
+                transport.go_on.set()
+            nursery.cancel_scope.cancel()
+        assert bench.check() == 3
+        assert [count for count in verbs if count] == [2, 1]
         bench.close()
 
     trio.run(main)

@@ -178,11 +178,11 @@ def test_the_ping_over_the_stream_keeps_the_living_alive_where_datagrams_do_not(
     def own_verdicts(seed: int, *, with_streams: bool) -> int:
         mesh = MeshConfig(stream_probe=with_streams, observers=0)  # which would keep them alive as well
         lossy, changes = world(Faults(loss=0.5), nodes=10, seed=seed, mesh=mesh)
-        lossy.run(240.0)
+        lossy.run(150.0)
         return sum(change.state == DEAD and change.own for change in changes)
 
     without, with_them = (
-        sum(own_verdicts(seed, with_streams=with_streams) for seed in (1, 2, 3, 4)) for with_streams in (False, True)
+        sum(own_verdicts(seed, with_streams=with_streams) for seed in (1, 2)) for with_streams in (False, True)
     )
     # Streams lose as much and send again; at this loss that sometimes takes longer than a probe waits.
     assert without > 2 * with_them, (without, with_them)

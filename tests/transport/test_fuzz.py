@@ -128,6 +128,7 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.PingPeerRequest("a", 1000),
     local_wire.NetcheckRequest(1000, True),
     local_wire.ConditionRequest(),
+    local_wire.ScrubRequest(2**20),
 ]
 REPLIES: list[local_wire.Reply] = [
     local_wire.ShardReply(1, 0, 1, 0, "no", "do"),
@@ -164,6 +165,7 @@ REPLIES: list[local_wire.Reply] = [
             ),
         ),
     ),
+    local_wire.ScrubReply(10, 2**20, {"corrupt": 1}),
     local_wire.ConditionReply((local_wire.CheckView("gpu", "ok", "none", ""),)),
     local_wire.KeysReply(
         True, "", ("aa",), (local_wire.KeyHolder("a", "node a", "h:1", "alive", answered=True, keys=("aa",), note=""),)

@@ -1,10 +1,15 @@
 """The serving side of bulk streams, where the contract does not look: what a caller costs that does not behave."""
 
+import socket
+
+import pytest
 import trio
 import trio.testing
 
 from p2pkv.blocks import block_digest
+from p2pkv.transport import tcp
 from p2pkv.transport.base import Offered, Wanted
+from p2pkv.transport.bulk_header import HEADER_BYTES, unpack_untrusted
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import read_frame_exactly, welcome
 from p2pkv.transport.tcp import TcpTransport, serve_bulk
@@ -92,3 +97,46 @@ def test_a_pull_says_how_long_its_task_may_wait() -> None:
 
     assert 0 < trio.run(asked_within, 50.0).remaining_ms <= 50_000
     assert trio.run(asked_within, float("inf")).remaining_ms == 0
+
+
+def test_a_lease_is_looked_at_again_while_its_blocks_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it protected may be another block by now: what is not under way yet is absent then."""
+    monkeypatch.setattr(tcp, "_LOOK_S", -1.0)
+    body = bytes(range(256)) * 1024
+    offered = [Offered(memoryview(body), len(body), block_digest(body, len(body)))] * 12
+    looks: list[int] = []
+    sent: list[int] = []
+
+    def open_lease(_: str, lease: int) -> list[Offered] | None:
+        looks.append(lease)
+        return offered if len(looks) < 4 else None
+
+    async def main() -> list[bool]:
+        ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+        absent: list[bool] = []
+        async with ours, theirs, trio.open_nursery() as nursery:
+            await theirs.send_all(frame(encode(Pull(7, bitmap(list(range(12)))))))
+            nursery.start_soon(
+                lambda: serve_bulk(ours, peer="b", open_lease=open_lease, idle_s=60, on_sent=sent.append)
+            )
+            with trio.fail_after(20):
+                for position in range(12):
+                    header = unpack_untrusted(await exactly(theirs, HEADER_BYTES), peer="a")
+                    assert header.position == position
+                    absent.append(header.absent)
+                    assert await exactly(theirs, header.length) == (b"" if header.absent else body)
+            await theirs.send_eof()
+        return absent
+
+    absent = trio.run(main)
+    assert absent == sorted(absent), "absent from some block on"
+    assert 0 < absent.count(False) < 12
+    assert len(looks) >= 4
+    assert sum(sent) == absent.count(False) * len(body)
+
+
+async def exactly(stream: trio.SocketStream, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += await stream.receive_some(count - len(data))
+    return data

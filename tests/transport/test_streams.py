@@ -19,11 +19,24 @@ from p2pkv.errors import (
     PeerTooSlow,
     VersionMismatch,
 )
+from p2pkv.transport import streams as streams_module
 from p2pkv.transport.base import STREAM_QUEUE_MAX
 from p2pkv.transport.framing import frame
 from p2pkv.transport.handshake import welcome
+from p2pkv.transport.keyring import KeyRing
+from p2pkv.transport.sealed_handshake import Rings, welcome_sealed
+from p2pkv.transport.sealed_stream import Channel
 from p2pkv.transport.streams import ControlStreams, serve_control
-from p2pkv.transport.wire import PAGE_BYTES_MAX, AnyMessage, Hello, LeaseRelease, SummaryPage, encode
+from p2pkv.transport.wire import (
+    KEYS_PER_LEASE_MAX,
+    PAGE_BYTES_MAX,
+    AnyMessage,
+    Hello,
+    LeaseRelease,
+    LeaseRequest,
+    SummaryPage,
+    encode,
+)
 
 IDLE_S = 61.0
 PAGE = SummaryPage(epoch=1, seq=1, bits_log2=36, hashes=1, offset=0, data=bytes(PAGE_BYTES_MAX))
@@ -76,7 +89,7 @@ class Peer:
 class Sender:
     """Control streams, and what they reported as lost."""
 
-    def __init__(self, *, connect_timeout_s: float = 5.0) -> None:
+    def __init__(self, *, connect_timeout_s: float = 5.0, ring: Rings | None = None) -> None:
         self.lost = Changes()
         self.overdue = 0
         self.streams = ControlStreams(
@@ -84,6 +97,7 @@ class Sender:
             connect_timeout_s=connect_timeout_s,
             on_lost=lambda address, error: self.lost.append((address, error)),
             on_overdue=self._count,
+            ring=ring,
         )
 
     def _count(self) -> None:
@@ -298,6 +312,56 @@ def test_a_peer_that_does_not_read_is_reported_when_its_queue_is_full() -> None:
             await trio.testing.wait_all_tasks_blocked()
         assert len(sender.lost.items) == 1
         assert f"{STREAM_QUEUE_MAX} messages are waiting already" in str(sender.error())
+
+    run(main)
+
+
+@pytest.mark.parametrize("ring", [None, KeyRing((bytes(range(32)),))], ids=["plain", "sealed"])
+def test_what_the_socket_takes_only_a_part_of_when_written_at_once_arrives_whole_and_in_order(
+    ring: KeyRing | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions are written past the queue; what is left of one must neither be overtaken nor sent twice."""
+    rests: list[tuple[int, int]] = []
+
+    def written(stream: Channel, data: bytes) -> streams_module._Rest | None:
+        rest = _write_at_once(stream, data)
+        if rest is not None:
+            rests.append((len(rest.bytes), len(data)))
+        return rest
+
+    _write_at_once = streams_module._write_at_once
+    monkeypatch.setattr(streams_module, "_write_at_once", written)
+    read = trio.Event()
+    sent = [LeaseRequest(number, bytes(32 * KEYS_PER_LEASE_MAX), 1000) for number in range(1, 301)]
+    received = Changes()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with suppress(P2pkvError, trio.BrokenResourceError):
+            channel: trio.abc.Stream = stream
+            if ring is None:
+                await welcome(stream, cluster="c", node_id="b", peer="a")
+            else:
+                _, channel = await welcome_sealed(stream, cluster="c", node_id="b", peer="a", ring=lambda: ring)
+            await read.wait()
+            await serve_control(channel, peer="a", deliver=lambda _, message: received.append(message))
+
+    async def main(nursery: trio.Nursery) -> None:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sender = Sender(ring=(lambda: ring) if ring is not None else None)
+        streams = await sender.start(nursery)
+        address = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        for number, message in enumerate(sent):
+            streams.send_nowait(address, message)
+            if number == 0:
+                await trio.testing.wait_all_tasks_blocked(0.05)  # greeted, and the writer waits
+            if any(0 < rest < whole for rest, whole in rests):
+                read.set()
+                await trio.lowlevel.checkpoint()
+        assert any(0 < rest < whole for rest, whole in rests), "no write was a part"
+        with trio.fail_after(10):
+            assert await received.wait(len(sent)) == sent
+        assert sender.lost.items == []
 
     run(main)
 

@@ -164,7 +164,7 @@ class DiskStore:
         packed = pack(label, self._store)
         pages.header[: len(packed)] = packed
         file.write([pages.header, *pages.to_write(body[: info.length])], offset)
-        self._hint(label)
+        self._hint(label, packed)
         self._labels[slot.offset] = label
 
     def read(self, slot: Slot, info: BlockInfo, into: memoryview) -> Verdict:
@@ -198,7 +198,8 @@ class DiskStore:
             OSError: the disk did not note it; until the next start the slot is empty all the same.
         """
         if self._labels.pop(slot.offset, None) is not None:
-            self._hint(nothing_at(slot, self._next_generation()))
+            nothing = nothing_at(slot, self._next_generation())
+            self._hint(nothing, pack(nothing, self._store))
 
     def labels(self) -> tuple[Label, ...]:
         """Return what is here."""
@@ -247,8 +248,7 @@ class DiskStore:
             self._generation += 1
             return self._generation
 
-    def _hint(self, label: Label) -> None:
-        line = pack(label, self._store)
+    def _hint(self, label: Label, line: bytes) -> None:
         with self._lock:
             if self._hints is None:
                 self._hints = self._files.open(HINTS, direct=False)
