@@ -15,9 +15,6 @@ AdmissionPolicy: TypeAlias = Literal["auto", "always", "second-use"]
 REMEMBERED_MAX: Final = 16_384
 """Keys of blocks that were wanted once; about 2 MB. Past them those wanted longest ago go."""
 _USES: Final = 2
-_WORTH: Final = 8
-"""A hit here instead of at a neighbour saves about this part of what a miss costs: a block takes several times as long to
-compute as to fetch."""
 
 
 class Admission:
@@ -45,26 +42,3 @@ class Admission:
         self.admitted += stays
         self.passed += not stays
         return stays
-
-
-class Copies:
-    """Whether a block that others hold is wanted here so often that a copy is worth the room of another block.
-
-    What a full tier drops next was unused for `oldest_s`, so its room is worth about one hit in that time, if any. A copy is worth more
-    only if it is used several times as often. As the demand ceases the copy is not used any more, and goes like any other block.
-    """
-
-    def __init__(self) -> None:
-        self._uses: OrderedDict[BlockKey, tuple[float, float]] = OrderedDict()
-        """Uses, each counting for less as it ages, and when they were counted last."""
-
-    def wants(self, key: BlockKey, now: float, oldest_s: float) -> bool:
-        """Take a use of a block that is not here; say whether to keep a copy. `oldest_s` is infinity where there is room."""
-        count, then = self._uses.pop(key, (0.0, now))
-        count = 1 + (count * 0.5 ** ((now - then) / oldest_s) if oldest_s > 0 else 0.0)
-        if count >= _WORTH:
-            return True
-        self._uses[key] = (count, now)
-        if len(self._uses) > REMEMBERED_MAX:
-            self._uses.popitem(last=False)
-        return False

@@ -44,10 +44,13 @@ class Pins:
         """Pin what is here of a chain's head until `deadline`, in place of what an earlier call for that chain pinned.
 
         Raises:
-            PinLimit: it would be more than may be pinned. An earlier pin stays as it was.
+            PinLimit: it would be more than may be pinned, or there are as many pins as one holder may have leases. An earlier
+                pin stays as it was.
         """
         ledger, tip = self._ledger, chain[-1]
         keys = chain[: ledger.prefix(chain)]
+        if not keys:
+            return Pinned(0, 0)
         size = sum(held.slot.size for key in keys if (held := ledger.get(key)) is not None)
         before = self._pins.get(tip, (0, Pinned(0, 0)))
         limit = int(self._share_max * ledger.slots.capacity_bytes)

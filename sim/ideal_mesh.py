@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Literal, TypeAlias
 
-from p2pkv.admission import Copies
 from p2pkv.blocks import BlockKey
 from p2pkv.eviction import Policy
 from p2pkv.forwarding import CANDIDATES, Forwarding
 from p2pkv.index.anchors import STRETCH_BLOCKS
 from p2pkv.mesh.ring import Ring
+from p2pkv.replication import Heat
 from p2pkv.sim.one_cache import Counted
 from p2pkv.sim.traces import Recorded, Trace
 
-Sharing: TypeAlias = Literal["mesh", "local", "ring", "copies"]
-"""As p2pkv does it; not at all; every block at its first owner on the ring; with a copy wherever a block was used."""
+Sharing: TypeAlias = Literal["mesh", "local", "ring", "first", "copies"]
+"""As p2pkv does it; not at all; every block at its first owner on the ring; where it was computed, and nowhere else; with a
+copy wherever it was used."""
 _CLASS: Final = 0
 _LOAD_FACTOR: Final = 1.25
 _LOAD_SPARE: Final = 200
@@ -36,6 +37,8 @@ class MeshCounted(Counted):
     stored_twice: int = 0
     """Blocks taken in that another node had already."""
     forwarded: int = 0
+    replicated: int = 0
+    """Copies that a node took because a block is hot elsewhere."""
     load: list[int] = field(default_factory=list)
     """Blocks asked for at each node."""
 
@@ -47,7 +50,9 @@ class _Tier:
         self.policy = policy
         self.capacity = capacity
         self.forwarding = Forwarding(hops_max=hops_max)
-        self.copies = Copies()
+        self.heat = Heat()
+        self.oldest: tuple[float, BlockKey | None] | None = None
+        """When what would go next was used last, and what; minus infinity if there is room. None if that has to be looked up."""
         self.coming = 0
         """Blocks that room was made for and that are not here yet."""
 
@@ -55,6 +60,7 @@ class _Tier:
         return len(self.policy) + self.coming >= self.capacity
 
     def insert(self, key: BlockKey, parent: BlockKey | None, *, used_s: float | None = None) -> None:
+        self.oldest = None
         self.policy.insert(key, _CLASS, parent, used_s=used_s)
         assert len(self.policy) <= self.capacity
 
@@ -82,15 +88,21 @@ class IdealMesh:
         self._now = request.at_s
         keys, counted, policy = request.blocks, self.counted, self._tiers[node].policy
         counted.load[node] += len(keys)
-        policy.on_time(self._now)
+        for number, tier in enumerate(self._tiers):
+            self._drop_idle(number, tier)
         holders, local, hit = self._holders, 0, 0
+        asked: dict[int, list[BlockKey]] = {}
         for key in keys:
             if key in policy:
                 local += 1
-            elif self._sharing == "local" or key not in holders:
+            elif self._sharing == "local" or not (there := holders.get(key)):
                 break
+            else:
+                asked.setdefault(there[0], []).append(key)
             hit += 1
         policy.ask(keys, hit)
+        for other, wanted in asked.items():
+            self._tiers[other].policy.ask(wanted, len(wanted))
         counted.local_blocks += local
         counted.remote_blocks += hit - local
         counted.count(request, hit, block_tokens)
@@ -119,8 +131,7 @@ class IdealMesh:
             node = self._candidates_of(key)[0]
         tier = self._tiers[node]
         if key in tier.policy:
-            tier.policy.touch(key)
-            tier.forwarding.use(key)
+            self._touch(node, keys, depth)
             return
         holders = self._holders.get(key)
         if not holders or self._sharing == "local":
@@ -130,12 +141,32 @@ class IdealMesh:
         if self._sharing == "copies":
             self._store(node, keys, depth)
             return
-        other = self._tiers[holders[0]]
-        other.policy.on_time(self._now)
-        other.policy.touch(key)
-        other.forwarding.use(key)
-        if tier.copies.wants(key, self._now, self._oldest(tier)[0]):
+        self._touch(holders[0], keys, depth)
+        if self._sharing == "mesh" and tier.heat.wants(key, self._now, self._idle_s(tier)):
             self._store(node, keys, depth)
+
+    def _touch(self, node: int, keys: Sequence[BlockKey], depth: int) -> None:
+        """Use a block where it is, and have one more node take it if it is hot."""
+        key, tier = keys[depth], self._tiers[node]
+        tier.policy.on_time(self._now)
+        tier.policy.touch(key)
+        tier.forwarding.use(key)
+        if tier.oldest is not None and tier.oldest[1] == key:
+            tier.oldest = None
+        if self._sharing != "mesh" or not tier.heat.spreads(key, self._now, self._idle_s(tier)):
+            return
+        holders, first = self._holders[key], self._candidates_of(self._anchors[key])[0]
+        other = next(
+            (
+                at % len(self._tiers)
+                for at in range(first, first + len(self._tiers))
+                if at % len(self._tiers) not in holders
+            ),
+            None,
+        )
+        if other is not None:
+            self._store(other, keys, depth)
+            self.counted.replicated += 1
 
     def _store(self, node: int, keys: Sequence[BlockKey], depth: int) -> None:
         key, tier = keys[depth], self._tiers[node]
@@ -153,13 +184,14 @@ class IdealMesh:
         if not tier.is_full():
             return
         tier.policy.on_time(self._now)
-        key = victim or tier.policy.victim(_CLASS)
+        key = victim or self._oldest(tier)[1]
         assert key is not None
+        tier.oldest = None
         used_s, parent = tier.policy.used_s(key), tier.policy.parent(key)
         tier.policy.evict(key)
         holders = self._holders[key]
         holders.remove(node)
-        goes_on = not holders and tier.forwarding.may_go_on(key)
+        goes_on = not holders and tier.forwarding.may_go_on(key) and tier.policy.by_age(_CLASS)
         hops = tier.forwarding.remove(key)
         if not holders:
             del self._holders[key]
@@ -168,7 +200,7 @@ class IdealMesh:
         others = [other for other in self._candidates_of(self._anchors[key]) if other != node]
         drops = {str(other): self._oldest(self._tiers[other]) for other in others[:CANDIDATES]}
         chosen = tier.forwarding.choose(
-            self._now - used_s, [(other, oldest_s) for other, (oldest_s, _) in drops.items()]
+            self._now - used_s, [(other, self._now - oldest_s) for other, (oldest_s, _) in drops.items()]
         )
         if chosen is None:
             return
@@ -181,13 +213,31 @@ class IdealMesh:
         taker.forwarding.add(key, hops + 1)
         self._holders[key] = [int(chosen)]
 
+    def _drop_idle(self, node: int, tier: _Tier) -> None:
+        tier.policy.on_time(self._now)
+        if tier.policy.next_deadline() >= self._now:
+            return
+        tier.oldest = None
+        for key in tier.policy.idle():
+            tier.policy.remove(key)
+            tier.forwarding.remove(key)
+            self._holders[key].remove(node)
+            if not self._holders[key]:
+                del self._holders[key]
+
     def _oldest(self, tier: _Tier) -> tuple[float, BlockKey | None]:
-        """Return for how long what a node would drop next was unused, and what; infinity if it has room."""
+        """Return when what a node would drop next was used last, and what; minus infinity if it has room."""
         if not tier.is_full():
-            return inf, None
-        key = tier.policy.victim(_CLASS)
-        assert key is not None
-        return self._now - tier.policy.used_s(key), key
+            return -inf, None
+        if tier.oldest is None:
+            key = tier.policy.victim(_CLASS)
+            assert key is not None
+            tier.oldest = tier.policy.used_s(key), key
+        return tier.oldest
+
+    def _idle_s(self, tier: _Tier) -> float:
+        """Return for how long what a node would drop next was unused; infinity if it has room."""
+        return self._now - self._oldest(tier)[0]
 
     def duplicates(self) -> float:
         """Return the share of all that is held which another node holds, too."""

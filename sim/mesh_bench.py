@@ -47,6 +47,8 @@ class MeshCell:
     routing: str
     local: float
     ring: float | None
+    first: float
+    """Each block where it was computed, and nowhere else."""
     copies: float
     unforwarded: float
     """As p2pkv does it, but last copies are dropped."""
@@ -94,8 +96,9 @@ def _cell(name: str, options: ReplayOptions, one: float, trace: Trace) -> MeshCe
     simple = replace(options, policy="lru")
     local = run_mesh(replace(simple, sharing="local"), trace).hit_ratio
     ring = None if options.routing == "affinity" else run_mesh(replace(simple, sharing="ring"), trace).hit_ratio
+    first = run_mesh(replace(simple, sharing="first"), trace).hit_ratio
     copies = run_mesh(replace(simple, sharing="copies"), trace).hit_ratio
-    unforwarded = run_mesh(replace(simple, hops_max=0), trace).hit_ratio
+    unforwarded = run_mesh(replace(options, hops_max=0), trace).hit_ratio
     ours = run_mesh(options, trace)
     node_blocks = options.total_blocks // options.nodes
     assert ours.local_hit_ratio is not None
@@ -109,6 +112,7 @@ def _cell(name: str, options: ReplayOptions, one: float, trace: Trace) -> MeshCe
         routing=options.routing,
         local=local,
         ring=ring,
+        first=first,
         copies=copies,
         unforwarded=unforwarded,
         mesh=ours.hit_ratio,
@@ -117,7 +121,7 @@ def _cell(name: str, options: ReplayOptions, one: float, trace: Trace) -> MeshCe
         forwarded_blocks=ours.forwarded_blocks,
         load_max_over_mean=ours.load_max_over_mean,
         one_lru=one,
-        aim=round(_OF_ONE * one if node_blocks >= LARGE else max(local, ring or 0.0, copies, unforwarded), 6),
+        aim=round(_OF_ONE * one if node_blocks >= LARGE else max(local, ring or 0.0, first, copies), 6),
     )
 
 
@@ -148,6 +152,7 @@ def figure_of(cells: Sequence[MeshCell]) -> Figure:
                 ("local", "each its own"),
                 ("copies", "copies"),
                 ("ring", "ring"),
+                ("first", "first writer"),
                 ("mesh", "mesh"),
                 ("one_lru", "one LRU of all"),
             )

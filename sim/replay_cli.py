@@ -36,10 +36,10 @@ _TRACE = click.Path(exists=True, dir_okay=False)
 )
 @click.option(
     "--sharing",
-    type=click.Choice(["mesh", "local", "ring", "copies"]),
+    type=click.Choice(["mesh", "local", "ring", "first", "copies"]),
     default="mesh",
     show_default=True,
-    help="Who keeps what, to compare: each its own; each block its owner; everybody what he used; `mesh`: as p2pkv does it.",
+    help="Who keeps what, to compare: each its own; each block its owner; who computed it; everybody what he used; `mesh`: as p2pkv does it.",
 )
 @click.option(
     "--hops", "hops_max", type=click.IntRange(0, 16), default=2, show_default=True, help="Forwards of a last copy."

@@ -77,6 +77,11 @@ class Adaptive:
         """The name of the expert that is followed now."""
         return self._followed.name
 
+    @property
+    def by_age(self) -> bool:
+        """See `Order`."""
+        return self._followed.order.by_age
+
     def __contains__(self, key: object) -> bool:
         """See `Order`."""
         return key in self._here
@@ -125,8 +130,10 @@ class Adaptive:
                 self._strays[key] = None
                 if not spared(key):
                     return key
-        # What is here is what the expert has, but for blocks on their way: it says itself what comes next.
         here = self._here
+        if self.by_age:  # the same answer, without a look at all that it has and that is not here any more
+            return next((key for key in here if not spared(key)), None)
+        # What is here is what the expert has, but for blocks on their way: it says itself what comes next.
         return self._followed.order.victim(lambda key: key not in here or spared(key))
 
     def evict(self, key: BlockKey) -> None:

@@ -144,6 +144,11 @@ class Policy:
         """Return when `key` was last used, as a number that grows with every use of any block."""
         return self._last_use[key]
 
+    def by_age(self, group: int) -> bool:
+        """Say whether what was unused for longest goes first in a size class, as far as chains and pins allow."""
+        order = self._orders.get(group)
+        return order is not None and order.by_age
+
     def parent(self, key: BlockKey) -> BlockKey | None:
         """Return the block before one that is here, None if it is not known."""
         return self._parents.get(key)

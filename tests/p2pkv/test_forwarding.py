@@ -2,11 +2,9 @@
 
 from math import inf
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pkv.admission import REMEMBERED_MAX, Copies
 from p2pkv.blocks import BlockKey
 from p2pkv.forwarding import Forwarding, takes
 
@@ -52,30 +50,3 @@ def test_the_one_with_room_or_else_with_the_oldest_block_is_chosen() -> None:
 @given(st.floats(0, 1e9), st.floats(0, 1e9))
 def test_no_two_blocks_change_places_for_ever(one_s: float, other_s: float) -> None:
     assert not (takes(one_s, other_s) and takes(other_s, one_s))
-
-
-def test_a_copy_is_kept_where_it_is_used_many_times_while_others_are_used_once() -> None:
-    copies = Copies()
-    wanted = [copies.wants(A, now, 100) for now in range(20)]
-    assert wanted.index(True) == 8
-    assert not any(Copies().wants(A, 100 * now, 10) for now in range(20)), "too seldom"
-
-
-def test_where_there_is_room_uses_do_not_age() -> None:
-    copies = Copies()
-    assert [copies.wants(A, 1000 * now, inf) for now in range(8)] == [False] * 7 + [True]
-
-
-def test_uses_are_remembered_of_so_many_blocks() -> None:
-    copies = Copies()
-    for _ in range(7):
-        copies.wants(A, 0, 100)
-    for number in range(REMEMBERED_MAX):
-        copies.wants(BlockKey(number.to_bytes(8, "little")), 0, 100)
-    assert not copies.wants(A, 0, 100)
-
-
-@pytest.mark.parametrize("oldest_s", [0.0, -1.0])
-def test_a_tier_that_is_swept_through_in_no_time_wants_no_copies(oldest_s: float) -> None:
-    copies = Copies()
-    assert not any(copies.wants(A, now, oldest_s) for now in range(50))

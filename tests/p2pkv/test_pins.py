@@ -68,6 +68,23 @@ def test_no_more_than_a_share_is_pinned_and_what_was_pinned_stays_so(ledger: Led
     assert pins.pin(chain(3), 10.0).blocks == 1
 
 
+def test_of_a_chain_that_is_not_here_nothing_is_pinned(ledger: Ledger) -> None:
+    pins = Pins(ledger, share_max=0.5)
+    assert pins.pin(chain(99, 0), 10.0).blocks == 0
+    assert ledger.statistics().leases == 0
+    assert not pins.unpin(key(0))
+
+
+def test_pins_are_as_many_as_one_holder_may_have_leases() -> None:
+    small = Ledger(capacity_bytes=8 * PAGE_BYTES, chunk_bytes=4 * PAGE_BYTES, leases_max=1)
+    for number in range(2):
+        hold(small, number)
+    pins = Pins(small, share_max=1.0)
+    pins.pin(chain(0), 10.0)
+    with pytest.raises(PinLimit):
+        pins.pin(chain(1), 10.0)
+
+
 def test_an_unpinned_chain_may_go(ledger: Ledger) -> None:
     pins = Pins(ledger, share_max=0.5)
     pins.pin(chain(0, 1), 10.0)

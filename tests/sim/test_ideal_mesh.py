@@ -105,6 +105,34 @@ def test_a_block_that_is_hot_at_a_node_is_copied_there_and_a_cold_one_is_not() -
     assert one.counted.local_blocks > 0
 
 
+def test_a_block_that_is_hot_where_it_is_goes_to_one_more_node() -> None:
+    one = mesh(2, 10)
+    for at_s in range(16):
+        one.serve(ask(at_s, chain(1, 2)), 0, 16)
+        assert one.counted.replicated == 0
+    one.serve(ask(16, chain(1, 2)), 0, 16)
+    assert one.counted.replicated == 2
+    one.serve(ask(17, chain(1, 2)), 1, 16)
+    assert one.counted.remote_blocks == 0
+
+
+def test_no_block_is_anywhere_but_where_it_was_computed_if_that_is_the_rule(path: Path) -> None:
+    one = mesh(4, 40, sharing="first")
+    trace = read_trace(path)
+    replay_mesh(trace, one, homes(trace, "rr", 4))
+    assert one.duplicates() == 0
+    assert one.counted.remote_blocks > one.counted.local_blocks
+
+
+def test_what_is_unused_for_too_long_is_found_nowhere() -> None:
+    policies = [make_policy("lru", capacity=lambda _: 10, ttl_s=5.0) for _ in range(2)]
+    one = IdealMesh(policies, 10)
+    one.serve(ask(0, chain(1, 3)), 0, 16)
+    one.serve(ask(4, chain(1, 2)), 1, 16)
+    one.serve(ask(8, chain(1, 3)), 1, 16)
+    assert one.counted.hit_blocks == 4
+
+
 @pytest.mark.parametrize("routing", ["rr", "session", "affinity"])
 def test_nodes_that_forward_hit_nearly_what_one_cache_of_all_would(path: Path, routing: str) -> None:
     options = ReplayOptions(trace=str(path), total_blocks=600, nodes=6, routing=routing, timing="ideal", policy="lru")  # type: ignore[arg-type]
@@ -142,6 +170,7 @@ def test_a_cell_below_its_aim_is_a_problem() -> None:
         node_blocks=2500,
         routing="rr",
         local=0.1,
+        first=0.3,
         copies=0.3,
         mesh=0.48,
         load_max_over_mean=1.0,
