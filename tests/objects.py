@@ -65,7 +65,7 @@ def read(
     """Return the keys that come, every byte of them looked at, and the last verdict."""
     found: list[BlockKey] = []
     verdict = "none"
-    for got in store.read(NAMESPACE, keys, length, at=at, timeout_s=timeout_s):
+    for got in store.read(keys, length, at=at, timeout_s=timeout_s):
         for info, body in got.blocks:
             assert info == info_of(info.key, length)
             assert body == body_of(info.key, length)

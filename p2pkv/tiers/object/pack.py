@@ -113,18 +113,16 @@ def unpack_header_untrusted(data: BytesLike) -> tuple[BlockInfo, ...] | None:
     return tuple([BlockInfo(BlockKey(key), namespace, length, segment_bytes, digest) for key, digest in entries])
 
 
-def judge_header(
-    data: BytesLike, namespace: bytes, keys: Sequence[BlockKey], length: int
-) -> tuple[BlockInfo, ...] | Flaw:
-    """Return the blocks of the run that was asked for, or what is wrong with its header."""
+def judge_header(data: BytesLike, keys: Sequence[BlockKey], length: int) -> tuple[BlockInfo, ...] | Flaw:
+    """Return the blocks of the run that was asked for, or what is wrong with its header.
+
+    Keys say what blocks are; the namespace is part of that, and taken as the header has it.
+    """
     infos = unpack_header_untrusted(data)
     if infos is None:
         return "garbled"
-    if any(info.namespace != namespace or info.length != length for info in infos[:1]):
-        return "misdirected"
-    if len(infos) != len(keys) or any(info.key != key for info, key in zip(infos, keys, strict=True)):
-        return "misdirected"
-    return infos
+    same = infos[0].length == length and [info.key for info in infos] == list(keys)
+    return infos if same else "misdirected"
 
 
 def verified(infos: Sequence[BlockInfo], bodies: memoryview) -> list[tuple[BlockInfo, memoryview]]:

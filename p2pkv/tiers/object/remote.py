@@ -35,6 +35,7 @@ _PAGE: Final = 1000
 _SECONDS: Final = "{:.3f}s"
 _QUERY: Final = re.compile(r"\?\S*")
 _TEXT_MAX: Final = 200
+_NO_BUCKET: Final = re.compile("NoSuchBucket|ContainerNotFound")
 _TOO_SHORT: Final = re.compile(" 416 |Requested range was invalid")
 """What servers and the library say of a stretch that begins behind an object's end; there is no error of its own for it."""
 
@@ -191,7 +192,7 @@ class Bucket:
         try:
             answer = await self._lib.get_async(self._store, name, options=options)
         except FileNotFoundError as exc:
-            if "NoSuchBucket" in str(exc):
+            if _NO_BUCKET.search(str(exc)):
                 raise
             return "absent"
         except Exception as exc:

@@ -12,6 +12,7 @@ blocks it has. A reader knows the keys of its prompt, and with them all names th
 coordinator. Where a run is missing, the writer's chain ended or went another way inside it, and the reader asks for half of it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +27,10 @@ _SMALLEST_PART: Final = 8
 """No object is smaller than this part of a largest one: what a chain's end loses thereby is cheap to compute."""
 _ROOT: Final = "p2pkv-runs-1"
 """In front of all names. Its number changes with the rules of this page, which are the same for all nodes or useless."""
+_SHARD: Final = 2
+"""Letters of a name that are a folder: a file system is slow with a million names in one."""
 _SUFFIX: Final = ".run"
+_KEY: Final = re.compile(f"[0-9a-f]{{{2 * KEY_BYTES}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +103,19 @@ def is_run(count: int, cut: Cut) -> bool:
     return cut.smallest <= count <= cut.largest and count == _power_of_two(count)
 
 
-def object_name(namespace: bytes, last: BlockKey) -> str:
-    """Return what the run whose last block is `last` is called in the store, below the folder that is the tier's own."""
-    return f"{_ROOT}/{namespace.hex()}/{last.hex()}{_SUFFIX}"
+def object_name(last: BlockKey) -> str:
+    """Return what the run whose last block is `last` is called in the store, below the folder that is the tier's own.
+
+    Keys of different namespaces differ, so that no namespace is needed: a reader may not know it.
+    """
+    name = last.hex()
+    return f"{_ROOT}/{name[:_SHARD]}/{name}{_SUFFIX}"
 
 
 def is_object_name(name: str) -> bool:
     """Say whether something in the store is called like a run; nothing else there is ours to delete."""
-    root, _, rest = name.partition("/")
-    namespace, _, file = rest.partition("/")
-    key = file.removesuffix(_SUFFIX)
-    return root == _ROOT and key != file and _is_hex(namespace) and _is_hex(key)
+    key = name.rpartition("/")[2].removesuffix(_SUFFIX)
+    return _KEY.fullmatch(key) is not None and name == object_name(BlockKey(bytes.fromhex(key)))
 
 
 def runs_root() -> str:
@@ -141,7 +147,3 @@ def _reaching(keys: Sequence[BlockKey], asked: Run | None, at: int, cut: Cut) ->
 def _power_of_two(most: int) -> int:
     """Return the largest power of two that is at most `most`."""
     return 1 << (most.bit_length() - 1)
-
-
-def _is_hex(text: str) -> bool:
-    return len(text) == 2 * KEY_BYTES and not set(text) - set("0123456789abcdef")

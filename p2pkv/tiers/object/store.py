@@ -88,7 +88,7 @@ class ObjectStore:
             )
         if len(verified(infos, packed[header_bytes(len(infos)) :])) < len(infos):
             return self._count_put("corrupt")
-        name = object_name(infos[0].namespace, infos[-1].key)
+        name = object_name(infos[-1].key)
         if not self._admits(timeout_s):
             return self._count_put("resting")
         try:
@@ -106,16 +106,14 @@ class ObjectStore:
                 self._flawed.remove(name)
         return self._count_put("stored" if made else "there")
 
-    def get(self, namespace: bytes, run: Run, length: int, *, first: int = 0, timeout_s: float) -> Got:
+    def get(self, run: Run, length: int, *, first: int = 0, timeout_s: float) -> Got:
         """Get the blocks of a run from its `first` on, of which each has `length` bytes."""
         deadline = self._clock() + timeout_s
         if not self._admits(timeout_s):
             return self._count_got(Got("resting"))
-        return self._receive(self._ask(namespace, run, length, first), deadline)
+        return self._receive(self._ask(run, length, first), deadline)
 
-    def read(
-        self, namespace: bytes, keys: Sequence[BlockKey], length: int, *, at: int = 0, timeout_s: float
-    ) -> Iterator[Got]:
+    def read(self, keys: Sequence[BlockKey], length: int, *, at: int = 0, timeout_s: float) -> Iterator[Got]:
         """Get as much of a chain as is there, from position `at` on, and yield it run by run, in order and without a gap.
 
         Nothing is yielded for what was asked for and is not there, until the last: if it is not "ok", it says why the chain ends here.
@@ -129,7 +127,7 @@ class ObjectStore:
         try:
             while ask is not None or asked:
                 while ask is not None and len(asked) < ahead and self._admits(timeout_s):
-                    asked.append(self._ask(namespace, ask, length, max(0, at - ask.start)))
+                    asked.append(self._ask(ask, length, max(0, at - ask.start)))
                     ask = next_to_ask(keys, ask, cut, found=True)
                 if not asked:
                     yield self._count_got(Got("resting"))
@@ -154,13 +152,11 @@ class ObjectStore:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _ask(self, namespace: bytes, run: Run, length: int, first: int) -> "_Asked":
+    def _ask(self, run: Run, length: int, first: int) -> "_Asked":
         count = len(run.keys)
         whole = object_bytes(count, length)
         spans = [(0, header_bytes(count)), span_of(count, length, first)] if first else [(0, whole)]
-        return _Asked(
-            self.bucket.get(object_name(namespace, run.keys[-1]), spans, whole), namespace, run, length, first
-        )
+        return _Asked(self.bucket.get(object_name(run.keys[-1]), spans, whole), run, length, first)
 
     def _receive(self, asked: "_Asked", deadline: float) -> Got:
         try:
@@ -171,7 +167,7 @@ class ObjectStore:
         self._answered()
         got = Got(parts) if isinstance(parts, str) else asked.judge(parts)
         if got.verdict not in {"ok", "absent"}:
-            self._distrust(object_name(asked.namespace, asked.run.keys[-1]))
+            self._distrust(object_name(asked.run.keys[-1]))
         return self._count_got(got)
 
     def _distrust(self, name: str) -> None:
@@ -210,7 +206,6 @@ class _Asked:
     """A run that is on its way."""
 
     pending: Pending[list[memoryview] | Shortage]
-    namespace: bytes
     run: Run
     length: int
     first: int
@@ -218,7 +213,7 @@ class _Asked:
     def judge(self, parts: list[memoryview]) -> Got:
         """Say what has come: all of it, or the header and the wanted bodies."""
         header = header_bytes(len(self.run.keys))
-        infos = judge_header(parts[0][:header], self.namespace, self.run.keys, self.length)
+        infos = judge_header(parts[0][:header], self.run.keys, self.length)
         if isinstance(infos, str):
             return Got(infos)
         wanted = infos[self.first :]

@@ -15,7 +15,7 @@ from p2pkv.tiers.object.remote import Bucket
 from p2pkv.tiers.object.runs import Run, cut_for, object_name, runs_of
 from p2pkv.tiers.object.store import ObjectStore
 from p2pkv.tiers.object.sweep import CLOCK, SWEPT, sweep
-from tests.objects import NAMESPACE, PATIENCE_S, body_of, chain_of, info_of, put, put_chain, read, store_at
+from tests.objects import PATIENCE_S, body_of, chain_of, info_of, put, put_chain, read, store_at
 
 MIB = 2**20
 LENGTH = MIB // 2
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[ObjectStore]:
 
 
 def file_of(tmp_path: Path, run: Run) -> Path:
-    return tmp_path / "kv" / object_name(NAMESPACE, run.keys[-1])
+    return tmp_path / "kv" / object_name(run.keys[-1])
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def test_blocks_that_are_no_run_are_an_error_of_the_caller(store: ObjectStore) -
 
 def test_a_reader_may_stop_in_the_middle(store: ObjectStore) -> None:
     put_chain(store, KEYS, LENGTH)
-    reading = store.read(NAMESPACE, KEYS, LENGTH, timeout_s=PATIENCE_S)
+    reading = store.read(KEYS, LENGTH, timeout_s=PATIENCE_S)
     assert next(reading).verdict == "ok"
     reading.close()
     assert read(store, KEYS, LENGTH)[1] == "ok"
@@ -220,7 +220,7 @@ def test_a_sweep_deletes_what_killed_writers_left(store: ObjectStore, tmp_path: 
         "    yield bytes(2**20); print(flush=True); sys.stdin.read()\n"
         "obstore.put(LocalStore(sys.argv[1]), sys.argv[2], pieces(), chunk_size=2**20)\n"
     )
-    name = object_name(NAMESPACE, RUNS[0].keys[-1])
+    name = object_name(RUNS[0].keys[-1])
     put_chain(store, KEYS[16:], LENGTH)
     command = [sys.executable, "-c", program, str(tmp_path / "kv"), name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:

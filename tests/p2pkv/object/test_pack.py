@@ -50,7 +50,7 @@ def by_hand(**other: object) -> bytes:
 
 def judged(data: bytes) -> str:
     """Return what a reader says of an object that has the right length."""
-    infos = judge_header(data[:HEADER], NAMESPACE, KEYS, LENGTH)
+    infos = judge_header(data[:HEADER], KEYS, LENGTH)
     if isinstance(infos, str):
         return infos
     return "ok" if len(verified(infos, memoryview(data)[HEADER:])) == len(KEYS) else "corrupt"
@@ -80,7 +80,7 @@ def test_an_object_comes_back_as_it_went(count: int, segments: int, segment_byte
     )
     packed = pack_object(infos, bodies)
     assert len(packed) == object_bytes(count, length)
-    header = judge_header(packed, NAMESPACE, [info.key for info in infos], length)
+    header = judge_header(packed, [info.key for info in infos], length)
     assert header == infos
     assert verified(infos, packed[header_bytes(count) :]) == list(zip(infos, bodies, strict=True))
 
@@ -116,10 +116,9 @@ def test_a_header_that_makes_no_sense_is_none_though_its_checksum_is_right(other
 
 
 def test_an_object_of_another_run_is_misdirected() -> None:
-    assert judge_header(OBJECT, b"m" * 32, KEYS, LENGTH) == "misdirected"
-    assert judge_header(OBJECT, NAMESPACE, KEYS, 2 * LENGTH) == "misdirected"
-    assert judge_header(OBJECT, NAMESPACE, KEYS[:3], LENGTH) == "misdirected"
-    assert judge_header(OBJECT, NAMESPACE, KEYS[::-1], LENGTH) == "misdirected"
+    assert judge_header(OBJECT, KEYS, 2 * LENGTH) == "misdirected"
+    assert judge_header(OBJECT, KEYS[:3], LENGTH) == "misdirected"
+    assert judge_header(OBJECT, KEYS[::-1], LENGTH) == "misdirected"
 
 
 def test_blocks_before_a_bad_one_are_good() -> None:

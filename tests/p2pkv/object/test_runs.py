@@ -17,7 +17,7 @@ from p2pkv.tiers.object.runs import (
     object_name,
     runs_of,
 )
-from tests.objects import NAMESPACE, chain_of
+from tests.objects import chain_of
 
 MIB = 2**20
 
@@ -54,8 +54,8 @@ def test_a_chain_is_cut_like_a_number_in_binary_digits() -> None:
 
 
 def test_the_names_are_frozen() -> None:
-    name = object_name(b"\x01" * 32, BlockKey(b"\xfe" * 32))
-    assert name == f"p2pkv-runs-1/{'01' * 32}/{'fe' * 32}.run"
+    name = object_name(BlockKey(b"\xfe" * 32))
+    assert name == f"p2pkv-runs-1/fe/{'fe' * 32}.run"
     assert is_object_name(name)
 
 
@@ -64,13 +64,15 @@ def test_the_names_are_frozen() -> None:
     [
         "",
         "p2pkv-runs-1",
-        f"p2pkv-runs-1/{'01' * 32}/{'fe' * 32}",
-        f"p2pkv-runs-2/{'01' * 32}/{'fe' * 32}.run",
-        f"p2pkv-runs-1/{'01' * 32}/{'fe' * 31}.run",
-        f"p2pkv-runs-1/{'01' * 32}/{'FE' * 32}.run",
-        f"p2pkv-runs-1/{'01' * 32}/sub/{'fe' * 32}.run",
-        f"p2pkv-runs-1/{'01' * 32}/{'fe' * 32}.run.run",
-        f"elsewhere/p2pkv-runs-1/{'01' * 32}/{'fe' * 32}.run",
+        f"p2pkv-runs-1/fe/{'fe' * 32}",
+        f"p2pkv-runs-2/fe/{'fe' * 32}.run",
+        f"p2pkv-runs-1/fe/{'fe' * 31}.run",
+        f"p2pkv-runs-1/ff/{'fe' * 32}.run",
+        f"p2pkv-runs-1/FE/{'FE' * 32}.run",
+        f"p2pkv-runs-1/fe/sub/{'fe' * 32}.run",
+        f"p2pkv-runs-1/fe/{'fe' * 32}.run.run",
+        f"p2pkv-runs-1/fe/{'fe' * 32}.run\n",
+        f"elsewhere/p2pkv-runs-1/fe/{'fe' * 32}.run",
     ],
 )
 def test_what_is_called_otherwise_is_not_a_run(name: str) -> None:
@@ -137,4 +139,4 @@ def test_a_reader_in_the_middle_of_a_chain_asks_first_for_what_has_its_block(
     else:
         assert asked.start <= at < asked.end
         assert asked in runs_of(keys, cut)
-        assert object_name(NAMESPACE, asked.keys[-1])
+        assert is_object_name(object_name(asked.keys[-1]))

@@ -13,7 +13,6 @@ from p2pkv.tiers.object.store import ObjectStore
 from p2pkv.tiers.object.sweep import store_time_s, sweep
 from tests.objects import (
     BUCKET,
-    NAMESPACE,
     PATIENCE_S,
     S3Server,
     chain_of,
@@ -86,7 +85,7 @@ def test_an_object_that_is_not_ours_is_a_miss_and_is_replaced(
 ) -> None:
     keys = chain_of(1, 64)
     (run,) = runs_of(keys, cut_for(LENGTH))
-    name = object_name(NAMESPACE, keys[-1])
+    name = object_name(keys[-1])
     whole = content if content is not None else bytes(header_bytes(64) + 64 * LENGTH)
     store.bucket.put(name, memoryview(whole), replace=True).result(PATIENCE_S)
     assert read(store, keys, LENGTH) == ([], verdict)
