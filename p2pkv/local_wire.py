@@ -75,10 +75,24 @@ class AcquireRequest(LocalMessage, tag=3, frozen=True):
     """Blocks at the head of the chain that the engine has itself; the answer begins behind them."""
 
 
+class PrefetchRequest(LocalMessage, tag=92, frozen=True):
+    """Begin to bring this chain here, and keep what comes for `timeout_ms`. Answered by `PrefetchReply` at once."""
+
+    keys: Keys
+    timeout_ms: Small
+
+
 class ReleaseRequest(LocalMessage, tag=4, frozen=True):
     """Done with a lease. Answered by `Done`."""
 
     lease: Count
+
+
+class PinRequest(LocalMessage, tag=16, frozen=True):
+    """Keep what is here of this chain's head for `ttl_ms`; 0 ends that. Answered by `PinReply`."""
+
+    keys: Keys
+    ttl_ms: Count
 
 
 class StagedBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -328,6 +342,19 @@ class AcquireReply(LocalMessage, tag=22, frozen=True):
     reason: Text
 
 
+class PinReply(LocalMessage, tag=36, frozen=True):
+    """Answer to `PinRequest`: blocks that are pinned now, or were until now, and their bytes."""
+
+    blocks: Count
+    size: Count
+
+
+class PrefetchReply(LocalMessage, tag=93, frozen=True):
+    """Answer to `PrefetchRequest`: how many of the chain's blocks are wanted; hints may pin no more."""
+
+    blocks: Count
+
+
 class PublishReply(LocalMessage, tag=23, frozen=True):
     """Answer to `PublishRequest`: how many blocks were stored, were here already, or were refused and why."""
 
@@ -479,7 +506,7 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """Blocks that come in parts, deliveries and pushes: totals since start, and what is under way."""
     protected_by: dict[str, str] = {}
     """What goes between nodes -> what protects it."""
-    disk: dict[str, int | str] = {}
+    disk: dict[str, int | float | str] = {}
     """State and figures of the disk tier; empty if there is none."""
 
 
@@ -729,6 +756,7 @@ Request: TypeAlias = (
     | MatchRequest
     | AcquireRequest
     | ReleaseRequest
+    | PinRequest
     | PublishRequest
     | StatusRequest
     | MembersRequest
@@ -747,11 +775,14 @@ Request: TypeAlias = (
     | NetcheckRequest
     | ConditionRequest
     | ScrubRequest
+    | PrefetchRequest
 )
 Reply: TypeAlias = (
     Welcome
     | MatchReply
     | AcquireReply
+    | PinReply
+    | PrefetchReply
     | PublishReply
     | MembersReply
     | StatusReply
