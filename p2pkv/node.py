@@ -231,13 +231,6 @@ class Node:
             arrived=partial(self._commit_promoted, FROM_DISK),
             worth=self._is_worth_writing,
         )
-        self.objects: Final = ObjectMoves(
-            config.object,
-            host=self.ledger,
-            reserve=self.reserve,
-            arrived=partial(self._commit_promoted, FROM_OBJECT),
-            usual_cost=lambda: self._plans.usual_cost(),
-        )
         self._promised: dict[int, tuple[str, LeaseRequest, float]] = {}
         """Peers whose answer waits for the disk, by promotion: what they asked, and when."""
         self._near: dict[str, Nearness] = {}  # of the usable members
@@ -268,6 +261,13 @@ class Node:
             trusted=self.summaries.is_trusted,
         )
         self._plans = Plans(prices)
+        self.objects: Final = ObjectMoves(
+            config.object,
+            host=self.ledger,
+            reserve=self.reserve,
+            arrived=partial(self._commit_promoted, FROM_OBJECT),
+            usual_cost=self._plans.usual_cost,
+        )
         self._acquires = Acquires(
             config,
             ledger=self.ledger,

@@ -190,9 +190,9 @@ class RunReads:
     def on_placed(self, move: int, now: float) -> tuple[GetRun | Recalled, ...]:
         """Take that the blocks for which places were given are in them, compared with their digests."""
         request = self._running[move]
-        depth = {key: place for key, place in zip(request.run.keys[request.first :], request.places, strict=True)}
+        places = dict(zip(request.run.keys[request.first :], request.places, strict=True))
         for reservation in request.reservations:
-            self._arrived(reservation, depth[reservation.info.key], now)
+            self._arrived(reservation, places[reservation.info.key], now)
         self.counts.blocks += len(request.reservations)
         return self._settle(request, now)
 

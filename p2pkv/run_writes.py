@@ -219,7 +219,9 @@ class RunWrites:
     def _settle(self, now: float) -> None:
         whole, self._whole = self._whole, []
         for key in whole:
-            self._make_ready(key, now)
+            self._make_ready(key, now, alone=True)
+            if self._is_done(key, now):
+                self._ends.pop(key, None)
         while self._ends:
             key, due = next(iter(self._ends.items()))
             if due > now:
@@ -227,8 +229,11 @@ class RunWrites:
             del self._ends[key]
             self._make_ready(key, now)
 
-    def _make_ready(self, end: BlockKey, now: float) -> None:
-        """Have the runs of the chain that ends with `end` put, as far as they are in memory and not in the store."""
+    def _make_ready(self, end: BlockKey, now: float, *, alone: bool = False) -> None:
+        """Have the runs of the chain that ends with `end` put, as far as they are in memory and not in the store.
+
+        `alone`: only the one that ends there.
+        """
         held, place = self._host.get(end), self._places.get(end)
         if held is None or place is None or self._is_on_its_way(end):
             return
@@ -237,10 +242,8 @@ class RunWrites:
         chain: list[BlockKey] = []  # backwards
         key: BlockKey | None = end
         while key is not None and (found := self._places.get(key)) is not None and self._host.get(key) is not None:
-            if chain and (found[0] + 1) % cut.largest == 0 and self._is_done(key, now):
-                break  # and what is before it was seen to with it
             chain.append(key)
-            key = found[1]
+            key = found[1] if not alone or len(chain) < cut.largest else None
         chain.reverse()
         first = stop - len(chain)
         for run in _runs_within(tuple(chain), first, stop, cut.largest, cut.smallest):
