@@ -402,8 +402,8 @@ class Acquires:
         sources = tuple(acquire.sources.get(held.info.key, "") for held in lease.blocks)
         if acquire.keys:
             self._plans.end(acquire.keys[-1], arrived=len(usable), reason=reason)
-        if usable:
-            self._plans.saw_block(lease.blocks[0].info.length if lease.blocks else 0)
+        if lease.blocks:
+            self._plans.saw_block(lease.blocks[0].info.length)
         return Acquired(acquire.id, lease, sources, reason)
 
 

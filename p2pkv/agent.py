@@ -5,6 +5,7 @@ import hashlib
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from p2pkv.config import Config, format_address, parse_address
 from p2pkv.direct_asks import DirectAsks
 from p2pkv.discovery.base import Found
 from p2pkv.discovery.shell import Discovery, check_entries, resolvers
+from p2pkv.disk_moves import DiskStatistics
 from p2pkv.disk_tier import DiskTier
 from p2pkv.echoes import Echoes
 from p2pkv.errors import CannotListen, ConfigError, FabricError, MalformedMessage, PeerError, SealRefused
@@ -216,6 +218,7 @@ class Agent:
                 condition=self._condition,
                 started_at=time.monotonic(),
                 leave=self._leaving.set,
+                promoted=self._disk.promoted,
                 scrub=self._disk.scrub,
                 state_dir=str(self.identity.folder or ""),
             )
@@ -493,10 +496,15 @@ class Agent:
 
     async def _show_gauges(self) -> None:
         evicted = lost = 0
+        skipped = Counter[str]()
         while True:
             statistics = self.runner.ask(lambda node: node.statistics())
             figures, disk = statistics.ledger, statistics.disk.ledger
             self.metrics.disk_serving.set(disk is not None)
+            reasons = _skipped(statistics.disk)
+            for reason, count in (reasons - skipped).items():
+                self.metrics.disk_skipped.labels(reason).inc(count)
+            skipped = reasons
             if disk is not None:
                 self.metrics.tier_bytes.labels("disk").set(disk.used_bytes)
                 self.metrics.tier_capacity_bytes.labels("disk").set(disk.capacity_bytes)
@@ -539,6 +547,11 @@ class _Bodies:
         held = self._blocks[position]
         body = self._tier.read(held.slot, held.info.length)
         return Offered(body, held.info.segment_bytes, held.info.digest)
+
+
+def _skipped(disk: DiskStatistics) -> Counter[str]:
+    demotions, promotions = disk.demotions, disk.promotions
+    return Counter(lost=demotions.lost, cheaper_to_compute=demotions.cheap, given_up=promotions.given_up)
 
 
 def _whole_chunks(config: Config) -> int:

@@ -60,6 +60,8 @@ from p2pkv.local_wire import (
     NetcheckRequest,
     PathsReply,
     PingPeerRequest,
+    PrefetchReply,
+    PrefetchRequest,
     PublishReply,
     PublishRequest,
     ReleaseRequest,
@@ -299,6 +301,24 @@ class Client(PartCalls):
             reply = self._call(request, AcquireReply, wait_s=timeout_s)
             assert self._arena is not None
             return Lease(self, reply, self._arena)
+
+    def prefetch(self, keys: Sequence[bytes], *, timeout_s: float = 10.0) -> int:
+        """Have a chain brought here from disk and from peers while the engine does something else; returns at once.
+
+        What has come is kept for `timeout_s` from now, after which it is as if nobody had asked for it. An `acquire` before
+        that finds it in memory, or waits for what is still on its way. It ends with this client.
+
+        Args:
+            keys: the chain, from its root.
+            timeout_s: how long this may take, and how soon the engine means to come for it.
+
+        Returns:
+            How many blocks of the chain are wanted: fewer than it has if hints may pin no more. Not all of them need come.
+
+        Raises:
+            P2pkvError: hints pin as much memory as they may; nothing was begun.
+        """
+        return self._call(PrefetchRequest(_chain(keys), int(timeout_s * 1000)), PrefetchReply).blocks
 
     def explain(self, keys: Sequence[bytes], *, block_bytes: int = 0, prefill_block_s: float = 0.0) -> ExplainReply:
         """Return what the plan for a chain would be and what it last was, with each peer's terms. Nobody is asked.

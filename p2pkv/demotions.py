@@ -48,6 +48,8 @@ class DemotionCounts:
     failed: int = 0
     lost: int = 0
     """Evicted, or given up, before their turn came."""
+    seconds: float = 0.0
+    """That the written ones took in all, waiting for a thread included."""
     cheap: int = 0
     """Not written because computing them takes less time than reading them."""
 
@@ -135,7 +137,7 @@ class Demotions:
             begun.append(effect)
         return tuple(begun), tuple(gone)
 
-    def on_written(self, move: int, *, good: bool) -> WriteToDisk | None:
+    def on_written(self, move: int, *, good: bool, took_s: float = 0.0) -> WriteToDisk | None:
         """Take the end of a write; return it if the block is on the disk now."""
         one = self._writing.pop(move)
         self._bytes -= one.effect.held.info.length
@@ -146,6 +148,7 @@ class Demotions:
             return None
         one.books.commit(one.effect.into)
         self.counts.written += 1
+        self.counts.seconds += took_s
         return one.effect
 
     def overdue(self, now: float) -> bool:

@@ -105,7 +105,11 @@ class DiskMoves:
 
     def holds(self, key: BlockKey) -> bool:
         """Say whether a block is on the disk, and the disk in service."""
-        return self.books is not None and self.books.get(key) is not None
+        return self.get(key) is not None
+
+    def get(self, key: BlockKey) -> Held | None:
+        """Return what is on the disk under a key, None while the disk is not in service."""
+        return self.books.get(key) if self.books is not None else None
 
     def place(self, key: BlockKey) -> Place:
         """Return where in its chain a block on disk is, as far as that is known."""
@@ -148,9 +152,11 @@ class DiskMoves:
         number = self._promotions.promote(keys, self.books, min(until, now + self._config.io_timeout_s))
         return number, self._promotions.start(self.books, now) if number is not None else ()
 
-    def on_written(self, move: int, problem: str, now: float, *, full: bool = False) -> tuple[DiskEffect, ...]:
+    def on_written(
+        self, move: int, problem: str, now: float, *, full: bool = False, took_s: float = 0.0
+    ) -> tuple[DiskEffect, ...]:
         """Take the end of a write: `problem` is empty if it went well, and `full` if there was no room for it."""
-        written = self._demotions.on_written(move, good=not problem)
+        written = self._demotions.on_written(move, good=not problem, took_s=took_s)
         if written is not None:
             self._places[written.held.info.key] = written.place
         effects: tuple[DiskEffect, ...] = ()
@@ -168,6 +174,7 @@ class DiskMoves:
         effect, reserved = self._promotions.on_read(move)
         key = effect.held.info.key
         if verdict == "ok" and took_s > 0:
+            self._promotions.counts.seconds += took_s
             rate = effect.held.info.length / took_s
             self._read_bytes_s += _SMOOTHING * (rate - self._read_bytes_s)
         effects: list[DiskEffect] = []

@@ -216,8 +216,9 @@ class DiskTier:
             await self._in_thread(work, self._writers)
         except OSError as exc:
             problem, full = _text(exc), exc.errno in _FULL
-        self._count("write", "failed" if problem else "ok", held.info.length, time.monotonic() - began)
-        self._runner.tell(lambda node, now: node.on_disk_written(effect.move, problem, now, full=full))
+        took_s = time.monotonic() - began
+        self._count("write", "failed" if problem else "ok", held.info.length, took_s)
+        self._runner.tell(lambda node, now: node.on_disk_written(effect.move, problem, now, full=full, took_s=took_s))
 
     async def _in_thread(self, work: Callable[[], T], limiter: trio.CapacityLimiter | None) -> T:
         """Return what `work` returns, once one of the limiter's threads has done it.

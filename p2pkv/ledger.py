@@ -341,6 +341,14 @@ class Ledger:
         if lease is not None:
             self._leases[lease_id] = replace(lease, deadline=deadline)
 
+    def shorten(self, lease_id: int, blocks: int) -> None:
+        """Have a lease pin only its first `blocks`; nothing happens if it has ended."""
+        lease = self._leases.get(lease_id)
+        if lease is not None:
+            self._leases[lease_id] = replace(lease, blocks=lease.blocks[:blocks])
+            for held in lease.blocks[blocks:]:
+                self._unpin(held)
+
     def leases_of(self, holder: str) -> tuple[int, ...]:
         """Return the numbers of the leases that `holder` has."""
         return tuple(self._leases_of.get(holder, ()))
@@ -406,13 +414,16 @@ class Ledger:
         if not mine:
             del self._leases_of[lease.holder]
         for held in (*lease.blocks, *self._extensions.pop(lease_id, ())):
-            self._occupy(held.slot, -1)
-            count = self._pins[held.info.key] - 1
-            if count:
-                self._pins[held.info.key] = count
-            else:
-                del self._pins[held.info.key]
-                self.let_pass(held.info.key)
+            self._unpin(held)
+
+    def _unpin(self, held: Held) -> None:
+        self._occupy(held.slot, -1)
+        count = self._pins[held.info.key] - 1
+        if count:
+            self._pins[held.info.key] = count
+        else:
+            del self._pins[held.info.key]
+            self.let_pass(held.info.key)
 
     def _use(self, held: Held) -> None:
         if held.info.key in self._passing:

@@ -1,6 +1,6 @@
 """What one client's session does with parts of blocks: shards of ranks, deliveries, pushes."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Final
@@ -69,7 +69,17 @@ class ArrivalBell:
 class PartSession:
     """One client's."""
 
-    def __init__(self, *, runner: Runner, tier: HostTier, holder: str, bell: ArrivalBell) -> None:
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        tier: HostTier,
+        holder: str,
+        bell: ArrivalBell,
+        promoted: Callable[[Sequence[BlockKey], float], Awaitable[None]],
+    ) -> None:
+        """`promoted` waits until what keys have on the disk alone is in memory, or for so many seconds."""
+        self._promoted = promoted
         self._runner = runner
         self._tier = tier
         self._holder = holder
@@ -183,6 +193,7 @@ class PartSession:
                 by_layer=request.by_layer,
             )
 
+        await self._promoted(keys, request.timeout_ms / 2000)  # the other half of its time is for peers
         number = self._runner.call(verb)
         began: list[Begun] = []
 

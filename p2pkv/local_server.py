@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -20,6 +20,7 @@ from p2pkv import __version__
 from p2pkv.acquires import FROM_DISK, Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
+from p2pkv.hints import Hints
 from p2pkv.ledger import Reservation
 from p2pkv.local_explain import explain_view
 from p2pkv.local_parts import ArrivalBell, PartSession, parts_figures
@@ -51,6 +52,8 @@ from p2pkv.local_wire import (
     MembersRequest,
     NetcheckRequest,
     PingPeerRequest,
+    PrefetchReply,
+    PrefetchRequest,
     PublishReply,
     PublishRequest,
     PushRequest,
@@ -119,6 +122,8 @@ class Served:
     condition: Callable[[], ConditionReply]
     started_at: float
     leave: Callable[[], None]
+    promoted: Callable[[Sequence[BlockKey], float], Awaitable[None]]
+    """Waits until what keys have on the disk alone is in memory, for so many seconds at most."""
     scrub: Callable[[float], Awaitable[Scrubbed]]
     """Reads the whole disk tier at so many bytes a second."""
     state_dir: str = ""
@@ -132,6 +137,7 @@ class LocalServer:
         self._served = served
         self._numbers = count(1)
         self._waiting: dict[int, Callable[[Acquired], None]] = {}
+        self._hints = served.runner.ask(lambda node: Hints(node.ledger, node.slot_bytes))
         self._locating: dict[int, tuple[trio.Event, list[Located]]] = {}
         served.runner.on_acquired = self._acquired
         served.runner.on_located = self._located
@@ -185,6 +191,28 @@ class LocalServer:
             if not event.is_set():
                 self._served.runner.tell(lambda node, now: node.cancel(number, now))
 
+    def prefetch(self, holder: str, chain: tuple[BlockKey, ...], deadline: float) -> int:
+        """Have the node acquire a chain for `holder` and keep what comes until `deadline`; return of how many blocks.
+
+        Raises:
+            PinLimit: hints pin as much as they may, or `holder` has as many leases as it may have.
+        """
+        keys = self._hints.room_for(chain)
+
+        def verb(node: Node, now: float) -> tuple[Effect, ...]:
+            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now)
+            self._hints.begin(number, keys, holder=holder, deadline=deadline)
+            return effects
+
+        self._served.runner.tell(verb)
+        return len(keys)
+
+    def forget_hints(self, holder: str) -> None:
+        """End what hints have begun and hold for an engine that is gone."""
+        for number in self._hints.forget(holder):
+            self._served.runner.tell(partial(_cancelled, number))
+        self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
+
     async def locate(self, key: BlockKey) -> Located:
         """Have the owners of a key's stretch asked where it is; takes `directory.timeout_s` at most."""
         event, result = trio.Event(), list[Located]()
@@ -209,6 +237,9 @@ class LocalServer:
 
     def _acquired(self, acquired: Acquired) -> None:
         waiter = self._waiting.get(acquired.acquire)
+        if self._hints.waits_for(acquired.acquire):
+            self._served.metrics.prefetched_blocks.inc(self._hints.on_acquired(acquired))
+            return
         if waiter is None:
             lease = acquired.lease
             self._served.runner.ask(lambda node: node.ledger.release(lease.id, holder=lease.holder))
@@ -230,7 +261,9 @@ class _Session:
         self._attached = False
         self._unsent = memoryview(b"")
         """Of an answer, what the socket has not taken yet."""
-        self._parts = PartSession(runner=served.runner, tier=served.tier, holder=holder, bell=server.bell)
+        self._parts = PartSession(
+            runner=served.runner, tier=served.tier, holder=holder, bell=server.bell, promoted=served.promoted
+        )
 
     async def run(self) -> None:
         """Answer requests until the client goes away or breaks the protocol."""
@@ -258,6 +291,7 @@ class _Session:
                 os.close(descriptor)
             holder = self._holder
             self._parts.close()
+            self._server.forget_hints(f"{holder}/hint")
             self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
             self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
 
@@ -324,6 +358,10 @@ class _Session:
             case AcquireRequest():
                 await self._acquire(request)
                 return None
+            case PrefetchRequest():
+                deadline = trio.current_time() + request.timeout_ms / 1000
+                chain = _chain(request.keys, self._holder)
+                return PrefetchReply(self._server.prefetch(f"{self._holder}/hint", chain, deadline))
             case ReleaseRequest(lease=lease):
                 self._served.runner.ask(lambda node: node.ledger.release(lease, holder=self._holder))
                 return Done()
@@ -653,6 +691,10 @@ def _committed(
 ) -> tuple[Effect, ...]:
     node.commit(reservation, now, depth, parent)
     return ()
+
+
+def _cancelled(number: int, node: Node, now: float) -> tuple[Effect, ...]:
+    return node.cancel(number, now)
 
 
 def _aborted(reservation: Reservation, node: Node, _: float) -> tuple[Effect, ...]:

@@ -43,7 +43,7 @@ def _member_view(node: Node, record: MemberRecord, own: MemberRecord, now: float
     )
 
 
-def disk_view(disk: DiskStatistics) -> dict[str, int | str]:
+def disk_view(disk: DiskStatistics) -> dict[str, int | float | str]:
     """Return state and figures of the disk tier, nothing if there is none."""
     if disk.state == "off":
         return {}
@@ -56,14 +56,21 @@ def disk_view(disk: DiskStatistics) -> dict[str, int | str]:
         "blocks": ledger.blocks if ledger is not None else 0,
         "evictions": ledger.evictions if ledger is not None else 0,
         "written": disk.demotions.written,
+        "write_ms": _mean_ms(disk.demotions.seconds, disk.demotions.written),
         "not_written": disk.demotions.failed,
         "lost": disk.demotions.lost,
         "cheaper_to_compute": disk.demotions.cheap,
         "waiting_writes": disk.waiting_writes,
         "read": disk.promotions.read,
+        "read_ms": _mean_ms(disk.promotions.seconds, disk.promotions.read),
         "not_read": disk.promotions.failed,
+        "given_up": disk.promotions.given_up,
         "waiting_reads": disk.waiting_reads,
     }
+
+
+def _mean_ms(seconds: float, count: int) -> float:
+    return round(seconds / count * 1000, 3) if count else 0.0
 
 
 def duplicate_views(node: Node, now: float) -> tuple[DuplicateView, ...]:

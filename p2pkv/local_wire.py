@@ -75,6 +75,13 @@ class AcquireRequest(LocalMessage, tag=3, frozen=True):
     """Blocks at the head of the chain that the engine has itself; the answer begins behind them."""
 
 
+class PrefetchRequest(LocalMessage, tag=92, frozen=True):
+    """Begin to bring this chain here, and keep what comes for `timeout_ms`. Answered by `PrefetchReply` at once."""
+
+    keys: Keys
+    timeout_ms: Small
+
+
 class ReleaseRequest(LocalMessage, tag=4, frozen=True):
     """Done with a lease. Answered by `Done`."""
 
@@ -328,6 +335,12 @@ class AcquireReply(LocalMessage, tag=22, frozen=True):
     reason: Text
 
 
+class PrefetchReply(LocalMessage, tag=93, frozen=True):
+    """Answer to `PrefetchRequest`: how many of the chain's blocks are wanted; hints may pin no more."""
+
+    blocks: Count
+
+
 class PublishReply(LocalMessage, tag=23, frozen=True):
     """Answer to `PublishRequest`: how many blocks were stored, were here already, or were refused and why."""
 
@@ -479,7 +492,7 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """Blocks that come in parts, deliveries and pushes: totals since start, and what is under way."""
     protected_by: dict[str, str] = {}
     """What goes between nodes -> what protects it."""
-    disk: dict[str, int | str] = {}
+    disk: dict[str, int | float | str] = {}
     """State and figures of the disk tier; empty if there is none."""
 
 
@@ -747,11 +760,13 @@ Request: TypeAlias = (
     | NetcheckRequest
     | ConditionRequest
     | ScrubRequest
+    | PrefetchRequest
 )
 Reply: TypeAlias = (
     Welcome
     | MatchReply
     | AcquireReply
+    | PrefetchReply
     | PublishReply
     | MembersReply
     | StatusReply

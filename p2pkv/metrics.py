@@ -24,6 +24,9 @@ class Metrics:
         self.hit_blocks = Counter(
             "p2pkv_hit_blocks", "Blocks given to engines, by where from.", ["source"], registry=registry
         )
+        self.prefetched_blocks = Counter(
+            "p2pkv_prefetched_blocks", "Blocks that were in memory when a hint's acquire was over.", registry=registry
+        )
         self.fetch_blocks = Counter(
             "p2pkv_fetch_blocks", "Blocks asked of peers, by outcome.", ["outcome"], registry=registry
         )
@@ -76,6 +79,12 @@ class Metrics:
             "Time of one block's way to the disk or from it, waiting for a thread included.",
             ["move"],
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self.disk_skipped = Counter(
+            "p2pkv_disk_skipped_blocks",
+            "Blocks that were not moved to the disk or from it, by why.",
+            ["reason"],
             registry=registry,
         )
         self.disk_serving = Gauge(

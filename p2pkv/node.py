@@ -463,10 +463,12 @@ class Node:
         self._rest_due = None
         return self._route(self.disk.on_failed(problem, now), now)
 
-    def on_disk_written(self, move: int, problem: str, now: float, *, full: bool = False) -> tuple[Effect, ...]:
+    def on_disk_written(
+        self, move: int, problem: str, now: float, *, full: bool = False, took_s: float = 0.0
+    ) -> tuple[Effect, ...]:
         """Take the end of a write, with what was in its way."""
         self._rest_due = None
-        return self._route(self.disk.on_written(move, problem, now, full=full), now)
+        return self._route(self.disk.on_written(move, problem, now, full=full, took_s=took_s), now)
 
     def on_disk_read(
         self, move: int, verdict: str, now: float, *, problem: str = "", took_s: float = 0.0
@@ -605,6 +607,12 @@ class Node:
         """Take that the engine of an acquire has gone away: what was begun for it ends, and no `Acquired` comes."""
         self._rest_due = None
         return self._route(self._acquires.cancel(acquire), now)
+
+    def slot_bytes(self, key: BlockKey) -> int:
+        """Return how much memory a block takes, or would take: a guess if it is neither here nor on the disk."""
+        held = self.ledger.get(key) or self.disk.get(key)
+        length = held.info.length if held is not None else self._plans.block_bytes
+        return self.ledger.slots.size_class(min(length, self.ledger.slots.chunk_bytes))
 
     def explain(
         self, keys: Sequence[BlockKey], now: float, cost: Cost | None = None

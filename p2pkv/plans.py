@@ -53,6 +53,11 @@ class Plans:
         """Take how long blocks are, for engines that do not say."""
         self._block_bytes = length
 
+    @property
+    def block_bytes(self) -> int:
+        """How long blocks are: as long as the last one, or a guess."""
+        return self._block_bytes
+
     def decide(
         self,
         chain: Sequence[BlockKey],

@@ -44,8 +44,12 @@ class PromotionCounts:
     """Blocks, since start."""
 
     read: int = 0
+    seconds: float = 0.0
+    """That the read ones took in all, waiting for a thread included."""
     failed: int = 0
-    """Not read, for any reason."""
+    """Not read, for any reason but the next."""
+    given_up: int = 0
+    """Not begun when nobody waited any more."""
 
 
 @dataclass(slots=True)
@@ -160,8 +164,15 @@ class Promotions:
     def on_time(self, now: float) -> tuple[tuple[Promoted, ...], bool]:
         """Let time pass; return the promotions that are over, and whether a read takes longer than any may."""
         over = [number for number, one in self._promotions.items() if one.until <= now]
+        given_up = set[BlockKey]()
         for number in over:
-            del self._promotions[number]
+            given_up |= self._promotions.pop(number).wanted
+        if given_up:  # to read on for nobody would let those wait who still can have theirs in time
+            given_up.difference_update(*(one.wanted for one in self._promotions.values()))
+            for key in given_up:
+                if key in self._waiting:
+                    del self._waiting[key]
+                    self.counts.given_up += 1
         ended = [Promoted(number) for number in over]
         late = [one for one in self._reading.values() if one.deadline <= now and not one.is_late]
         for one in late:

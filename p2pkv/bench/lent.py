@@ -9,9 +9,11 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -211,6 +213,31 @@ def main() -> None:
     wanted: dict[str, Any] = json.loads(sys.argv[1])
     flow_bytes_s = wanted.pop("flow_bytes_s")
     trio.run(_serve, _filled(**wanted), flow_bytes_s)
+
+
+@contextmanager
+def lent_blocks(*, block_bytes: int, lease_blocks: int, blocks: int, flow_bytes_s: int = 0) -> Iterator[Lent]:
+    """Have another process lend `blocks` blocks, over connections of at most `flow_bytes_s` each, 0: as fast as they go.
+
+    Raises:
+        P2pkvError: it did not start.
+    """
+    asked = {
+        "block_bytes": block_bytes,
+        "lease_blocks": lease_blocks,
+        "blocks": blocks,
+        "flow_bytes_s": flow_bytes_s,
+    }
+    command = [sys.executable, "-m", "p2pkv.bench.lent", json.dumps(asked)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        try:
+            assert owner.stdout is not None
+            line = owner.stdout.readline()
+            if not line:
+                raise P2pkvError("the process with the blocks did not start")
+            yield msgspec.json.decode(line, type=Lent)
+        finally:
+            owner.kill()
 
 
 def hello(weakest: BulkProtection = "aead") -> Hello:

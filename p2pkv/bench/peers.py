@@ -29,6 +29,7 @@ PARTS: Final = ("moves", "one", "lookup", "limits", "rest")
 SYSTEMS: Final[dict[str, Make]] = {
     "p2pkv-shm": children.p2pkv_shm,
     "p2pkv-tcp": children.p2pkv_tcp,
+    "p2pkv-aead": children.p2pkv_aead,
     "mooncake": children.mooncake,
     "lmcache": children.lmcache,
     "redis": children.redis,
@@ -85,6 +86,7 @@ class One:
 
     system: str
     transport: str
+    protection: str
     block_bytes: int
     p50_us: float
     p99_us: float
@@ -236,6 +238,7 @@ def _ones(contenders: Sequence[Contender], options: PeersOptions, progress: Prog
         One(
             system=one.system,
             transport=one.transport,
+            protection=one.protection,
             block_bytes=ONE_BLOCK_BYTES,
             p50_us=statistics.median(taken_s[i]) * 1e6,
             p99_us=sorted(taken_s[i])[len(taken_s[i]) * 99 // 100] * 1e6,

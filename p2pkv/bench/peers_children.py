@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -14,6 +15,9 @@ from typing import Any, Final
 import p2pkv
 from p2pkv.demo.processes import Child
 from p2pkv.errors import ConfigError, P2pkvError
+from p2pkv.keyring_file import write_keyring
+from p2pkv.transport.bulk_protection import TEXTS, BulkProtection
+from p2pkv.transport.keyring import RING_KEY_BYTES, KeyRing
 
 _ROOT: Final = Path(p2pkv.__file__).parents[1]
 _ANSWER_S: Final = 120.0
@@ -150,9 +154,18 @@ def p2pkv_tcp(bench: Bench, shape: Shape) -> Contender:
     return _p2pkv(bench, shape, "tcp")
 
 
-def _p2pkv(bench: Bench, shape: Shape, transport: str) -> Contender:
-    settings = ("fetch.shared_memory=false",) if transport == "tcp" else ()
-    suffix = f"{transport}-{shape.block_bytes}-{shape.per_lease}"
+def p2pkv_aead(bench: Bench, shape: Shape) -> Contender:
+    """As `p2pkv_tcp`, with a keyring, so that everything is encrypted."""
+    return _p2pkv(bench, shape, "tcp", "aead")
+
+
+def _p2pkv(bench: Bench, shape: Shape, transport: str, protection: BulkProtection = "off") -> Contender:
+    settings: tuple[str, ...] = ("fetch.shared_memory=false",) if transport == "tcp" else ()
+    suffix = f"{transport}-{protection}-{shape.block_bytes}-{shape.per_lease}"
+    if protection != "off":
+        keyring = bench.folder / f"{suffix}.keys"
+        write_keyring(keyring, KeyRing((secrets.token_bytes(RING_KEY_BYTES),)))
+        settings += (f"security.keyring={keyring}", f"security.bulk_protection={protection}")
     room = max(
         shape.total_bytes, (3 * shape.ahead + 1) * shape.lease_bytes
     )  # those of two rounds, and what is on its way out
@@ -167,7 +180,10 @@ def _p2pkv(bench: Bench, shape: Shape, transport: str) -> Contender:
     seen = program.ask("transports")
     if not any(transport in name for name in seen):
         raise P2pkvError(f"blocks came by another way than {transport}: {seen}")
-    return Contender("p2pkv", transport, program.ask("protection"), digests=True, taker=program, prepares=True)
+    said = program.ask("protection")["blocks over TCP"]
+    if protection != "off" and not said.startswith(TEXTS[protection]):
+        raise P2pkvError(f"blocks were to be protected by {TEXTS[protection]!r}, and are by {said!r}")
+    return Contender("p2pkv", transport, protection, digests=True, taker=program, prepares=True)
 
 
 def mooncake(bench: Bench, shape: Shape) -> Contender:

@@ -1,6 +1,6 @@
 """Whether the limits made by hand are any good: beside iperf3 for sockets, beside a loop of memcpy in C for memory.
 
-A limit of `p2pkv bench transfer` is a loop in Python that moves bytes and checks their digests. Here the same loop runs
+A limit of `p2pkv bench transfer` is a loop in Python that moves bytes and checks their digests. Here the same loop, the code itself, runs
 with the digests and without them, in turns with what others use to say how fast a machine is.
 """
 
@@ -9,11 +9,9 @@ import os
 import shutil
 import socket
 import statistics
-import struct
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,24 +19,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-import msgspec
-import numpy as np
 import trio
 
-from p2pkv.bench.lent import OWNER, Lent, block_numbers, hello
+from p2pkv.bench.lent import OWNER, Lent, block_numbers, hello, lent_blocks
 from p2pkv.bench.peers_children import free_port
 from p2pkv.bench.peers_lines import area, timed
-from p2pkv.blocks import block_digest
+from p2pkv.bench.plain import take_mapped, take_plain
 from p2pkv.errors import ConfigError, P2pkvError
 from p2pkv.generations import Place
 from p2pkv.slots import PAGE_BYTES
 from p2pkv.transport.arena import PeerArena
+from p2pkv.transport.base import Wanted
 from p2pkv.transport.shm import ShmTransport
 
 _SHAPES: Final = ((256 * 2**10, 64), (4 * 2**20, 16))
 _TAKES: Final = 4
 _IPERF_S: Final = 1
-_LEASE: Final = struct.Struct("<Q")
 _COPY: Final = Path(__file__).with_name("peers_copy.c")
 
 
@@ -63,8 +59,8 @@ Take = Callable[[int, bool], None]
 """(lease, whether to check) -> moves the lease's blocks."""
 
 
-def measure_limits(rounds: int, memory_bytes: int) -> list[Limit]:
-    """Measure all of them.
+def measure_limits(rounds: int, memory_bytes: int, *, shapes: Sequence[tuple[int, int]] = _SHAPES) -> list[Limit]:
+    """Measure all of them, for each of `shapes`: bytes of a block, blocks of a lease.
 
     Raises:
         ConfigError: iperf3 or a C compiler is missing; the hint says what to install.
@@ -77,10 +73,10 @@ def measure_limits(rounds: int, memory_bytes: int) -> list[Limit]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ConfigError(f"{compiler} does not compile {_COPY.name}: {done.stderr.strip()[:300]}")
-        for block_bytes, per_lease in _SHAPES:
+        for block_bytes, per_lease in shapes:
             blocks = memory_bytes // block_bytes
             sizes = (block_bytes, per_lease, blocks)
-            with _lent(*sizes) as lent:
+            with lent_blocks(block_bytes=block_bytes, lease_blocks=per_lease, blocks=blocks) as lent:
                 digests = [bytes.fromhex(digest) for digest in lent.digests]
                 with _sockets(lent, sizes, digests) as take:
                     limits.append(_limit("plain sockets", "iperf3", sizes, rounds, take, partial(_iperf, iperf)))
@@ -135,54 +131,46 @@ def _takes(take: Take, first: int, *, check: bool) -> None:
 
 
 @contextmanager
-def _lent(block_bytes: int, per_lease: int, blocks: int) -> Iterator[Lent]:
-    arguments = json.dumps({"block_bytes": block_bytes, "lease_blocks": per_lease, "blocks": blocks})
-    command = [sys.executable, "-m", "p2pkv.bench.lent", arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
-        try:
-            assert owner.stdout is not None
-            line = owner.stdout.readline()
-            if not line:
-                raise P2pkvError("the process with the blocks did not start")
-            yield msgspec.json.decode(line, type=Lent)
-        finally:
-            owner.kill()
-
-
-@contextmanager
 def _sockets(lent: Lent, sizes: tuple[int, int, int], digests: list[bytes]) -> Iterator[Take]:
-    block_bytes, per_lease, blocks = sizes
-    whole = area(block_bytes * blocks)
-    view = whole.data
-
+    into = _Into(sizes, digests)
     with socket.create_connection(("127.0.0.1", lent.plain_port)) as connection:
 
         def take(lease: int, check: bool) -> None:
-            connection.sendall(_LEASE.pack(lease))
-            for number in block_numbers(lease, per_lease, blocks):
-                place = view[number * block_bytes : (number + 1) * block_bytes]
-                done = 0
-                while done < block_bytes:
-                    done += connection.recv_into(place[done:])
-                _check(place, digests[number], check)
+            _demand(take_plain(connection, lease, into.wanted(lease), check=check))
 
         yield take
 
 
 @contextmanager
 def _mapped(lent: Lent, sizes: tuple[int, int, int], digests: list[bytes]) -> Iterator[Take]:
-    block_bytes, per_lease, blocks = sizes
-    stride = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
-    whole = area(block_bytes * blocks)
+    into = _Into(sizes, digests)
+    stride = -(-sizes[0] // PAGE_BYTES) * PAGE_BYTES
     arena = trio.run(_opened, f"\0{lent.shm}")
 
     def take(lease: int, check: bool) -> None:
-        for number in block_numbers(lease, per_lease, blocks):
-            place = whole[number * block_bytes : (number + 1) * block_bytes]
-            np.copyto(place, arena.bytes_at(Place(number * stride, 0), block_bytes))
-            _check(place.data, digests[number], check)
+        places = [Place(number * stride, 0) for number in into.numbers(lease)]
+        _demand(take_mapped(arena, places, into.wanted(lease), check=check))
 
     yield take
+
+
+class _Into:
+    """Where the blocks of leases go: as much memory as the owner's, walked through in order."""
+
+    def __init__(self, sizes: tuple[int, int, int], digests: list[bytes]) -> None:
+        self._block_bytes, self._per_lease, self._blocks = sizes
+        self._view = area(self._block_bytes * self._blocks).data
+        self._digests = digests
+
+    def numbers(self, lease: int) -> list[int]:
+        return block_numbers(lease, self._per_lease, self._blocks)
+
+    def wanted(self, lease: int) -> list[Wanted]:
+        size = self._block_bytes
+        return [
+            Wanted(i, size, size, self._digests[number], self._view[number * size : (number + 1) * size])
+            for i, number in enumerate(self.numbers(lease))
+        ]
 
 
 async def _opened(address: str) -> PeerArena:
@@ -193,8 +181,8 @@ async def _opened(address: str) -> PeerArena:
         await transport.aclose()
 
 
-def _check(place: memoryview, digest: bytes, check: bool) -> None:
-    if check and block_digest(place, len(place)) != digest:
+def _demand(right: bool) -> None:
+    if not right:
         raise P2pkvError("wrong bytes by hand")
 
 

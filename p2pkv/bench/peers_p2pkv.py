@@ -111,8 +111,8 @@ class _Taker:
         counters = self.client.status().counters
         return {name: value for name, value in counters.items() if "transfer_bytes" in name}
 
-    def protection(self) -> str:
-        return self.client.status().protection
+    def protection(self) -> dict[str, str]:
+        return self.client.status().protected_by
 
     def _fetching_s(self) -> float:
         """Return how long the daemon has spent in transfers."""

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from p2pkv.bench import tiers_others
+from p2pkv.bench.tiers_load import Load, run_load
 from p2pkv.bench.tiers_plain import PHASES, BareFile, Phase, aligned, fio_bytes_s, in_threads
 from p2pkv.blocks import BlockInfo, BlockKey, block_digest
 from p2pkv.errors import LocalUseError
@@ -29,6 +30,7 @@ from p2pkv.tiers.disk.store import SLAB_BYTES_MAX, DiskStore
 
 OTHERS: Final = tuple(tiers_others.SYSTEMS)
 _BODIES: Final = 8
+_ENGINES: Final = 4
 _MARGIN: Final = 1.25
 """Of quota over blocks: slabs have ends that are too short for a slot."""
 
@@ -48,6 +50,10 @@ class TiersOptions:
     threads: tuple[int, ...] = (1, 4)
     start_bytes: int = 10 * 10**9
     """Bytes of the store that is started; 0: none is."""
+    load_s: float = 10.0
+    """How long engines ask a daemon for what is on its disk, for each patience; 0: none does."""
+    patience_s: tuple[float, ...] = (1.0, 0.05)
+    """Of engines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class TiersResult:
     """All figures."""
 
     figures: list[Figure] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
 
 
@@ -99,10 +106,14 @@ def run_tiers(options: TiersOptions, *, progress: Callable[[str], None]) -> Tier
     folder.mkdir(mode=0o700, parents=True)
     result = TiersResult()
     try:
-        for block_bytes in options.block_bytes:
+        for block_bytes in options.block_bytes if options.rounds else ():
             result.figures += _measure(options, folder, block_bytes, progress)
         for block_bytes in options.block_bytes if options.start_bytes else ():
             result.starts += _start(folder, block_bytes, options.start_bytes, progress)
+        for patience_s in options.patience_s if options.load_s else ():
+            result.loads.append(run_load(folder, engines=_ENGINES, patience_s=patience_s, seconds=options.load_s))
+            shutil.rmtree(folder / "load")
+            progress(f"engines that wait {patience_s:g} s: {result.loads[-1].acquires} acquires")
     finally:
         shutil.rmtree(folder)
     return result

@@ -5,22 +5,18 @@ many by the transport, and the figure is the median of the rounds' ratios. Sourc
 last-level cache and walked through in order, so no byte is in a cache when its turn comes.
 """
 
-import json
 import socket
 import statistics
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import IO, Final, TypeAlias
+from typing import Final, TypeAlias
 
-import msgspec
 import trio
 
 from p2pkv.bench.fabric import fabric_of, take_bare
-from p2pkv.bench.lent import OWNER, RING, Lent, block_numbers, hello
+from p2pkv.bench.lent import OWNER, RING, Lent, block_numbers, hello, lent_blocks
 from p2pkv.bench.plain import take_guarded, take_mapped, take_plain
 from p2pkv.errors import FabricError
 from p2pkv.generations import Place
@@ -134,7 +130,7 @@ def run_transfer(options: TransferOptions) -> list[Case]:
     """Measure every transport with every shape.
 
     Raises:
-        FabricError: the other process did not start, or what was moved by hand had wrong bytes.
+        P2pkvError: the other process did not start, or what was moved by hand had wrong bytes.
     """
     cases: list[Case] = []
     measures: list[tuple[str, Measure]] = [("shm", _shm), ("tcp", _tcp)]
@@ -143,14 +139,12 @@ def run_transfer(options: TransferOptions) -> list[Case]:
         measures.append(("nixl", _nixl))
     for block_bytes, lease_blocks in options.shapes:
         blocks = max(2 * lease_blocks, options.memory_bytes // block_bytes)
-        sizes = {"block_bytes": block_bytes, "lease_blocks": lease_blocks, "blocks": blocks}
-        arguments = json.dumps(sizes | {"flow_bytes_s": options.flow_bytes_s})
-        command = [sys.executable, "-m", "p2pkv.bench.lent", arguments]
+        lending = lent_blocks(
+            block_bytes=block_bytes, lease_blocks=lease_blocks, blocks=blocks, flow_bytes_s=options.flow_bytes_s
+        )
         tier = HostTier(-(-block_bytes // PAGE_BYTES) * PAGE_BYTES * blocks)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        with lending as lent:
             try:
-                assert owner.stdout is not None
-                lent = _lent(owner.stdout)
                 digests = tuple(bytes.fromhex(digest) for digest in lent.digests)
                 places = _Places(tier, block_bytes, blocks)
                 shape = _Shape(block_bytes, lease_blocks, lent, digests, places)
@@ -160,16 +154,8 @@ def run_transfer(options: TransferOptions) -> list[Case]:
                     if name in options.only or not options.only
                 ]
             finally:
-                owner.kill()
                 tier.close()
     return cases
-
-
-def _lent(stream: IO[bytes]) -> Lent:
-    line = stream.readline()
-    if not line:
-        raise FabricError("the process with the blocks did not start", device="bench")
-    return msgspec.json.decode(line, type=Lent)
 
 
 async def _shm(shape: _Shape, options: TransferOptions) -> Case:

@@ -404,17 +404,18 @@ def peers(
 @click.option(
     "--python", default="", metavar="PYTHON", help="A Python that has the others, as `make bench-tiers-env` makes."
 )
-@click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="Interleaved rounds.")
+@click.option("--rounds", type=click.IntRange(0, 1000), default=9, show_default=True, help="Interleaved; 0: none.")
 @click.option(
     "--set", "set_bytes", default="512MiB", show_default=True, metavar="SIZE", help="Of all blocks of a size."
 )
+@click.option("--load", "load_s", type=click.FloatRange(0), default=10, show_default=True, help="Seconds under load.")
 @click.option("--start", "start_bytes", default="10GB", show_default=True, metavar="SIZE", help="Of the store started.")
 @output_option
-def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: str, output: str) -> None:
+def tiers(folder: str, python: str, rounds: int, set_bytes: str, load_s: float, start_bytes: str, output: str) -> None:
     """Measure the disk tier beside the disk's own limits, and beside what people would take instead.
 
     Blocks of 1 MiB and of 256 KiB are written over what is there and read back by everybody in turn; then a store is
-    filled by a process that is killed, and started by another.
+    filled by a process that is killed, and started by another; and engines ask a daemon for what is on its disk.
     """
     from dataclasses import asdict
 
@@ -426,12 +427,22 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: st
         python=python,
         rounds=rounds,
         set_bytes=parse_size(set_bytes),
+        load_s=load_s,
         start_bytes=parse_size(start_bytes) if start_bytes != "0" else 0,
     )
     result = asdict(run_tiers(options, progress=lambda line: click.echo(line, err=True)))
     if output == "json":
         print_json({"benchmark": "tiers", "options": asdict(options), **result})
         return
+    if result["figures"]:
+        _show_moves(result["figures"])
+    if result["loads"]:
+        _show_loads(result["loads"])
+    if result["starts"]:
+        _show_starts(result["starts"])
+
+
+def _show_moves(figures: list[dict[str, Any]]) -> None:
     print_table(
         "blocks written and read back",
         ("system", "blocks", "threads", "write GB/s", "of bare", "p25", "read GB/s", "of bare", "p25"),
@@ -446,9 +457,21 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: st
                     for name in (f"{phase}_gb_s", f"{phase}_of_bare", f"{phase}_of_bare_p25")
                 ),
             )
-            for one in result["figures"]
+            for one in figures
         ],
     )
+
+
+def _show_loads(loads: list[dict[str, Any]]) -> None:
+    names = [name for name in loads[0] if name != "patience_s"]
+    print_table(
+        "engines under load: deadlines kept",
+        ("engines that wait", *(f"{load['patience_s']:g} s" for load in loads)),
+        [(name.replace("_", " "), *(_figure(load[name]) for load in loads)) for name in names],
+    )
+
+
+def _show_starts(starts: list[dict[str, Any]]) -> None:
     print_table(
         "starts",
         ("blocks of", "how", "committed", "found", "compared", "ready, s"),
@@ -461,7 +484,7 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: st
                 one["verified"],
                 f"{one['ready_s']:.2f}",
             )
-            for one in result["starts"]
+            for one in starts
         ],
     )
 
@@ -469,11 +492,12 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, start_bytes: st
 def _show_peers(result: dict[str, Any]) -> None:
     print_table(
         "blocks moved between two processes",
-        ("system", "transport", "blocks", "GB/s", "p25, p75", "times Mooncake", "p50 ms", "p99 ms"),
+        ("system", "transport", "protection", "blocks", "GB/s", "p25, p75", "times Mooncake", "p50 ms", "p99 ms"),
         [
             (
                 move["system"],
                 move["transport"],
+                move["protection"],
                 f"{move['blocks']} x {move['block_bytes'] // 1024} KiB",
                 f"{move['gbps']:.2f}",
                 f"{move['gbps_p25']:.2f}, {move['gbps_p75']:.2f}",
@@ -494,8 +518,11 @@ def _show_peers(result: dict[str, Any]) -> None:
         click.echo(f"{system} was not measured: {reason}", err=True)
 
 
+def _figure(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
 def _rows(title: str, row: dict[str, Any]) -> None:
     flat = {k: v for k, v in row.items() if not isinstance(v, dict)}
     flat |= {f"{k}: {name}": v for k, values in row.items() if isinstance(values, dict) for name, v in values.items()}
-    shown = [(name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in flat.items()]
-    print_table(title, ("measure", "value"), shown)
+    print_table(title, ("measure", "value"), [(name, _figure(value)) for name, value in flat.items()])

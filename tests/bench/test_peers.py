@@ -1,11 +1,13 @@
 """What measures us beside others measures what it says: real daemons, blocks that are compared, peers that are known."""
 
+import shutil
 import sys
 
 import pytest
 
 from p2pkv.bench.peers import PeersOptions, run_peers
-from p2pkv.bench.peers_children import Bench, Program, Shape, p2pkv_tcp
+from p2pkv.bench.peers_children import Bench, Program, Shape, p2pkv_aead, p2pkv_tcp
+from p2pkv.bench.peers_limits import measure_limits
 from p2pkv.client import Client
 from p2pkv.demo.processes import all_stopped
 from p2pkv.errors import ConfigError, P2pkvError
@@ -28,6 +30,12 @@ def test_blocks_come_over_the_transport_that_is_named_and_never_from_here(bench)
     assert moved == {"p2pkv_transfer_bytes_total{direction=received,transport=tcp}": 10 * 4 * 256 * 1024}
     parts = contender.taker.ask("parts", lease=10)
     assert 0 < parts["of it, the transfer"] < parts["acquire"]
+
+
+def test_the_contender_that_encrypts_does(bench):
+    contender = p2pkv_aead(bench, Shape(256 * 1024, 4, 64))
+    assert contender.protection == "aead"
+    assert "AES-256-GCM" in contender.taker.ask("protection")["blocks over TCP"]
 
 
 def test_a_daemon_that_is_told_of_peers_finds_the_chain_at_all_that_hold_some(bench, tmp_path):
@@ -72,3 +80,14 @@ def test_a_program_that_ends_instead_of_answering_is_an_error(bench):
     odd = Program(bench, "odd", "peers_rest")
     with pytest.raises(P2pkvError, match="odd ended"):
         odd.ask("ready")
+
+
+def test_limits_by_hand_are_put_beside_what_others_measure_with():
+    if not (shutil.which("iperf3") and any(map(shutil.which, ("gcc", "cc", "clang")))):
+        pytest.skip("there is no iperf3 or no C compiler here")
+    limits = measure_limits(1, 2**26, shapes=((2**18, 4),))
+    assert [(limit.kind, limit.reference) for limit in limits] == [
+        ("plain sockets", "iperf3"),
+        ("memcpy", "memcpy in C"),
+    ]
+    assert all(limit.moving_ratio > 0 and limit.checked_ratio > 0 for limit in limits)

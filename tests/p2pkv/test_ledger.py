@@ -392,6 +392,18 @@ def test_one_holder_has_at_most_so_many_leases(ledger: Ledger) -> None:
     ledger.lease([key(1)], holder="a", deadline=INF)
 
 
+def test_a_lease_that_is_shortened_pins_only_its_head(ledger: Ledger) -> None:
+    held(ledger, 1)
+    held(ledger, 2)
+    lease = ledger.lease([key(1), key(2)], holder="a", deadline=INF)
+    ledger.shorten(lease.id, 1)
+    assert not ledger.drop(key(1))
+    assert ledger.drop(key(2))
+    ledger.release(lease.id, holder="a")
+    ledger.shorten(lease.id, 1)
+    assert ledger.drop(key(1))
+
+
 def test_a_lease_grows_by_blocks_that_arrive(ledger: Ledger) -> None:
     held(ledger, 1)
     lease = ledger.lease([key(1)], holder="a", deadline=INF)

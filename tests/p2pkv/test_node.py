@@ -561,6 +561,8 @@ def test_an_engine_at_its_limit_of_leases_is_refused_and_nothing_stays_pinned() 
     assert (leased(refused), refused.lease.id) == ([], 0)
     assert "e holds 1 leases, limit 1" in refused.reason
     assert mesh.nodes["b"].ledger.statistics().leases == 1
+    decision, _ = mesh.nodes["b"].explain([*CHAIN, key(99)], 10.0)  # which needs to know how long blocks are
+    assert decision.cost.block_bytes == PAGE_BYTES
     mesh.nodes["b"].ledger.lease([], holder="e/guard", deadline=INF)
     with pytest.raises(PinLimit):
         mesh.start("b", CHAIN)

@@ -240,6 +240,22 @@ def test_a_long_chain_is_read_some_blocks_at_a_time() -> None:
     assert len(bench.acquired[number].lease.blocks) == 50
 
 
+def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+    first, second = [key(number) for number in range(30)], [key(100 + number) for number in range(30)]
+    bench = Bench(blocks=[*first, *second])
+    bench.acquire([*first], within_s=1.0)
+    other = bench.acquire([first[20], *second], within_s=60.0)
+    bench.tick(1.0)
+    for move in tuple(bench.reads):
+        bench.take(bench.node.on_disk_read(move, "ok", bench.now))
+        del bench.reads[move]
+    assert bench.node.disk.statistics().promotions.given_up == 30 - AT_ONCE - 1
+    begun = {effect.held.info.key for effect in bench.reads.values()}
+    assert begun <= {first[20], *second}
+    bench.read_all()
+    assert len(bench.acquired[other].lease.blocks) == 31
+
+
 def test_a_block_that_is_not_what_it_was_ends_the_prefix_and_is_announced_no_more() -> None:
     bench = Bench(blocks=CHAIN)
     number = bench.acquire(CHAIN)

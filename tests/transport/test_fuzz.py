@@ -129,8 +129,10 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.NetcheckRequest(1000, True),
     local_wire.ConditionRequest(),
     local_wire.ScrubRequest(2**20),
+    local_wire.PrefetchRequest(bytes(64), 1000),
 ]
 REPLIES: list[local_wire.Reply] = [
+    local_wire.PrefetchReply(3),
     local_wire.ShardReply(1, 0, 1, 0, "no", "do"),
     local_wire.DeliverReply(4, (local_wire.DeliveredBlock(b"k" * 32, 4096, 7, True, b"d" * 16, "a"),), "all here"),
     local_wire.WaitReply("here", "", 2, 3),
