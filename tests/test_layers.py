@@ -46,9 +46,9 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"tiers.object.runs"}),
-    frozenset({"own_keyring", "grants", "announced", "hints", "demotions", "promotions", "disk_moves"}),
+    frozenset({"own_keyring", "grants", "announced", "demotions", "promotions", "disk_moves"}),
     frozenset({"run_costs", "run_writes", "run_reads", "object_moves"}),
-    frozenset({"acquires"}),
+    frozenset({"acquires", "hints"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
     frozenset({"parts"}),
     frozenset({"rotation"}),
