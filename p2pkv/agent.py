@@ -337,6 +337,7 @@ class Agent:
             keyring=self._protection.ring is not None,
             certificate_left_s=self._guard.certificate_left_s(),
             skews_s=tuple((names.get(node, node), skew) for node, skew in self._guard.skews_s().items()),
+            object_problem=self.runner.ask(lambda node: node.objects.statistics().reason),
         )
         return ConditionReply(tuple(CheckView(one.name, one.state, one.text, one.hint) for one in checks(found)))
 

@@ -191,5 +191,7 @@ class ObjectMoves:
         if (state, problem) == (self._state, self._reason):
             return ()
         self._state, self._reason = state, problem
+        if not problem:
+            self._writes.on_service()
         facts = (("state", state), ("reason", problem))
         return (Note("object store", tuple(fact for fact in facts if fact[1]), warning=bool(problem)),)

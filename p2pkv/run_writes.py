@@ -24,6 +24,7 @@ KNOWN_S: Final = 3600.0
 ROOM_SHARE: Final = 4
 """Written back, what is ready may take all of memory but one part in so many."""
 ATTEMPTS_MAX: Final = 3
+"""Of a run that fails while others do not. While all fail, it is the store, and nothing is given up for it."""
 PAUSE_S: Final = 1.0
 """After a put that failed nothing is put for so long, then for twice as long, and so on."""
 _DOUBLINGS_MAX: Final = 5
@@ -67,6 +68,8 @@ class _Ready:
     keys: tuple[BlockKey, ...]
     size: int
     attempts: int = 0
+    successes: int = -1
+    """How many puts had gone well when it failed last."""
 
 
 @dataclass(slots=True)
@@ -101,6 +104,7 @@ class RunWrites:
         self._moves = 0
         self._failures = 0
         """In a row."""
+        self._successes = 0
         self._paused_until = -float("inf")
         self.counts: Final = RunWriteCounts()
 
@@ -146,6 +150,10 @@ class RunWrites:
         """Take that it is not, whatever was known."""
         self._known.pop(last, None)
 
+    def on_service(self) -> None:
+        """Take that the store works again."""
+        self._failures, self._paused_until = 0, -float("inf")
+
     def start(self, now: float, prefill_s: float | None, length: int) -> tuple[PutRun, ...]:
         """Begin as many puts as may be under way.
 
@@ -163,6 +171,9 @@ class RunWrites:
             block_s = None if prefill_s is None or not length else prefill_s * size / length
             if not self._costs.is_worth_writing(len(blocks), size, prefill_block_s=block_s, now=now):
                 self.counts.cheap += 1
+                self.on_known(
+                    ready.keys[-1], now
+                )  # as if it were there: or else it would be judged whenever its chain grows
                 continue
             lease = self._host.lease((), holder=HOLDER, deadline=float("inf"))
             for key in ready.keys:  # and not leased: to be put is no use of a block
@@ -179,6 +190,7 @@ class RunWrites:
         ready = one.ready
         if result in {"stored", "there"}:
             self._failures = 0
+            self._successes += 1
             self.on_known(ready.keys[-1], now)
             if result == "stored":
                 self.counts.stored += 1
@@ -188,14 +200,14 @@ class RunWrites:
                 self.counts.there += 1
             return
         self.counts.failed += 1
-        ready.attempts += result != "resting"  # then nothing was tried
         if result == "corrupt":
             return
+        ready.attempts += ready.successes != self._successes
+        ready.successes = self._successes
         self._paused_until = now + PAUSE_S * 2 ** min(self._failures, _DOUBLINGS_MAX)
         self._failures += 1
         if ready.attempts < ATTEMPTS_MAX and all(self._host.get(key) is not None for key in ready.keys):
             self._add(ready)
-            self._ready.move_to_end(ready.keys[-1], last=False)
         else:
             self.counts.lost += 1
 

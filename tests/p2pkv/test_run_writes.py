@@ -11,7 +11,7 @@ from p2pkv.blocks import BlockInfo, BlockKey
 from p2pkv.config import ObjectConfig
 from p2pkv.ledger import Ledger
 from p2pkv.run_costs import RunCosts
-from p2pkv.run_writes import ATTEMPTS_MAX, KNOWN_MAX, KNOWN_S, PAUSE_S, PutRun, RunWrites
+from p2pkv.run_writes import KNOWN_MAX, KNOWN_S, PAUSE_S, PutRun, RunWrites
 from p2pkv.tiers.object.runs import cut_for, runs_of
 from tests.objects import NAMESPACE, chain_of
 
@@ -215,33 +215,49 @@ def test_no_more_is_known_than_may_be() -> None:
     assert keys[9] not in bench.writes._known
 
 
-def test_a_put_that_fails_is_tried_again_later_and_later_and_then_given_up() -> None:
+def test_while_the_store_fails_what_is_to_be_put_waits_and_is_tried_again_later_and_later() -> None:
     keys = chain_of(1, 16)
     bench = Bench()
     bench.store(keys)
-    for attempt in range(ATTEMPTS_MAX - 1):
-        bench.answer("late")
+    for attempt in range(20):
+        bench.answer("late" if attempt % 2 else "resting")
         assert not bench.puts
-        assert bench.writes.next_deadline() == bench.now + PAUSE_S * 2**attempt
-        bench.tick(PAUSE_S * 2**attempt)
+        pause_s = PAUSE_S * min(32, 2**attempt)
+        assert bench.writes.next_deadline() == bench.now + pause_s
+        bench.tick(pause_s)
         assert len(bench.puts) == 1
-    bench.answer("failed")
-    bench.settle()
-    bench.tick(1000.0)
-    assert not bench.puts
-    assert (bench.writes.counts.failed, bench.writes.counts.lost) == (ATTEMPTS_MAX, 1)
-
-
-def test_a_store_that_rests_uses_up_no_attempts() -> None:
-    keys = chain_of(1, 16)
-    bench = Bench()
-    bench.store(keys)
-    for _ in range(20):
-        bench.answer("resting")
-        bench.tick(64.0)
     bench.answer_all()
     assert bench.stored == [keys]
-    assert bench.writes.counts.lost == 0
+    assert (bench.writes.counts.failed, bench.writes.counts.lost) == (20, 0)
+
+
+def test_a_run_that_fails_while_others_do_not_is_given_up() -> None:
+    bench = Bench(at_once=1)
+    bad = chain_of(0, 16)
+    others = [chain_of(seed, 16) for seed in range(1, 11)]
+    bench.store(bad)
+    for other in others:
+        bench.store(other)
+        while bench.puts:
+            (put,) = bench.puts.values()
+            bench.answer("failed" if put.blocks[0].info.key == bad[0] else "stored")
+        bench.tick(100.0)
+    bench.answer_all()
+    assert bench.stored == others
+    assert bench.writes.counts.lost == 1
+
+
+def test_a_store_that_is_back_is_put_to_at_once() -> None:
+    bench = Bench()
+    bench.store(chain_of(1, 16))
+    for _ in range(6):
+        bench.answer("failed")
+        bench.tick(32.0)
+    bench.answer("failed")
+    bench.writes.on_service()
+    assert bench.writes.next_deadline() == -float("inf")
+    bench.tick(0.0)
+    assert len(bench.puts) == 1
 
 
 def test_blocks_that_are_not_what_they_were_are_not_put() -> None:

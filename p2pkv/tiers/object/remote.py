@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import threading
@@ -54,6 +55,11 @@ class Listed:
     size: int
     modified_s: float
     """On the store's clock, seconds of Unix time."""
+
+
+def is_installed() -> bool:
+    """Say whether the library is there."""
+    return importlib.util.find_spec("obstore") is not None
 
 
 class Pending(Generic[T]):
