@@ -20,7 +20,7 @@ bench-peers-env: $(PEERS_VENV)/.p2pkv-setup ## Make .venv-bench-peers with the s
 $(PEERS_VENV)/.p2pkv-setup: requirements/bench-peers.txt | $(STAMP)
 	@test -x $(PEERS_VENV)/bin/python || $(BIN)/python -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps --only-binary :all: --requirement requirements/bench-peers.txt
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(PEERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-behind.pth"
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$$($(PEERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-behind.pth"
 	@touch $@
 
 bench-peers: setup bench-peers-env ## Measure blocks, lookups and rest beside Mooncake, LMCache, Redis and NIXL (some minutes)

@@ -60,6 +60,8 @@ from p2pkv.local_wire import (
     NetcheckRequest,
     PathsReply,
     PingPeerRequest,
+    PinReply,
+    PinRequest,
     PrefetchReply,
     PrefetchRequest,
     PublishReply,
@@ -301,6 +303,16 @@ class Client(PartCalls):
             reply = self._call(request, AcquireReply, wait_s=timeout_s)
             assert self._arena is not None
             return Lease(self, reply, self._arena)
+
+    def pin(self, keys: Sequence[bytes], *, ttl_s: float) -> PinReply:
+        """Keep what the node has of a chain's head from being evicted for `ttl_s`; with 0, no longer.
+
+        A second call for the same chain replaces the first. It outlives this connection, and not the daemon.
+
+        Raises:
+            PinLimit: as much is pinned as may be.
+        """
+        return self._call(PinRequest(_chain(keys), int(ttl_s * 1000)), PinReply)
 
     def prefetch(self, keys: Sequence[bytes], *, timeout_s: float = 10.0, block_bytes: int = 0) -> int:
         """Have a chain brought here from disk, from peers and from the object store while the engine does something else; returns at once.

@@ -674,6 +674,17 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
             )
         ),
     ] = "adaptive"
+    pinned_share_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description=(
+                "Share of the tier that `p2pkv pin` may keep from being evicted. What is pinned is there when it is asked for; "
+                "everything else has less room. 1 lets pins fill the tier, and then nothing else is stored."
+            ),
+        ),
+    ] = 0.5
     idle_s: Annotated[
         float,
         Meta(

@@ -52,6 +52,8 @@ from p2pkv.local_wire import (
     MembersRequest,
     NetcheckRequest,
     PingPeerRequest,
+    PinReply,
+    PinRequest,
     PrefetchReply,
     PrefetchRequest,
     PublishReply,
@@ -373,6 +375,8 @@ class _Session:
             case ReleaseRequest(lease=lease):
                 self._served.runner.ask(lambda node: node.ledger.release(lease, holder=self._holder))
                 return Done()
+            case PinRequest():
+                return self._pin(request)
             case PublishRequest():
                 return await self._publish(request)
             case StatusRequest():
@@ -519,6 +523,16 @@ class _Session:
         metrics.hit_blocks.labels("object").inc(stored)
         metrics.hit_blocks.labels("local").inc(local)
         metrics.lookups.labels("remote" if remote or stored else "local" if acquired.sources else "miss").inc()
+
+    def _pin(self, request: PinRequest) -> PinReply:
+        chain, ttl_s, now = _chain(request.keys, self._holder), request.ttl_ms / 1000, trio.current_time()
+        if not chain:
+            raise MalformedMessage("a pin of nothing", peer=self._holder)
+        if not ttl_s:
+            ended = self._served.runner.ask(lambda node: node.unpin(chain[-1]))
+            return PinReply(len(chain) if ended else 0, 0)
+        pinned = self._served.runner.ask(lambda node: node.pin(chain, deadline=now + ttl_s, now=now))
+        return PinReply(pinned.blocks, pinned.size)
 
     async def _publish(self, request: PublishRequest) -> Reply:
         stored = present = refused = 0

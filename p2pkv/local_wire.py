@@ -91,6 +91,13 @@ class ReleaseRequest(LocalMessage, tag=4, frozen=True):
     lease: Count
 
 
+class PinRequest(LocalMessage, tag=16, frozen=True):
+    """Keep what is here of this chain's head for `ttl_ms`; 0 ends that. Answered by `PinReply`."""
+
+    keys: Keys
+    ttl_ms: Count
+
+
 class StagedBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One block laid at `offset` of the staging memory."""
 
@@ -336,6 +343,13 @@ class AcquireReply(LocalMessage, tag=22, frozen=True):
     blocks: tuple[LeasedBlock, ...]
     sources: tuple[SourceName, ...]
     reason: Text
+
+
+class PinReply(LocalMessage, tag=36, frozen=True):
+    """Answer to `PinRequest`: blocks that are pinned now, or were until now, and their bytes."""
+
+    blocks: Count
+    size: Count
 
 
 class PrefetchReply(LocalMessage, tag=93, frozen=True):
@@ -747,6 +761,7 @@ Request: TypeAlias = (
     | MatchRequest
     | AcquireRequest
     | ReleaseRequest
+    | PinRequest
     | PublishRequest
     | StatusRequest
     | MembersRequest
@@ -771,6 +786,7 @@ Reply: TypeAlias = (
     Welcome
     | MatchReply
     | AcquireReply
+    | PinReply
     | PrefetchReply
     | PublishReply
     | MembersReply

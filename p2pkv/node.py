@@ -45,6 +45,7 @@ from p2pkv.object_moves import ObjectMoves, ObjectStatistics
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.part_pulls import StartPull, StopPull
 from p2pkv.parts import Parts
+from p2pkv.pins import Pinned, Pins
 from p2pkv.planner import Cost
 from p2pkv.plans import Decision, Plans
 from p2pkv.promotions import Promoted, ReadFromDisk
@@ -209,6 +210,7 @@ class Node:
                 ttl_s=config.policy.idle_s or inf,
             ),
         )
+        self._pins = Pins(self.ledger, share_max=config.policy.pinned_share_max)
         self.membership: Final = Membership(
             me=me, cluster=config.node.cluster, config=config.mesh, join=config.node.join, random=random
         )
@@ -620,6 +622,23 @@ class Node:
         """Return what the plan for a chain from its root would be, and what it last was if that is remembered."""
         return self._acquires.explain(keys, now, cost)
 
+    def pin(self, chain: Sequence[BlockKey], *, deadline: float, now: float) -> Pinned:
+        """Keep what is here of a chain's head from being evicted until `deadline`; see `Pins.pin`.
+
+        Raises:
+            PinLimit: as much is pinned as may be.
+        """
+        self._rest_due = None
+        self.ledger.on_time(now)
+        for key in chain[: self.ledger.prefix(chain)]:
+            self._stay(key, now)
+        return self._pins.pin(chain, deadline)
+
+    def unpin(self, tip: BlockKey) -> bool:
+        """End the pin of the chain whose last block is `tip`; say whether there was one."""
+        self._rest_due = None
+        return self._pins.unpin(tip)
+
     def left_alone(self, keys: Sequence[BlockKey], now: float) -> tuple[tuple[MemberRecord, int, str], ...]:
         """Return the peers that claim some of a chain and are not asked just now: how much they claim, and why not."""
         found = []
@@ -748,10 +767,15 @@ class Node:
     def _reuse(self, keys: Sequence[BlockKey], now: float) -> None:
         """Keep those of `keys` that are only passing and are wanted again."""
         for key in keys:
-            place = self.ledger.passing(key)
-            if place is not None and self._admission.admits(key, room=False):
-                self.ledger.admit(key)
-                self._stored(key, place, now)
+            if self.ledger.passing(key) is not None and self._admission.admits(key, room=False):
+                self._stay(key, now)
+
+    def _stay(self, key: BlockKey, now: float) -> None:
+        """Have a block stay that was only passing, if it was."""
+        place = self.ledger.passing(key)
+        if place is not None:
+            self.ledger.admit(key)
+            self._stored(key, place, now)
 
     def _stored(self, key: BlockKey, place: Place, now: float) -> None:
         """Announce a block that is in host memory for good, and have it written to where it is not yet."""

@@ -1,13 +1,16 @@
 """`p2pkv sim replay`: a recorded trace through the cores that decide what stays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from p2pkv.errors import LocalUseError
 from p2pkv.eviction import ORDERS, PolicyName, make_policy
+from p2pkv.forwarding import HOPS_MAX
 from p2pkv.sim.geometry import DEFAULT, geometry
+from p2pkv.sim.ideal_mesh import IdealMesh, Sharing, replay_mesh
 from p2pkv.sim.one_cache import Counted, Engine, OneCache, TierCache, replay_ideal, replay_modelled
 from p2pkv.sim.quantiles import quantile
 from p2pkv.sim.routing import Routing, homes
@@ -32,6 +35,9 @@ class ReplayOptions:
     """The policy alone, without what a tier asks of it besides: it may strand tails, as in published tables."""
     idle_s: float = 0.0
     geometry: str = DEFAULT
+    one_cache: bool = False
+    sharing: Sharing = "mesh"
+    hops_max: int = HOPS_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +51,25 @@ class ReplayResult:
     hit_ratio: float
     hit_ratio_tokens: float
     """Share of prompts' tokens."""
+    local_hit_ratio: float | None = None
+    """Of all blocks; this and what follows, of nodes only."""
+    remote_hit_ratio: float | None = None
+    duplicate_ratio: float | None = None
+    """Share of what is held in the end that another node holds, too."""
+    wasted_fetch_ratio: float | None = None
+    """Share of blocks asked of peers that came too late, or were not there any more."""
+    forwarded_blocks: int | None = None
+    """Last copies that another node took in before they were dropped."""
+    summary_bytes_per_node_s: float | None = None
+    load_max_over_mean: float | None = None
+    """Blocks asked for at the busiest node over those at all."""
     ttft_s: dict[str, float | None] | None = None
     """Time to the first token, by quantile; None where time is not modelled."""
+
+
+def run_replay(options: ReplayOptions) -> ReplayResult:
+    """Replay a trace as the options say."""
+    return run_one_cache(options) if options.one_cache else run_mesh(options)
 
 
 def run_one_cache(options: ReplayOptions, trace: Trace | None = None) -> ReplayResult:
@@ -63,6 +86,38 @@ def run_one_cache(options: ReplayOptions, trace: Trace | None = None) -> ReplayR
         return _result(trace, replay_ideal(trace, cache))
     engines = [Engine(geometry(options.geometry)) for _ in range(options.nodes)]
     return _result(trace, replay_modelled(trace, cache, engines, homes(trace, options.routing, options.nodes)))
+
+
+def run_mesh(options: ReplayOptions, trace: Trace | None = None) -> ReplayResult:
+    """Replay a trace through nodes that share what they hold.
+
+    Raises:
+        LocalUseError: there are fewer blocks than nodes.
+    """
+    trace = trace or read_trace(Path(options.trace), coarsen=options.coarsen)
+    capacity = options.total_blocks // options.nodes
+    if options.timing != "ideal":
+        raise LocalUseError("nodes are replayed in ideal time only", hint="add --timing ideal, or --one-cache")
+    if not capacity:
+        raise LocalUseError(f"total-blocks is {options.total_blocks}, fewer than {options.nodes} nodes")
+    policies = [
+        make_policy(options.policy, capacity=lambda _: capacity, chains=not options.plain, ttl_s=options.idle_s or inf)
+        for _ in range(options.nodes)
+    ]
+    mesh = IdealMesh(policies, capacity, sharing=options.sharing, hops_max=options.hops_max)
+    routed = homes(trace, options.routing, options.nodes) if options.routing != "affinity" else None
+    counted = replay_mesh(trace, mesh, routed)
+    mean_load = sum(counted.load) / len(counted.load)
+    return replace(
+        _result(trace, counted),
+        local_hit_ratio=round(counted.local_blocks / counted.blocks, 6),
+        remote_hit_ratio=round(counted.remote_blocks / counted.blocks, 6),
+        duplicate_ratio=round(mesh.duplicates(), 6),
+        wasted_fetch_ratio=0.0,
+        forwarded_blocks=counted.forwarded,
+        summary_bytes_per_node_s=0.0,
+        load_max_over_mean=round(max(counted.load) / mean_load, 4),
+    )
 
 
 def _result(trace: Trace, counted: Counted) -> ReplayResult:

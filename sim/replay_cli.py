@@ -18,8 +18,8 @@ _TRACE = click.Path(exists=True, dir_okay=False)
 
 @click.command()
 @click.argument("trace", type=_TRACE)
-@click.option("--one-cache", is_flag=True, required=True, help="One cache of all blocks, which all engines share.")
-@click.option("--nodes", type=click.IntRange(1, 1024), default=8, show_default=True, help="Engines, one a node.")
+@click.option("--one-cache", is_flag=True, help="One cache of all blocks, which all engines share.")
+@click.option("--nodes", type=click.IntRange(1, 1024), default=8, show_default=True, help="Each with an engine.")
 @click.option(
     "--total-blocks",
     type=click.IntRange(1),
@@ -29,10 +29,20 @@ _TRACE = click.Path(exists=True, dir_okay=False)
 )
 @click.option(
     "--routing",
-    type=click.Choice(["rr", "session"]),
+    type=click.Choice(["rr", "session", "affinity"]),
     default="rr",
     show_default=True,
-    help="Requests go to nodes in turn, or by their session.",
+    help="Requests go to nodes in turn, by their session, or to the node with the longest prefix that is not overloaded.",
+)
+@click.option(
+    "--sharing",
+    type=click.Choice(["mesh", "local", "ring", "first", "copies"]),
+    default="mesh",
+    show_default=True,
+    help="Who keeps what, to compare: each its own; each block its owner; who computed it; everybody what he used; `mesh`: as p2pkv does it.",
+)
+@click.option(
+    "--hops", "hops_max", type=click.IntRange(0, 16), default=2, show_default=True, help="Forwards of a last copy."
 )
 @click.option(
     "--policy", type=click.Choice(list(ORDERS)), default="adaptive", show_default=True, help="What goes first."
@@ -59,15 +69,15 @@ _TRACE = click.Path(exists=True, dir_okay=False)
     "--ttft", "geometry", default=DEFAULT, show_default=True, help="MODEL,GPU,LINK that times are modelled for."
 )
 @rows_output_option
-def replay(output: str, *, one_cache: bool, **options: Any) -> None:  # noqa: ARG001 - there is nothing else yet
+def replay(output: str, **options: Any) -> None:
     """Replay TRACE, a file of recorded requests, and count what was there when it was asked for.
 
     TRACE has a line of JSON for each request, with timestamp, input_length, and hash_ids or hash_runs; .xz is unpacked.
     """
-    from p2pkv.sim.replay import ReplayOptions, run_one_cache
+    from p2pkv.sim.replay import ReplayOptions, run_replay
 
     asked = ReplayOptions(**options)
-    row = asdict(run_one_cache(asked))
+    row = {name: value for name, value in asdict(run_replay(asked)).items() if value is not None}
     if output == "json":
         print_json({"scenario": "replay", "options": asdict(asked), **row})
     elif output == "csv":
@@ -79,26 +89,32 @@ def replay(output: str, *, one_cache: bool, **options: Any) -> None:  # noqa: AR
 @click.command()
 @click.argument("traces", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--full", is_flag=True, help="All traces and capacities, not only those that take minutes.")
+@click.option("--mesh", is_flag=True, help="Many nodes and what they share, instead of one cache and its policies.")
 @plot_option
 @rows_output_option
-def cache(traces: Path, output: str, plot: Path | None, *, full: bool) -> None:
-    """Compare eviction policies in one cache, on the traces in the folder TRACES that are known by name.
+def cache(traces: Path, output: str, plot: Path | None, *, full: bool, mesh: bool) -> None:
+    """Compare eviction policies in one cache, or with --mesh ways to share many, on the known traces in the folder TRACES.
 
     Progress goes to standard error.
 
-    Exit codes: 0 `adaptive` was nowhere more than a point worse than the best fixed policy, and better than LRU on average; 1
-    otherwise.
+    Exit codes: 0 `adaptive` was nowhere more than a point worse than the best fixed policy, and better than LRU on average; or
+    the mesh was nowhere worse than its aim; 1 otherwise.
     """
-    from p2pkv.sim.cache_bench import compare, figure_of, problems
+    from p2pkv.sim import cache_bench, mesh_bench
 
     def told(text: str) -> None:
         click.echo(text, err=True)
 
-    rows = compare(traces, full=full, told=told)
-    print_rows("cache", {"full": full}, [asdict(row) for row in rows], output=output)
+    if mesh:
+        cells = mesh_bench.compare(traces, full=full, told=told)
+        print_rows("cache", {"full": full, "mesh": True}, [asdict(cell) for cell in cells], output=output)
+        figure, found = mesh_bench.figure_of(cells), mesh_bench.problems(cells)
+    else:
+        rows = cache_bench.compare(traces, full=full, told=told)
+        print_rows("cache", {"full": full, "mesh": False}, [asdict(row) for row in rows], output=output)
+        figure, found = cache_bench.figure_of(rows), cache_bench.problems(rows)
     if plot is not None:
-        write_figure(figure_of(rows), plot)
-    found = problems(rows)
+        write_figure(figure, plot)
     for problem in found:
         click.echo(f"problem: {problem}", err=True)
     if found:

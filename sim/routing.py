@@ -4,8 +4,8 @@ from typing import Final, Literal, TypeAlias
 
 from p2pkv.sim.traces import Trace
 
-Routing: TypeAlias = Literal["rr", "session"]
-"""In turn, or by a hash of the session."""
+Routing: TypeAlias = Literal["rr", "session", "affinity"]
+"""In turn; by a hash of the session; to the node with the longest prefix, which only a mesh can say."""
 _MASK: Final = 2**64 - 1
 
 

@@ -40,6 +40,9 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "hedges",
                 "shedding",
                 "admission",
+                "forwarding",
+                "replication",
+                "pins",
             ),
             "neighbours",
             "checkup",
@@ -132,6 +135,9 @@ CORES = {
             "hedges",
             "shedding",
             "admission",
+            "forwarding",
+            "replication",
+            "pins",
         ),
         "grants",
         "acquires",
@@ -167,7 +173,7 @@ OUTSIDE = {
     *("socket", "ssl", "time", "datetime", "secrets", "uuid", "tempfile", "pathlib", "io", "os", "mmap", "fcntl"),
     *("logging", "structlog", "prometheus_client", "torch", "transformers"),
 }
-ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
+ENGINES = {"torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("echoes", "paths", "direct_asks", "disk_tier", "object_tier", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
@@ -312,7 +318,7 @@ def test_chance_comes_from_outside() -> None:
 
 
 def test_only_connectors_and_the_demo_know_engines() -> None:
-    assert reached(ENGINES, not_below({"connectors", "demo"})) == []
+    assert reached(ENGINES, not_below({"connectors", "demo", "tiers.gpu", "tiers.gpu_kernels"})) == []
 
 
 def test_only_shells_know_trio() -> None:

@@ -14,6 +14,7 @@ from p2pkv.cli.keys import keys
 from p2pkv.cli.mesh import leave, members, status
 from p2pkv.cli.output import fail, output_option, print_json
 from p2pkv.cli.paths import doctor, netcheck, ping
+from p2pkv.cli.pin import pin, unpin
 from p2pkv.cli.ring import ring
 from p2pkv.cli.serve import serve
 from p2pkv.cli.tiers import tiers
@@ -57,6 +58,8 @@ for command in (
     put,
     get,
     match,
+    pin,
+    unpin,
     explain,
     keys,
     cert,

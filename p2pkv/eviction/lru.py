@@ -9,6 +9,9 @@ from p2pkv.eviction.order import Spared, spare_none
 class Lru:
     """Least recently used first. A chain touched tail first loses its tail first, all by itself."""
 
+    by_age: bool = True
+    """See `Order`."""
+
     def __init__(self) -> None:
         self._keys: OrderedDict[BlockKey, None] = OrderedDict()
 
@@ -51,6 +54,9 @@ class Lru:
 
 class Fifo(Lru):
     """First in, first out: a use changes nothing."""
+
+    by_age = False
+    """See `Order`."""
 
     def touch(self, key: BlockKey) -> None:
         """See `Order`."""

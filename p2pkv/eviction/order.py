@@ -23,6 +23,10 @@ def spare_none(_: BlockKey) -> bool:
 class Order(Protocol):
     """The blocks of one size class, in the order in which they go. Calls are O(1), amortised, as long as few are pinned."""
 
+    @property
+    def by_age(self) -> bool:
+        """Whether what was unused for longest goes, so that what two nodes would drop next can be compared."""
+
     def __contains__(self, key: object) -> bool:
         """Say whether a block is here."""
 

@@ -20,6 +20,9 @@ _USES_MAX: Final = 3
 class S3Fifo:
     """Blocks wanted once go soon; a scan passes through without pushing out what is used again."""
 
+    by_age: Final = False
+    """See `Order`."""
+
     def __init__(self, capacity: int) -> None:
         """`capacity` in blocks decides the sizes of the queues."""
         small = max(1, int(capacity * _SMALL_SHARE))

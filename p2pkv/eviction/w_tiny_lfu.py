@@ -22,6 +22,9 @@ _HALVED_AFTER: Final = 32
 class WTinyLfu:
     """Keeps what is used often, and forgets slowly."""
 
+    by_age: Final = False
+    """See `Order`."""
+
     def __init__(self, capacity: int, hashes: Hashes = key_hashes) -> None:
         """`capacity` in blocks decides the sizes of the parts."""
         window = max(1, int(capacity * _WINDOW_SHARE))

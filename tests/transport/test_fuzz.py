@@ -117,6 +117,7 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.MatchRequest(b"k" * 64),
     local_wire.AcquireRequest(b"k" * 96, 1000),
     local_wire.ReleaseRequest(3),
+    local_wire.PinRequest(b"k" * 64, 60_000),
     local_wire.PublishRequest(b"n" * 32, (local_wire.StagedBlock(b"k" * 32, 0, 4096, 1024, b"d" * 16),)),
     local_wire.StatusRequest(),
     local_wire.MembersRequest(),
@@ -140,6 +141,7 @@ REPLIES: list[local_wire.Reply] = [
     local_wire.Welcome(1, "a", "node a", 1 << 20, 4096),
     local_wire.MatchReply(1, 2, (local_wire.Holder("a", "node a", 2),)),
     local_wire.AcquireReply(1, (), (local_wire.SourceName("a", "tcp"),), "all here"),
+    local_wire.PinReply(2, 8192),
     local_wire.PublishReply(1, 2, 3, "no room", "raise it"),
     local_wire.MembersReply((local_wire.MemberView("a", "node a", "h:1", "alive", 0, "z", "h", 1, self=True),)),
     local_wire.StatusReply(

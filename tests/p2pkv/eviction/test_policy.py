@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from p2pkv.blocks import BlockKey
 from p2pkv.eviction import ORDERS, Policy, PolicyName, make_policy
+from p2pkv.eviction.adaptive import Adaptive
 
 A, B, C, D, E = (BlockKey(name) for name in (b"a", b"b", b"c", b"d", b"e"))
 NAMES = tuple(ORDERS)
@@ -172,3 +173,62 @@ def test_time_does_not_go_back_and_without_a_time_to_live_nothing_is_due() -> No
     policy.insert(A, 1)
     assert policy.next_deadline() == 110
     assert lru().next_deadline() == float("inf")
+
+
+# -- guests ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_goes_when_nothing_here_is_older() -> None:
+    policy = lru()
+    policy.on_time(100)
+    policy.insert(A, 1)
+    policy.on_time(200)
+    policy.insert(B, 1)
+    policy.insert(C, 1, used_s=150)
+    policy.insert(D, 1, used_s=50)
+    assert policy.used_s(C) == 150
+    assert drained(policy, 1) == [D, A, C, B]
+
+
+def test_a_guest_that_is_used_is_a_block_like_any_other() -> None:
+    policy = lru()
+    policy.on_time(100)
+    policy.insert(A, 1)
+    policy.insert(B, 1, used_s=50)
+    policy.touch(B)
+    assert policy.used_s(B) == 100
+    assert drained(policy, 1) == [A, B]
+
+
+def test_guests_of_one_chain_go_tail_first_and_what_a_block_here_follows_stays() -> None:
+    policy = lru()
+    policy.on_time(100)
+    policy.insert(A, 1, used_s=50)
+    policy.insert(B, 1, A, used_s=50)
+    policy.insert(C, 1, used_s=40)
+    policy.insert(D, 1, C)
+    assert drained(policy, 1) == [B, A, D, C]
+
+
+def test_pinned_guests_are_passed_over_and_come_again() -> None:
+    policy = lru()
+    policy.on_time(100)
+    policy.insert(A, 1, used_s=10)
+    policy.insert(B, 1, used_s=20)
+    assert policy.victim(1, lambda key: key == A) == B
+    assert policy.victim(1) == A
+    policy.remove(A)
+    assert policy.victim(1) == B
+    policy.renew(B)
+    assert policy.used_s(B) == 100
+
+
+def test_what_others_hold_of_a_chain_ends_no_experts_prefix() -> None:
+    policy = make_policy("adaptive", capacity=lambda _: 4)
+    policy.insert(B, 1, A)
+    policy.ask([A, B], 1)
+    policy.ask([A, B])
+    order = policy._orders[1]
+    assert isinstance(order, Adaptive)
+    kept = order._keep**2
+    assert [expert.score for expert in order._experts] == [pytest.approx(1.0 * kept)] * 2
