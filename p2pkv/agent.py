@@ -42,6 +42,8 @@ from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
 from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
+from p2pkv.object_moves import ObjectStatistics
+from p2pkv.object_tier import ObjectTier
 from p2pkv.part_transfer import PartTransfers
 from p2pkv.paths import Paths
 from p2pkv.probes import PROBE_LEASE, ProbeBlocks
@@ -129,6 +131,8 @@ class Agent:
             )
             made.callback(self.tier.close)
             self._disk = DiskTier(config.disk, host=self.tier)
+            made.callback(self._disk.close)
+            self._objects = ObjectTier(config.object, host=self.tier)
             made.pop_all()
         self._discovery = Discovery(made_resolvers, found=self._seeds_found, failed=self._lookup_failed)
         self.metrics: Final = Metrics()
@@ -188,6 +192,7 @@ class Agent:
             seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
         self._disk.attach(self.runner, self.metrics, self.log)
+        self._objects.attach(self.runner, self.metrics, self.log)
         self._probes = ProbeBlocks(self.runner, self.tier)
         self._loopback: Final = _is_loopback(host)
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
@@ -260,6 +265,7 @@ class Agent:
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
                 nursery.start_soon(self._disk.run)
+                nursery.start_soon(self._objects.run)
                 nursery.start_soon(self._show_gauges)
                 nursery.start_soon(self._let_go, parts)
                 nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
@@ -287,6 +293,7 @@ class Agent:
             self.local.close()
             self._tcp.close()
             self._datagrams.close()
+            self._objects.close()
             self._disk.close()
             self.tier.close()
             self.identity.close()
@@ -330,6 +337,7 @@ class Agent:
             keyring=self._protection.ring is not None,
             certificate_left_s=self._guard.certificate_left_s(),
             skews_s=tuple((names.get(node, node), skew) for node, skew in self._guard.skews_s().items()),
+            object_problem=self.runner.ask(lambda node: node.objects.statistics().reason),
         )
         return ConditionReply(tuple(CheckView(one.name, one.state, one.text, one.hint) for one in checks(found)))
 
@@ -346,6 +354,7 @@ class Agent:
         self._datagrams.close()
         if self.fabric is not None:  # before its memory goes: what is read after that ends the reader's peer, this one
             self.fabric.close()
+        self._objects.close()
         self._disk.close()
         self.tier.close()
         self.identity.close()
@@ -496,15 +505,17 @@ class Agent:
 
     async def _show_gauges(self) -> None:
         evicted = lost = 0
-        skipped = Counter[str]()
+        skipped, unrecalled = Counter[str](), Counter[str]()
         while True:
             statistics = self.runner.ask(lambda node: node.statistics())
             figures, disk = statistics.ledger, statistics.disk.ledger
             self.metrics.disk_serving.set(disk is not None)
-            reasons = _skipped(statistics.disk)
+            reasons, others = _skipped(statistics.disk), _not_recalled(statistics.object)
             for reason, count in (reasons - skipped).items():
                 self.metrics.disk_skipped.labels(reason).inc(count)
-            skipped = reasons
+            for reason, count in (others - unrecalled).items():
+                self.metrics.object_skipped.labels(reason).inc(count)
+            skipped, unrecalled = reasons, others
             if disk is not None:
                 self.metrics.tier_bytes.labels("disk").set(disk.used_bytes)
                 self.metrics.tier_capacity_bytes.labels("disk").set(disk.capacity_bytes)
@@ -552,6 +563,17 @@ class _Bodies:
 def _skipped(disk: DiskStatistics) -> Counter[str]:
     demotions, promotions = disk.demotions, disk.promotions
     return Counter(lost=demotions.lost, cheaper_to_compute=demotions.cheap, given_up=promotions.given_up)
+
+
+def _not_recalled(objects: ObjectStatistics) -> Counter[str]:
+    writes, reads = objects.writes, objects.reads
+    return Counter(
+        lost=writes.lost,
+        cheaper_to_compute=writes.cheap,
+        not_worth_asking=objects.not_worth_asking,
+        unknown_length=objects.unknown_lengths,
+        shed=reads.shed,
+    )
 
 
 def _whole_chunks(config: Config) -> int:

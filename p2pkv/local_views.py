@@ -6,6 +6,7 @@ from p2pkv.mesh.loads import Load
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.metadata import offered_by_tier, speaks_with_us, weights_epochs
 from p2pkv.node import Node
+from p2pkv.object_moves import ObjectStatistics
 from p2pkv.transport.wire import MemberRecord
 
 
@@ -66,6 +67,39 @@ def disk_view(disk: DiskStatistics) -> dict[str, int | float | str]:
         "not_read": disk.promotions.failed,
         "given_up": disk.promotions.given_up,
         "waiting_reads": disk.waiting_reads,
+    }
+
+
+def object_view(objects: ObjectStatistics) -> dict[str, int | float | str]:
+    """Return state and figures of the object store, nothing if there is none."""
+    if objects.state == "off":
+        return {}
+    writes, reads = objects.writes, objects.reads
+    return {
+        "state": objects.state,
+        "reason": objects.reason,
+        "written": writes.stored_blocks,
+        "runs_written": writes.stored,
+        "run_write_ms": _mean_ms(writes.seconds, writes.stored),
+        "runs_there_already": writes.there,
+        "puts_failed": writes.failed,
+        "runs_lost": writes.lost,
+        "runs_cheaper_to_compute": writes.cheap,
+        "blocks_of_unknown_place": writes.unknown_places,
+        "waiting_writes": objects.waiting_writes,
+        "read": reads.blocks,
+        "runs_read": reads.runs,
+        "run_read_ms": _mean_ms(reads.seconds, reads.runs),
+        **{f"answers_{verdict}": count for verdict, count in sorted(reads.verdicts.items())},
+        "not_worth_asking": objects.not_worth_asking,
+        "not_asked_for_unknown_length": objects.unknown_lengths,
+        "runs_shed": reads.shed,
+        "runs_unwanted": reads.unwanted,
+        "no_room_for": reads.unplaced_blocks,
+        "waiting_reads": objects.waiting_reads,
+        "wait_ms": round(objects.wait_s * 1000, 3),
+        "read_mb_s": round(objects.read_bytes_s / 1e6, 1),
+        "found_percent": round(objects.share * 100),
     }
 
 

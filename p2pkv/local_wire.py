@@ -69,6 +69,7 @@ class AcquireRequest(LocalMessage, tag=3, frozen=True):
     keys: Keys
     timeout_ms: Small
     block_bytes: Small = 0
+    """How long a block is, 0 if the engine does not say; see `Node.acquire`."""
     prefill_block_us: Small = 0
     """With `block_bytes`: what computing a block costs the engine, microseconds. 0: fetching always pays."""
     first: Small = 0
@@ -80,6 +81,8 @@ class PrefetchRequest(LocalMessage, tag=92, frozen=True):
 
     keys: Keys
     timeout_ms: Small
+    block_bytes: Small = 0
+    """See `AcquireRequest`."""
 
 
 class ReleaseRequest(LocalMessage, tag=4, frozen=True):
@@ -508,6 +511,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """What goes between nodes -> what protects it."""
     disk: dict[str, int | float | str] = {}
     """State and figures of the disk tier; empty if there is none."""
+    object: dict[str, int | float | str] = {}
+    """State and figures of the object store; empty if there is none."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):

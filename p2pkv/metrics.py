@@ -92,6 +92,42 @@ class Metrics:
             "1 while the disk tier is in service, 0 if it is not or there is none.",
             registry=registry,
         )
+        self.object_runs = Counter(
+            "p2pkv_object_runs",
+            "Runs of blocks put into the object store and asked of it, by what came of it.",
+            ["move", "result"],
+            registry=registry,
+        )
+        self.object_bytes = Counter(
+            "p2pkv_object_bytes", "Bytes of blocks put into the object store and got.", ["move"], registry=registry
+        )
+        self.object_seconds = Histogram(
+            "p2pkv_object_seconds",
+            "Time of one run's way to the object store or from it, waiting for a thread included.",
+            ["move"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.object_requests = Counter(
+            "p2pkv_object_requests",
+            "Requests made to the object store; most stores charge for them by the piece.",
+            ["request"],
+            registry=registry,
+        )
+        self.object_skipped = Counter(
+            "p2pkv_object_skipped",
+            "Runs that were not put into the object store, and chains for which it was not asked, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        self.object_swept = Counter(
+            "p2pkv_object_swept_runs", "Runs deleted from the object store by age.", registry=registry
+        )
+        self.object_serving = Gauge(
+            "p2pkv_object_serving",
+            "1 while the object store is in service, 0 if it is not or there is none.",
+            registry=registry,
+        )
         self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)
         self.duplicate_ids = Gauge(
             "p2pkv_duplicate_ids", "Other processes heard of with this node's id within ten minutes.", registry=registry

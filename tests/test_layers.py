@@ -48,7 +48,10 @@ LAYERS: tuple[frozenset[str], ...] = (
             "checkup",
         }
     ),
-    frozenset({"own_keyring", "grants", "acquires", "announced", "hints", "demotions", "promotions", "disk_moves"}),
+    frozenset({"tiers.object.runs"}),
+    frozenset({"own_keyring", "grants", "announced", "demotions", "promotions", "disk_moves"}),
+    frozenset({"run_costs", "run_writes", "run_reads", "object_moves"}),
+    frozenset({"acquires", "hints"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
     frozenset({"parts"}),
     frozenset({"rotation"}),
@@ -73,7 +76,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"staging", "runner", "local_views", "local_explain"}),
     frozenset({"client", "client_parts", "transfer", "part_transfer", "local_parts", "local_server"}),
     frozenset({"neighbourhood", "protection", "own_certificate"}),
-    frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier"}),
+    frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier", "object_tier"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard", "direct_asks"}),
@@ -142,6 +145,10 @@ CORES = {
         "demotions",
         "promotions",
         "disk_moves",
+        "run_costs",
+        "run_writes",
+        "run_reads",
+        "object_moves",
         "layouts",
         "part_bytes",
         "assemblies",
@@ -168,7 +175,7 @@ OUTSIDE = {
 }
 ENGINES = {"torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("echoes", "paths", "direct_asks", "disk_tier", "transport.direct"),
+    *("echoes", "paths", "direct_asks", "disk_tier", "object_tier", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
