@@ -49,7 +49,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"tiers.object.runs"}),
-    frozenset({"own_keyring", "grants", "announced", "demotions", "promotions", "disk_moves"}),
+    frozenset({"own_keyring", "grants", "announced", "hand_over", "demotions", "promotions", "disk_moves"}),
     frozenset({"run_costs", "run_writes", "run_reads", "object_moves"}),
     frozenset({"acquires", "hints"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
@@ -79,7 +79,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier", "object_tier"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
-    frozenset({"guard", "direct_asks"}),
+    frozenset({"guard", "direct_asks", "take_over"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
