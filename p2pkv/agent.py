@@ -49,7 +49,7 @@ from p2pkv.paths import Paths
 from p2pkv.probes import PROBE_LEASE, ProbeBlocks
 from p2pkv.protection import Protection
 from p2pkv.runner import Runner
-from p2pkv.slots import chunk_size
+from p2pkv.take_over import Inherited, host_tier
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.arena import PeerArena
@@ -88,6 +88,7 @@ _DIRECT_WAIT_S: Final = 0.5
 """How long a question on a bulk stream waits for the disk."""
 _GAUGES_S: Final = 1.0
 _LET_GO_S: Final = 5.0
+_DRAIN_LOOK_S: Final = 0.02
 _DUPLICATE_FRESH_S: Final = 600.0
 """How long the metric counts another process with our id after it was last heard of; it is told ten times as often."""
 
@@ -95,8 +96,8 @@ _DUPLICATE_FRESH_S: Final = 600.0
 class Agent:
     """A node, ready to run. All that can fail for a reason of the configuration fails here, before anything runs."""
 
-    def __init__(self, config: Config) -> None:
-        """Bind the sockets and take the memory.
+    def __init__(self, config: Config, inherited: Inherited | None = None) -> None:
+        """Bind the sockets and take the memory, or the one that has blocks of the daemon before.
 
         Raises:
             ConfigError: an address is wrong, or a bind needs `insecure`.
@@ -126,10 +127,9 @@ class Agent:
             made.callback(self.identity.close)
             self.me: Final = _own_record(config, self._tcp, self.identity)
             made_resolvers = resolvers(config.node, self.me)
-            self.tier: Final = HostTier(
-                _whole_chunks(config), huge_pages=config.host.huge_pages, numa_node=config.host.numa_node
-            )
+            self.tier: Final = inherited.tier if inherited is not None else host_tier(config)
             made.callback(self.tier.close)
+            self.tier.fill()
             self._disk = DiskTier(config.disk, host=self.tier)
             made.callback(self._disk.close)
             self._objects = ObjectTier(config.object, host=self.tier)
@@ -144,6 +144,9 @@ class Agent:
             ring=self._protection.ring,
             generations=self.tier.generations if config.fetch.shared_memory else None,
         )
+        if inherited is not None:
+            node.inherit(inherited.blocks)
+            self._tell_inherited(inherited)
         timeout_s = config.fetch.connect_timeout_s
         self._guard = Guard(
             config,
@@ -198,6 +201,7 @@ class Agent:
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
         self._neighbourhood = self._with_neighbours(shm) if config.fetch.shared_memory else None
         self._leaving = trio.Event()
+        self._drain_s = 0.0
         self._server = LocalServer(
             Served(
                 runner=self.runner,
@@ -222,7 +226,7 @@ class Agent:
                 ),
                 condition=self._condition,
                 started_at=time.monotonic(),
-                leave=self._leaving.set,
+                leave=self.leave,
                 promoted=self._disk.promoted,
                 scrub=self._disk.scrub,
                 state_dir=str(self.identity.folder or ""),
@@ -274,12 +278,22 @@ class Agent:
                     await self._leaving.wait()
                 finally:
                     self.runner.tell(lambda node, now: node.leave(now))
+                with trio.move_on_after(self._drain_s):
+                    while self.runner.ask(Node.is_read):  # noqa: ASYNC110 - no core says so
+                        await trio.sleep(_DRAIN_LOOK_S)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await parts.aclose()
                 await self._bulk.aclose()
             self.close()
+
+    def _tell_inherited(self, inherited: Inherited) -> None:
+        for result, count in inherited.counts.items():
+            self.metrics.taken_over_blocks.labels(result).inc(count)
+        log = self.log.info if inherited.counts["ok"] or not inherited.problem else self.log.warning
+        reason = {"reason": inherited.problem} if inherited.problem else {}
+        log("took over from the daemon before", **inherited.counts, took_s=round(inherited.took_s, 3), **reason)
 
     def _on_fabric(self) -> FabricEnd:
         """Return this node's end of the fabric.
@@ -341,8 +355,9 @@ class Agent:
         )
         return ConditionReply(tuple(CheckView(one.name, one.state, one.text, one.hint) for one in checks(found)))
 
-    def leave(self) -> None:
-        """Have `run` say goodbye and return."""
+    def leave(self, drain_s: float = 0.0) -> None:
+        """Have `run` say goodbye and return, once what is leased has been released or after `drain_s`."""
+        self._drain_s = drain_s
         self._leaving.set()
 
     def close(self) -> None:
@@ -574,12 +589,6 @@ def _not_recalled(objects: ObjectStatistics) -> Counter[str]:
         unknown_length=objects.unknown_lengths,
         shed=reads.shed,
     )
-
-
-def _whole_chunks(config: Config) -> int:
-    """Return the size of the arena: what is configured, less a last chunk that would be cut off."""
-    chunk_bytes = chunk_size(config.host.capacity_bytes, config.host.chunk_bytes)
-    return config.host.capacity_bytes // chunk_bytes * chunk_bytes
 
 
 def _is_loopback(host: str) -> bool:

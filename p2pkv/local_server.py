@@ -20,11 +20,12 @@ from p2pkv import __version__
 from p2pkv.acquires import FROM_DISK, FROM_OBJECT, Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
+from p2pkv.hand_over import DRAIN_S, FORMAT
 from p2pkv.hints import Hints
 from p2pkv.ledger import Reservation
 from p2pkv.local_explain import explain_view
 from p2pkv.local_parts import ArrivalBell, PartSession, parts_figures
-from p2pkv.local_views import disk_view, duplicate_views, member_views, object_view, source_views
+from p2pkv.local_views import disk_view, duplicate_views, handed_view, member_views, object_view, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
@@ -39,6 +40,11 @@ from p2pkv.local_wire import (
     ExpectRequest,
     ExplainRequest,
     Failure,
+    FollowRequest,
+    HandedReply,
+    HandedRequest,
+    HandOverReply,
+    HandOverRequest,
     Holder,
     KeysReply,
     KeysRequest,
@@ -91,6 +97,7 @@ from p2pkv.staging import StagingReader
 from p2pkv.tiers.disk.scrub import Scrubbed
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader
+from p2pkv.transport.shm import refuse_other_users
 from p2pkv.transport.wire import MemberRecord
 
 T = TypeVar("T")
@@ -127,7 +134,8 @@ class Served:
     paths: Paths
     condition: Callable[[], ConditionReply]
     started_at: float
-    leave: Callable[[], None]
+    leave: Callable[[float], None]
+    """Ends the node, once leases are released or after so many seconds."""
     promoted: Callable[[Sequence[BlockKey], float], Awaitable[None]]
     """Waits until what keys have on the disk alone is in memory, for so many seconds at most."""
     scrub: Callable[[float], Awaitable[Scrubbed]]
@@ -301,6 +309,7 @@ class _Session:
             holder = self._holder
             self._parts.close()
             self._server.forget_hints(f"{holder}/hint")
+            self._served.runner.tell(self._forget_hand_over)
             self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
             self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
 
@@ -405,7 +414,16 @@ class _Session:
                 found = await self._unless_gone(partial(self._scrub, rate))
                 return ScrubReply(found.blocks, found.read_bytes, dict(sorted(found.bad.items())))
             case LeaveRequest():
-                self._served.leave()
+                self._served.leave(0.0)
+                return Done()
+            case HandOverRequest():
+                return self._hand_over(request)
+            case HandedRequest(first=first):
+                return self._served.runner.call(partial(self._handed, first))
+            case FollowRequest():
+                self._served.runner.tell(self._follow)
+                self._served.log.info("handed over, leaving", to=self._holder)
+                self._served.leave(DRAIN_S)
                 return Done()
 
     def _attach(self, request: Attach) -> Reply:
@@ -565,6 +583,33 @@ class _Session:
         for result, amount in (("stored", stored), ("present", present), ("refused", refused)):
             metrics.published_blocks.labels(result).inc(amount)
         return PublishReply(stored, present, refused, reason, hint)
+
+    def _hand_over(self, request: HandOverRequest) -> Reply:
+        try:
+            refuse_other_users(self._connection, peer=self._holder)
+        except PeerGone as exc:
+            raise LocalUseError(
+                "memory is handed over to a process of the same user only", hint="start it as the user of this daemon"
+            ) from exc
+        if request.format != FORMAT:
+            return HandOverReply(FORMAT, 0)
+        blocks = self._served.runner.call(lambda node, now: (node.hand_over.begin(self._holder, now), ()))
+        self._served.log.info("handing over", to=self._holder, blocks=blocks)
+        return HandOverReply(FORMAT, blocks)
+
+    def _handed(self, first: int, node: Node, now: float) -> tuple[Reply, tuple[Effect, ...]]:
+        found, following = node.hand_over.blocks(self._holder, first, now)
+        generations = self._served.tier.generations([one.held.slot for one in found])
+        blocks = tuple(handed_view(one, number) for one, number in zip(found, generations, strict=True))
+        return HandedReply(following, blocks), ()
+
+    def _follow(self, node: Node, now: float) -> tuple[Effect, ...]:
+        node.hand_over.follow(self._holder, now)
+        return ()
+
+    def _forget_hand_over(self, node: Node, _: float) -> tuple[Effect, ...]:
+        node.hand_over.forget(self._holder)
+        return ()
 
     async def _scrub(self, rate_bytes_s: int) -> Scrubbed:
         return await self._served.scrub(rate_bytes_s)

@@ -1,7 +1,8 @@
 """What `p2pkv members` and `p2pkv status` show of a node's membership."""
 
 from p2pkv.disk_moves import DiskStatistics
-from p2pkv.local_wire import DuplicateView, MemberView, SourceView
+from p2pkv.hand_over import Handed
+from p2pkv.local_wire import DuplicateView, HandedBlock, MemberView, SourceView
 from p2pkv.mesh.loads import Load
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.metadata import offered_by_tier, speaks_with_us, weights_epochs
@@ -105,6 +106,22 @@ def object_view(objects: ObjectStatistics) -> dict[str, int | float | str]:
 
 def _mean_ms(seconds: float, count: int) -> float:
     return round(seconds / count * 1000, 3) if count else 0.0
+
+
+def handed_view(handed: Handed, generation: int) -> HandedBlock:
+    """Return what a successor is told of a block."""
+    info, slot, (depth, parent) = handed.held.info, handed.held.slot, handed.place
+    return HandedBlock(
+        key=info.key,
+        namespace=info.namespace,
+        offset=slot.offset,
+        length=info.length,
+        segment_bytes=info.segment_bytes,
+        generation=generation,
+        digest=info.digest,
+        depth=-1 if depth is None else depth,
+        parent=parent or b"",
+    )
 
 
 def duplicate_views(node: Node, now: float) -> tuple[DuplicateView, ...]:

@@ -62,6 +62,12 @@ class Metrics:
         self.tier_capacity_bytes = Gauge("p2pkv_tier_capacity_bytes", "Bytes there are.", ["tier"], registry=registry)
         self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
         self.evictions = Counter("p2pkv_evictions", "Blocks dropped to make room.", ["tier"], registry=registry)
+        self.taken_over_blocks = Counter(
+            "p2pkv_taken_over_blocks",
+            "Blocks of the daemon before, by what came of them.",
+            ["result"],
+            registry=registry,
+        )
         self.disk_moves = Counter(
             "p2pkv_disk_moves",
             "Blocks read from the disk tier and written to it, by what came of it.",

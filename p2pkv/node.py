@@ -5,6 +5,7 @@ one core has to say to another is routed here and nowhere else. Verbs run to com
 the outside shall do; peer input never raises out of `on_message`.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,12 @@ from p2pkv.costs import SATURATED_PERCENT, Prices
 from p2pkv.demotions import WriteToDisk
 from p2pkv.disk_moves import CloseDisk, DiskMoves, DiskStatistics
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
+from p2pkv.errors import TierFull
 from p2pkv.eviction import make_policy
 from p2pkv.fetch import FetchEnded, Outcome, StartTransfer, StopTransfer
 from p2pkv.fetches import Fetches, FetchStatistics
-from p2pkv.grants import Grants
+from p2pkv.grants import Grants, nothing_granted
+from p2pkv.hand_over import HandOver
 from p2pkv.index.anchors import anchor_of
 from p2pkv.index.directory import Directory
 from p2pkv.index.exchange import Summaries
@@ -45,6 +48,7 @@ from p2pkv.object_moves import ObjectMoves, ObjectStatistics
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.part_pulls import StartPull, StopPull
 from p2pkv.parts import Parts
+from p2pkv.pins import HOLDER as PINS
 from p2pkv.pins import Pinned, Pins
 from p2pkv.planner import Cost
 from p2pkv.plans import Decision, Plans
@@ -87,6 +91,8 @@ from p2pkv.transport.wire import (
 
 _LOAD_FRESH_S: Final = 60.0
 """What a peer said of its load longer ago is not counted on."""
+_REVIEWED_AT_ONCE: Final = 64
+"""Blocks of the daemon before that are announced in one go."""
 _PROMISED_MAX: Final = 1024
 """Questions of peers that wait for the disk at a time; a further one is answered with what is in memory."""
 _BLOCK_BYTES_EXPECTED: Final = 256 * 1024
@@ -233,6 +239,9 @@ class Node:
             arrived=partial(self._commit_promoted, FROM_DISK),
             worth=self._is_worth_writing,
         )
+        self.hand_over: Final = HandOver(self.ledger, self._announced.place)
+        self._inherited: deque[tuple[BlockKey, Place]] = deque()
+        """Of the daemon before, what is here and not announced yet."""
         self._promised: dict[int, tuple[str, LeaseRequest, float]] = {}
         """Peers whose answer waits for the disk, by promotion: what they asked, and when."""
         self._near: dict[str, Nearness] = {}  # of the usable members
@@ -357,6 +366,7 @@ class Node:
     def _do_rest(self, now: float) -> tuple[Effect, ...]:
         """Let time pass for all cores but membership."""
         self._grants.on_time(now)
+        self.hand_over.on_time(now)
         self.ledger.expire(now)
         for key in self.ledger.drop_idle(now):
             self._left_memory(key, now)
@@ -391,6 +401,8 @@ class Node:
             self.parts.next_deadline(),
             self.ledger.next_deadline(),
             self.disk.next_deadline(),
+            self.hand_over.next_deadline(),
+            -float("inf") if self._inherited else float("inf"),
             self.objects.next_deadline(),
         )
 
@@ -523,9 +535,15 @@ class Node:
         """Return a place for a block, or None if it is here or on its way.
 
         Raises:
-            TierFull: there is no room; nothing was evicted.
+            TierFull: there is no room, or memory is handed over; nothing was evicted.
         """
         self._rest_due = None
+        if self.hand_over.is_under_way and self.ledger.get(info.key) is None:
+            raise TierFull(
+                "memory is being handed over to another daemon",
+                tier="host",
+                hint="it will store again when that is done",
+            )
         reservation = self.ledger.reserve(info)
         if reservation is not None:
             for key in reservation.evicted:
@@ -561,6 +579,15 @@ class Node:
         else:
             self._rest_due = None
             self.ledger.commit(reservation, passing=self._acquires.place_of(key))
+
+    def inherit(self, blocks: Sequence[tuple[BlockInfo, Slot, Place]]) -> None:
+        """Take the verified blocks that the daemon before had in memory, those used last first. Nothing was stored yet."""
+        self._rest_due = None
+        parents = {info.key: place[1] for info, _, place in blocks}
+        self.ledger.restore([(info, slot) for info, slot, _ in reversed(blocks)], parents)
+        for info, _, place in blocks:
+            self._inherited.append((info.key, place))
+            self.disk.on_stored(info.key, place)
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
@@ -657,6 +684,8 @@ class Node:
         self._rest_due = None
         if self._known(sender) is None:
             return None
+        if self.hand_over.is_leaving:
+            return nothing_granted(request, 0.0, reason="this node is leaving")
         self.ledger.on_time(now)
         if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
             self._reuse(split_keys(request.keys), now)
@@ -715,6 +744,10 @@ class Node:
         """Say goodbye, so that nobody has to find out."""
         self._rest_due = None
         return self._route(self.membership.leave(now), now)
+
+    def is_read(self) -> bool:
+        """Say whether an engine or a peer has leased anything, or a tier reads it."""
+        return self.ledger.statistics().leases > len(self.ledger.leases_of(PINS))
 
     def statistics(self) -> NodeStatistics:
         """Return the figures of now."""
@@ -803,6 +836,10 @@ class Node:
 
     def _review(self, now: float) -> None:
         """Announce what the disk has come to have, and take back what it has lost, some at a time."""
+        for _ in range(min(_REVIEWED_AT_ONCE, len(self._inherited))):
+            key, place = self._inherited.popleft()
+            if self.ledger.get(key) is not None:
+                self._announced.add(key, now, *place)
         for key in self.disk.take_review():
             in_memory = self.ledger.get(key) is not None and self.ledger.passing(key) is None
             if in_memory or self.disk.holds(key):

@@ -49,7 +49,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"tiers.object.runs"}),
-    frozenset({"own_keyring", "grants", "announced", "demotions", "promotions", "disk_moves"}),
+    frozenset({"own_keyring", "grants", "announced", "hand_over", "demotions", "promotions", "disk_moves"}),
     frozenset({"run_costs", "run_writes", "run_reads", "object_moves"}),
     frozenset({"acquires", "hints"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
@@ -79,7 +79,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier", "object_tier"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
-    frozenset({"guard", "direct_asks"}),
+    frozenset({"guard", "direct_asks", "take_over"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -173,7 +173,7 @@ OUTSIDE = {
     *("socket", "ssl", "time", "datetime", "secrets", "uuid", "tempfile", "pathlib", "io", "os", "mmap", "fcntl"),
     *("logging", "structlog", "prometheus_client", "torch", "transformers"),
 }
-ENGINES = {"torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
+ENGINES = {"lmcache", "torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("echoes", "paths", "direct_asks", "disk_tier", "object_tier", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
@@ -187,6 +187,7 @@ SHELLS = {
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
     "tiers.object.remote",  # obstore reports to a loop of asyncio
+    "connectors.lmcache",  # LMCache calls from one
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

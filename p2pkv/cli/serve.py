@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 @click.option("--log-level", default=None, help="debug, info, warning or error.")
 @click.option("--log-format", default=None, help="text or json.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Follow the daemon at the same --socket: copy the blocks it has in memory, then have it leave. Starts as ever if there is none.",
+)
 @click.option("--stop-with-stdin", is_flag=True, help="Leave, too, when standard input ends, as with its other end.")
 @output_option
 def serve(
@@ -53,9 +58,14 @@ def serve(
     settings: tuple[str, ...],
     *,
     stop_with_stdin: bool,
+    take_over: bool,
     **flags: object,
 ) -> None:
-    """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`."""
+    """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`.
+
+    To upgrade a node without losing what it has in memory, start the new one beside it with the same options and
+    `--take-over`.
+    """
     from p2pkv.config import load
     from p2pkv.daemon import serve as run
     from p2pkv.fabric import leave_well
@@ -99,5 +109,10 @@ def serve(
             err=True,
         )
 
-    run(load(file=file, flags=dotted, profile=profile), ready=ready, stop_with_stdin=stop_with_stdin)
+    run(
+        load(file=file, flags=dotted, profile=profile),
+        ready=ready,
+        stop_with_stdin=stop_with_stdin,
+        following=take_over,
+    )
     leave_well()
