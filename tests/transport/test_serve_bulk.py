@@ -140,3 +140,20 @@ async def exactly(stream: trio.SocketStream, count: int) -> bytes:
     while len(data) < count:
         data += await stream.receive_some(count - len(data))
     return data
+
+
+def test_a_stream_of_blocks_has_the_kernel_keep_more_than_messages_need() -> None:
+    """Trio lets 16 KiB wait there, so that a block of 4 MiB would take 256 wake-ups."""
+
+    async def main() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        caller = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
+        stream = await listener.accept()
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) != 0
+        await caller.aclose()
+        await serve_bulk(stream, peer="b", open_lease=lambda *_: None, idle_s=60)
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 0
+        await stream.aclose()
+        await listener.aclose()
+
+    trio.run(main)
