@@ -303,8 +303,6 @@ async def serve_bulk(
     Raises:
         MalformedMessage, SealRefused: it said something that is not a pull. The caller of this closes the stream.
     """
-    with suppress(OSError):  # trio lets 16 KiB wait in the kernel: good for messages, and for blocks a wake-up per 16 KiB
-        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
     while True:
         with trio.move_on_after(idle_s) as idle:
             try:
