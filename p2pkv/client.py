@@ -368,7 +368,7 @@ class Client(PartCalls):
         done = self._publish(namespace.digest, infos, lambda i, place: fill(here + i, place), layout.block_bytes, chain)
         return replace(done, present=done.present + here)
 
-    def store(self, info: BlockInfo, body: bytes) -> Published:
+    def store(self, info: BlockInfo, body: bytes | bytearray) -> Published:
         """Offer one block whose namespace is known only by its digest, as a block file gives it."""
 
         def fill(_: int, destination: NDArray[np.uint8]) -> None:

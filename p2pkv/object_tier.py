@@ -103,6 +103,7 @@ class ObjectTier:
         began = time.monotonic()
         result = await self._in_thread(partial(store.put, infos, bodies, timeout_s=self._config.io_timeout_s))
         took_s = time.monotonic() - began
+        self._count_requests(store)
         self._count("put", result, len(bodies) * infos[0].length if result == "stored" else 0, took_s)
         if result == "corrupt":
             self._metrics.integrity_failures.labels("host").inc()
@@ -118,6 +119,7 @@ class ObjectTier:
         began = time.monotonic()
         got = await self._in_thread(work)
         size = sum(info.length for info, _ in got.blocks)
+        self._count_requests(store)
         self._count("get", got.verdict, size, time.monotonic() - began)
         if got.verdict in _FLAWS:
             self._metrics.integrity_failures.labels("object").inc()
@@ -156,10 +158,7 @@ class ObjectTier:
             if store.out_of_service:
                 await self._check(store)
             self._metrics.object_serving.set(not store.out_of_service)
-            requests = store.bucket.requests()
-            for kind, count in (requests - self._requests).items():
-                self._metrics.object_requests.labels(kind).inc(count)
-            self._requests = requests
+            self._count_requests(store)
 
     async def _check(self, store: ObjectStore) -> bool:
         verdict = await self._in_thread(partial(store.check, timeout_s=self._config.io_timeout_s))
@@ -205,6 +204,12 @@ class ObjectTier:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Return what `work` returns. Cancellation: it is waited for; `close` ends it soon."""
         return await trio.to_thread.run_sync(work, limiter=self._threads)
+
+    def _count_requests(self, store: ObjectStore) -> None:
+        requests = store.bucket.requests()
+        for kind, count in (requests - self._requests).items():
+            self._metrics.object_requests.labels(kind).inc(count)
+        self._requests = requests
 
     def _count(self, move: str, result: str, size: int, took_s: float) -> None:
         self._metrics.object_runs.labels(move, result).inc()

@@ -173,7 +173,7 @@ OUTSIDE = {
     *("socket", "ssl", "time", "datetime", "secrets", "uuid", "tempfile", "pathlib", "io", "os", "mmap", "fcntl"),
     *("logging", "structlog", "prometheus_client", "torch", "transformers"),
 }
-ENGINES = {"torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
+ENGINES = {"lmcache", "torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("echoes", "paths", "direct_asks", "disk_tier", "object_tier", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
@@ -187,6 +187,7 @@ SHELLS = {
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
     "tiers.object.remote",  # obstore reports to a loop of asyncio
+    "connectors.lmcache",  # LMCache calls from one
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 

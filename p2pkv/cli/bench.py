@@ -488,6 +488,43 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, load_s: float, 
         _show_starts(result["starts"])
 
 
+@bench.command()
+@click.option("--url", required=True, metavar="URL", help="Of an object store, as in object.url; a folder there stays.")
+@click.option("--blocks", type=click.IntRange(8, 100_000), default=1000, show_default=True, help="Of 128 KiB.")
+@output_option
+def objects(url: str, blocks: int, output: str) -> None:
+    """Measure the way of a chain through an object store, from one daemon to another that never met it.
+
+    Credentials and the server come from the environment, as for `p2pkv serve`.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.objects import run_objects
+
+    result = asdict(run_objects(url, blocks, progress=lambda line: click.echo(line, err=True)))
+    if output == "json":
+        print_json({"benchmark": "objects", "url": url, **result})
+        return
+    print_table(
+        "a chain through an object store",
+        ("", "blocks", "MiB", "seconds", "MB/s", "runs", "ms a run", "requests"),
+        [
+            (
+                way,
+                one["blocks"],
+                f"{one['moved_bytes'] / 2**20:.0f}",
+                f"{one['seconds']:.2f}",
+                f"{one['moved_bytes'] / one['seconds'] / 1e6:.0f}",
+                one["runs"],
+                f"{one['run_ms']:.1f}",
+                one["requests"],
+            )
+            for way, one in (("put", result["put"]), ("got", result["got"]))
+        ],
+    )
+    click.echo(f"not there: {result['absent_ms']:.1f} ms and {result['absent_requests']:.1f} requests a chain")
+
+
 def _show_moves(figures: list[dict[str, Any]]) -> None:
     print_table(
         "blocks written and read back",

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
 @click.option("--disk", default=None, metavar="FOLDER", help="Where to keep blocks on a local disk. [default: nowhere]")
 @click.option("--disk-bytes", default=None, metavar="SIZE", help="Room to use there, such as 200GiB. [default: 64GiB]")
+@click.option(
+    "--object", default=None, metavar="URL", help="An object store behind it all, such as s3://BUCKET/FOLDER."
+)
 @click.option("--state-dir", default=None, help="Where its id is kept over restarts; '' keeps none. [default: auto]")
 @click.option("--zone", default=None, help="Rack or zone.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
@@ -71,6 +74,7 @@ def serve(
         "host_bytes": "host.capacity_bytes",
         "disk": "disk.path",
         "disk_bytes": "disk.capacity_bytes",
+        "object": "object.url",
         "keyring": "security.keyring",
         "certificates": "security.certificates",
         "log_level": "log.level",

@@ -15,6 +15,8 @@ from tests.objects import BUCKET, S3Server, environment_for
 BLOCKS = 40
 """Of 32 KiB: runs of 64 to 8, so that these are two runs, of 32 and 8."""
 WITHIN_S = 5.0
+PATIENCE_S = 60.0
+"""Of a test, for a store that is left alone for longer and longer."""
 SLACK_S = 2.0
 """How much later than its deadline an answer may come on a machine that does other things."""
 
@@ -114,8 +116,12 @@ def test_a_store_that_is_killed_costs_a_miss_in_time_and_comes_back_by_itself(tm
             assert "the object store is out of service: failed" in shown
             server.start()
             for client in (here, there):
-                wait_until(lambda client=client: store_of(client)["state"] == "serving", "the store is back")
-            wait_until(lambda: runs_there(here) == 4, "what was to be put meanwhile is put")
+                wait_until(
+                    lambda client=client: store_of(client)["state"] == "serving",
+                    "the store is back",
+                    seconds=PATIENCE_S,
+                )
+            wait_until(lambda: runs_there(here) == 4, "what was to be put meanwhile is put", seconds=PATIENCE_S)
             publish(here, chains[3])
             wait_until(lambda: runs_there(here) == 6, "and what came after")
             wait_until(lambda: there.match(chains[3].keys).reachable_blocks == BLOCKS, "b hears of it")
@@ -174,10 +180,10 @@ def test_a_thousand_blocks_survive_the_stores_death_in_the_middle(tmp_path, serv
             with acquire(here, chain) as lease:
                 assert chain.arrived(lease) == len(lease.blocks) == 1000
             server.start()
-            wait_until(lambda: store_of(there)["state"] == "serving", "the store is back")
+            wait_until(lambda: store_of(there)["state"] == "serving", "the store is back", seconds=PATIENCE_S)
             with acquire(there, chain, within_s=30) as lease:
                 assert chain.arrived(lease) == from_store(lease) >= ends[acknowledged - 1]
-            wait_until(lambda: runs_there(here) == len(ends), "all of it is in the store")
+            wait_until(lambda: runs_there(here) == len(ends), "all of it is in the store", seconds=PATIENCE_S)
         b.kill()
         b.stop()
         b = start(tmp_path, "b")
