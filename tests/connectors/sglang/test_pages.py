@@ -1,14 +1,17 @@
 """Pages under SGLang's names with a real daemon, without SGLang."""
 
 import hashlib
+import logging
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from p2pkv.blocks import Namespace, OpaqueLayout
 from p2pkv.client import Client
 from p2pkv.connectors.sglang.pages import Pages, event_hash, page_hashes
-from p2pkv.connectors.sglang.settings import settings_of
+from p2pkv.connectors.sglang.settings import Settings, settings_of
 from p2pkv.connectors.tally import Tally
 from p2pkv.errors import ConfigError
 
@@ -57,8 +60,6 @@ def engines(node, caplog):
     made = []
 
     def make(**options):
-        import logging
-
         made.append(Engine(options.pop("socket", node.socket), logging.getLogger("test"), **options))
         return made[-1]
 
@@ -135,3 +136,9 @@ def test_settings_are_checked(tmp_path):
     first = settings_of({}).model_identity(str(tmp_path))
     (tmp_path / "config.json").write_text('{"rope_theta": 2, "architectures": ["A"]}')
     assert settings_of({}).model_identity(str(tmp_path)) != first
+
+
+def test_every_setting_is_in_the_guide():
+    text = (Path(__file__).parents[3] / "docs" / "guides" / "sglang.md").read_text()
+    for field in msgspec.structs.fields(Settings):
+        assert f"\n| `{field.name}` |" in text
