@@ -204,7 +204,7 @@ class P2pkvStorage(HiCacheStorage):
 
 def _bytes_at(pointer: int, size: int) -> NDArray[np.uint8]:
     """Return memory of this process as bytes; SGLang keeps it for as long as its pool lives."""
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(pointer), dtype=np.uint8)
+    return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(pointer)), dtype=np.uint8)
 
 
 def _bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
