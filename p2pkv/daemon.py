@@ -9,7 +9,7 @@ from typing import Final
 import trio
 from prometheus_client import start_http_server
 
-from p2pkv.agent import Agent
+from p2pkv.agent import Agent, check_settings
 from p2pkv.config import Config, parse_address
 from p2pkv.errors import CannotListen
 from p2pkv.take_over import take_over
@@ -34,6 +34,8 @@ def serve(
         CannotListen, FabricError: it could not start; nothing stays behind.
         LocalUseError: as before; or there is a daemon to take over from and that is not possible.
     """
+    if following:
+        check_settings(config)  # before anybody leaves for us
     inherited = take_over(config) if following else None
     agent = Agent(config, inherited)
     if following and inherited is None:

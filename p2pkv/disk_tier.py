@@ -46,7 +46,7 @@ class DiskTier:
     """The disk tier of one node, if it has one."""
 
     def __init__(self, config: DiskConfig, *, host: HostTier, files: Callable[[Path], Files] | None = None) -> None:
-        """Take the folder. A disk that does not work is tried again later; a folder that is not ours is an error.
+        """Take the folder. A disk that does not work, or answer, is tried again later; a folder that is not ours is an error.
 
         `files` stands in for real ones in the folder, for a disk that fails.
 
@@ -67,9 +67,14 @@ class DiskTier:
         self._quiet = trio.Event()
         self._stop_scrub = threading.Event()
         self._waiting: dict[int, trio.Event] = {}
+        self._opening: _Opening | None = None
+        """The first attempt, if the disk has not answered it yet."""
         if config.path:
+            opening = _Opening(self._opened)
             try:
-                self._store = self._opened()
+                self._store = opening.result(config.io_timeout_s)
+            except TimeoutError:
+                self._opening, self._problem = opening, f"no answer for {config.io_timeout_s:g} s"
             except OSError as exc:
                 self._problem = _text(exc)
 
@@ -157,6 +162,9 @@ class DiskTier:
         try:
             if self._problem:
                 raise OSError(self._problem)
+            if self._opening is not None:
+                opening, self._opening = self._opening, None
+                self._store = await self._in_thread(opening.result, None)
             if self._store is None:
                 self._store = await self._in_thread(self._opened, None)
             found, books, places = await self._in_thread(partial(_recovered, self._store), None)
@@ -259,6 +267,36 @@ class DiskTier:
         event = self._waiting.get(promoted.promotion)
         if event is not None:
             event.set()
+
+
+class _Opening:
+    """A store that is being opened in a thread of its own: on a disk that hangs this may take for ever."""
+
+    def __init__(self, work: Callable[[], DiskStore]) -> None:
+        self._outcome: list[DiskStore | BaseException] = []
+        self._done = threading.Event()
+        threading.Thread(target=self._run, args=(work,), name="disk tier", daemon=True).start()
+
+    def result(self, within_s: float | None = None) -> DiskStore:
+        """Return the store.
+
+        Raises:
+            TimeoutError: it is not open by then.
+            LocalUseError, OSError: why it cannot be opened.
+        """
+        if not self._done.wait(within_s):
+            raise TimeoutError
+        (outcome,) = self._outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _run(self, work: Callable[[], DiskStore]) -> None:
+        try:
+            self._outcome.append(work())
+        except BaseException as exc:  # noqa: BLE001 - for whoever waits
+            self._outcome.append(exc)
+        self._done.set()
 
 
 def _read(store: DiskStore, effect: ReadFromDisk, into: memoryview) -> Verdict:

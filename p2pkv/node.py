@@ -241,7 +241,7 @@ class Node:
         )
         self.hand_over: Final = HandOver(self.ledger, self._announced.place)
         self._inherited: deque[tuple[BlockKey, Place]] = deque()
-        """Of the daemon before, what is here and not announced yet."""
+        """Of the daemon before, what is here and not announced yet, nor looked for on the disk."""
         self._promised: dict[int, tuple[str, LeaseRequest, float]] = {}
         """Peers whose answer waits for the disk, by promotion: what they asked, and when."""
         self._near: dict[str, Nearness] = {}  # of the usable members
@@ -585,9 +585,7 @@ class Node:
         self._rest_due = None
         parents = {info.key: place[1] for info, _, place in blocks}
         self.ledger.restore([(info, slot) for info, slot, _ in reversed(blocks)], parents)
-        for info, _, place in blocks:
-            self._inherited.append((info.key, place))
-            self.disk.on_stored(info.key, place)
+        self._inherited += [(info.key, place) for info, _, place in blocks]
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
@@ -839,7 +837,7 @@ class Node:
         for _ in range(min(_REVIEWED_AT_ONCE, len(self._inherited))):
             key, place = self._inherited.popleft()
             if self.ledger.get(key) is not None:
-                self._announced.add(key, now, *place)
+                self._stored(key, place, now)
         for key in self.disk.take_review():
             in_memory = self.ledger.get(key) is not None and self.ledger.passing(key) is None
             if in_memory or self.disk.holds(key):

@@ -81,7 +81,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard", "direct_asks", "take_over"}),
     frozenset({"connectors", "agent"}),
-    frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
+    frozenset({"daemon", "blocking", "nodes", "demo", "sim", "bench", "testing", "cli"}),
 )
 """Lowest first. A module imports from its own layer and from those below; the most particular name counts."""
 
@@ -167,6 +167,7 @@ CORES = {
     *("transport.bulk_protection", "transport.mac"),
     *("tiers.disk.label", "tiers.disk.hints", "tiers.disk.pace"),
     *("tiers.object.runs", "tiers.object.pack", "tiers.object.service", "tiers.object.location"),
+    *("connectors.vllm.scheduling", "connectors.vllm.chains"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),

@@ -100,6 +100,20 @@ def test_an_upgrade_keeps_what_is_in_memory_for_engines_and_for_peers(tmp_path):
             daemon.stop()
 
 
+def test_a_successor_whose_settings_are_wrong_says_so_before_anybody_leaves(tmp_path, chain):
+    first = start(tmp_path)
+    try:
+        with first.client() as client:
+            chain.publish(client)
+            wrong = p2pkv("serve", "--take-over", "--socket", str(first.socket), "--keyring", str(tmp_path / "none"))
+            assert wrong.returncode == 2
+            with client.acquire(chain.keys) as lease:
+                assert chain.arrived(lease) == 6
+            assert first.process.poll() is None
+    finally:
+        first.stop()
+
+
 def test_a_successor_that_gives_up_leaves_the_daemon_as_it_was(tmp_path, chain):
     first = start(tmp_path)
     try:

@@ -20,6 +20,7 @@ from p2pkv.errors import FabricError, LocalUseError
 from p2pkv.logs import logger
 from p2pkv.node import Effect, Node
 from p2pkv.tiers.disk.files import File, FolderFiles
+from p2pkv.tiers.disk.store import DiskStore
 from p2pkv.tiers.host import HostTier
 from tests.p2pkv.test_runner import runner_of
 
@@ -87,8 +88,7 @@ class SickFiles(FolderFiles):
         super().__init__(folder)
 
     def open(self, name: str, *, direct: bool) -> File:
-        if self._disk.open_error:
-            raise OSError(self._disk.open_error, os.strerror(self._disk.open_error))
+        self._disk.check(self._disk.open_error)
         return SickFile(super().open(name, direct=direct), self._disk)
 
 
@@ -287,6 +287,23 @@ def test_a_disk_that_does_not_work_at_the_start_is_tried_until_it_does(tmp_path:
             await bench.is_in("serving")
             await bench.is_written(4)
             assert (await bench.tier.scrub(1e9)).blocks == 4
+
+    trio.run(main)
+
+
+def test_a_disk_that_hangs_at_the_start_does_not_keep_the_node_from_starting(tmp_path: Path) -> None:
+    async def main() -> None:
+        disk = SickDisk()
+        disk.stall()
+        async with running(tmp_path / "disk", disk) as bench:
+            await bench.is_in("out of service")
+            assert bench.runner.ask(lambda node: node.disk.statistics()).reason == "no answer for 0.3 s"
+            bench.store(*CHAIN)
+            assert await bench.acquire(CHAIN, 20.0) == 4
+            disk.recover()
+            await bench.is_in("serving")
+            await bench.is_written(4)
+        DiskStore(tmp_path / "disk", quota_bytes=2**22).close()  # it was let go
 
     trio.run(main)
 
