@@ -18,7 +18,11 @@ def explain_view(
     names = {record.id: record.name for record in node.membership.members()}
     away = tuple(AwayView(record.name, blocks, why) for record, blocks, why in node.left_alone(keys, now))
     before = _plan_view(last, names, now, path) if last is not None else None
-    return ExplainReply(_plan_view(decision, names, now, path), away, before)
+    at, usual = max(decision.local, decision.plan.stop), decision.cost if decision.cost.prefill_block_s else None
+    outlook = node.objects.outlook(
+        keys, at, cost=usual, block_bytes=cost.block_bytes if cost is not None else 0, now=now
+    )
+    return ExplainReply(_plan_view(decision, names, now, path), away, before, outlook)
 
 
 def score_view(node: Node, keys: Sequence[BlockKey], cost: Cost | None, limit: int, now: float) -> ScoreReply:

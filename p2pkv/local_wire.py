@@ -717,6 +717,8 @@ class ExplainReply(LocalMessage, tag=51, frozen=True):
     left_alone: tuple[AwayView, ...]
     last: PlanView | None
     """That of the last acquire of a chain with the same last block, if it is remembered."""
+    object_store: Text = ""
+    """Whether it would be asked for the rest, and what that would take; empty if there is none, or no rest."""
 
 
 class SeatView(msgspec.Struct, frozen=True, gc=False):

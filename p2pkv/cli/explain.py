@@ -39,7 +39,14 @@ def explain(
     if output == "json":
         left_alone = [msgspec.to_builtins(one) for one in reply.left_alone]
         last = msgspec.to_builtins(reply.last) if reply.last is not None else None
-        print_json({**msgspec.to_builtins(reply.now), "left_alone": left_alone, "last": last})
+        print_json(
+            {
+                **msgspec.to_builtins(reply.now),
+                "left_alone": left_alone,
+                "last": last,
+                "object_store": reply.object_store,
+            }
+        )
         return
     if reply.last is not None:
         _print_plan(f"the last plan, {reply.last.age_s:.0f} s ago", reply.last)
@@ -47,6 +54,8 @@ def explain(
     if reply.left_alone:
         rows = [(one.name, one.blocks, one.why) for one in reply.left_alone]
         print_table("left alone", ("peer", "blocks", "why"), rows)
+    if reply.object_store:
+        click.echo(f"object store: {reply.object_store}")
 
 
 def _print_plan(title: str, view: "PlanView") -> None:
