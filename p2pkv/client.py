@@ -38,6 +38,7 @@ from p2pkv.local_wire import (
     KEYS_PER_CHAIN_MAX,
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
+    SEATS_MAX,
     AcquireReply,
     AcquireRequest,
     Attach,
@@ -72,6 +73,8 @@ from p2pkv.local_wire import (
     Request,
     RingReply,
     RingRequest,
+    ScoreReply,
+    ScoreRequest,
     ScrubReply,
     ScrubRequest,
     StagedBlock,
@@ -404,6 +407,22 @@ class Client(PartCalls):
             prefill_block_s: see `block_bytes`.
         """
         return self._call(ExplainRequest(_chain(keys), block_bytes, int(prefill_block_s * 1e6)), ExplainReply)
+
+    def score(
+        self, keys: Sequence[bytes], *, block_bytes: int = 0, prefill_block_s: float = 0.0, limit: int = SEATS_MAX
+    ) -> ScoreReply:
+        """Return where a chain would best be computed, the best node first, for a router to choose. Nobody is asked.
+
+        What waits in front of an engine is not in it: a router knows that, and adds it to `first_token_ms`.
+
+        Args:
+            keys: the chain, from its root.
+            block_bytes: with `prefill_block_s`, what computing a block costs, seconds; see `acquire`. Without them what
+                an engine of this node said last is taken, or nothing.
+            prefill_block_s: see `block_bytes`.
+            limit: of nodes in the answer.
+        """
+        return self._call(ScoreRequest(_chain(keys), block_bytes, int(prefill_block_s * 1e6), limit), ScoreReply)
 
     def publish(
         self, namespace: Namespace, keys: Sequence[bytes], fill: Fill, *, first_depth: int | None = None

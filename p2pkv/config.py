@@ -138,6 +138,15 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     metrics: Annotated[str, Meta(description="`host:port` for Prometheus to scrape. Empty: no listener.")] = ""
+    scores: Annotated[
+        str,
+        Meta(
+            description=(
+                "`host:port` for routers, which `POST /score` there to learn where a prompt would best be computed. It says "
+                "who holds what to everybody who reaches it. Empty: no listener."
+            )
+        ),
+    ] = ""
     state_dir: Annotated[
         str,
         Meta(
