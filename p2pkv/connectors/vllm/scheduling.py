@@ -39,6 +39,8 @@ class Begin:
     """One for each space, all equally long."""
     deadline: float
     """On passing it nobody waits any more."""
+    prefill_block_s: float = 0.0
+    """What computing a block costs, so that a fetch that cannot pay is not begun; 0 if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class Scheduling:
     fetch_timeout_s: float
     asking_max: int
     counts: Counter[str] = field(default_factory=Counter)
+    prefill_block_s: float = 0.0
+    """As known now; see `Begin`."""
     _requests: dict[str, _Request] = field(default_factory=dict)
     _tickets: dict[int, str] = field(default_factory=dict)
     """Tickets whose `Brought` is awaited, to the request, or to "" if nobody waits any more."""
@@ -296,7 +300,7 @@ class Scheduling:
         request.phase, request.ticket, request.deadline = "asked", self._last_ticket, now + self.fetch_timeout_s
         self._tickets[request.ticket] = request_id
         chains = tuple(tuple(request.chains.keys(space)[:usable]) for space in range(len(self.groups)))
-        return [Begin(request.ticket, chains, request.deadline)]
+        return [Begin(request.ticket, chains, request.deadline, self.prefill_block_s)]
 
     def _leave(self, request: _Request) -> list[Effect]:
         """Let go of what a request has or waits for."""

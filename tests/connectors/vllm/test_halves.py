@@ -185,6 +185,22 @@ def test_a_request_that_is_not_the_same_gets_nothing(engines, difference, what):
         assert b.scheduler.plan({"r": 17}, lambda _: (list(range(5)),)) == ([], [])
 
 
+def test_what_a_block_costs_is_learnt_from_steps(engines):
+    engine = engines()
+    engine.scheduler.arrived(request(tokens=101))
+    engine.scheduler._now = lambda: 0.0
+    engine.scheduler.plan({"r": 100}, lambda _: None)
+    engine.scheduler._now = lambda: 1.0
+    engine.scheduler.loaded((), set(), set())
+    assert engine.scheduler._core.prefill_block_s == pytest.approx(BLOCK * 1.0 / 100)
+    engine.scheduler._now = time.monotonic
+    assert engine.ask(request("s", seed=9)) == 0, "and the node takes it"
+
+    fixed = engines(prefill_block_s=0.25)
+    fixed.scheduler.loaded((), set(), set())
+    assert fixed.scheduler._core.prefill_block_s == 0.25
+
+
 def test_after_a_reset_nothing_of_before_is_shared_and_equal_resets_meet(engines):
     a, b = engines(), engines()
     computed(a, request())
