@@ -171,10 +171,11 @@ class SchedulerHalf:
         """Take what the workers say of a step and of loads; see `Scheduling.loaded`. Called once for each step."""
         if self._core is None or self._lanes is None:
             return
-        self._pace.over(self._now())
+        now = self._now()
+        self._pace.over(now)
         if self._settings.prefill_block_s < 0:
             self._core.prefill_block_s = self._pace.token_s * self._core.block_tokens
-        self._lanes.perform(self._core.loaded(request_ids, failed_pages, failed_ids))
+        self._lanes.perform(self._core.loaded(request_ids, failed_pages, failed_ids, now))
 
     def finished(self, request_id: str) -> None:
         """Let go of a request."""

@@ -26,6 +26,9 @@ Phase: TypeAlias = Literal["new", "asked", "here", "loading", "over"]
 
 FRESH_S: Final = 60.0
 """A lease older than this is asked for again before it is claimed: the daemon keeps one for 120 s unless configured."""
+BAD_S: Final = 30.0
+"""How long a block that could not be loaded is not claimed again: one that is corrupt in memory fails every time."""
+_BAD_MAX: Final = 1024
 _COOLDOWN_S: Final = 2.0
 """How long requests are computed without asking after a daemon did not answer in time; doubles while it goes on."""
 
@@ -136,7 +139,8 @@ class _Request:
     """Where the claimed blocks begin."""
     saved: int = 0
     """Blocks at the chain's head that the node has, or was given."""
-    load_pages: frozenset[int] = frozenset()
+    load: Load | None = None
+    """While it is under way and nothing of it has failed."""
 
 
 @dataclass(slots=True)
@@ -157,6 +161,8 @@ class Scheduling:
     _last_ticket: int = 0
     _daemon: Breaker = field(default_factory=Breaker)
     _loads: list[Load] = field(default_factory=list)
+    _bad: dict[BlockKey, float] = field(default_factory=dict)
+    """Blocks that failed to load, by their key in the first space, and until when they are left alone."""
 
     def arrived(
         self, request_id: str, chains: Chains, now: float, *, may_load: bool = True, may_save: bool = True
@@ -216,7 +222,7 @@ class Scheduling:
             request.phase = "over"
         if request.phase != "here":
             return 0, effects
-        blocks = min(request.blocks, usable)
+        blocks = self._good_blocks(request.chains.keys(0)[: min(request.blocks, usable)], now)
         if blocks <= computed:
             effects += self._leave(request)
             return 0, effects
@@ -236,9 +242,9 @@ class Scheduling:
             LoadPart(tuple(request.chains.keys(space)[:last]), tuple(pages[group][first:last]))
             for space, group in enumerate(self.groups)
         )
-        self._loads.append(Load(request_id, first, parts))
+        request.load = load = Load(request_id, first, parts)
+        self._loads.append(load)
         request.phase = "loading"
-        request.load_pages = frozenset(page for part in parts for page in part.pages)
         self.counts["blocks_claimed"] += blocks
         return []
 
@@ -247,14 +253,13 @@ class Scheduling:
         loads, self._loads = self._loads, []
         return loads, [save for share in scheduled for save in self._save(share)]
 
-    def loaded(self, request_ids: Iterable[str], failed_pages: set[int], failed_ids: set[str]) -> list[Effect]:
+    def loaded(
+        self, request_ids: Iterable[str], failed_pages: set[int], failed_ids: set[str], now: float
+    ) -> list[Effect]:
         """Take what the workers say of loads: which are over, which pages and requests of them failed."""
         effects: list[Effect] = []
-        for request_id, request in self._requests.items() if failed_pages or failed_ids else ():
-            if request.phase == "loading" and (request_id in failed_ids or request.load_pages & failed_pages):
-                self.counts["loads_failed"] += 1
-                request.saved = min(request.saved, request.first)
-                request.load_pages = frozenset()  # one load fails once, however many of its pages
+        for request in self._requests.values() if failed_pages or failed_ids else ():
+            self._fail(request, failed_pages, failed_ids, now)
         for request_id in request_ids:
             over = self._requests.get(request_id)
             if over is not None and over.phase == "loading":
@@ -283,6 +288,27 @@ class Scheduling:
         remote = min(request.remote_blocks * self.block_tokens, external_tokens)
         return remote, external_tokens - remote
 
+    def _fail(self, request: _Request, failed_pages: set[int], failed_ids: set[str], now: float) -> None:
+        """Take that pages failed, perhaps this request's. One load fails once, however many of its pages."""
+        load = request.load
+        if load is None:
+            return
+        failed = [i for part in load.parts for i, page in enumerate(part.pages) if page in failed_pages]
+        if not failed and load.request_id not in failed_ids:
+            return
+        self.counts["loads_failed"] += 1
+        request.load = None
+        request.saved = min(request.saved, load.first)
+        if len(self._bad) >= _BAD_MAX:
+            self._bad.pop(next(iter(self._bad)))
+        self._bad[load.parts[0].chain[load.first + min(failed, default=0)]] = now + BAD_S
+
+    def _good_blocks(self, chain: Sequence[BlockKey], now: float) -> int:
+        """Return how many blocks of a chain's head there are before one that failed a moment ago."""
+        if self._bad:
+            self._bad = {key: until for key, until in self._bad.items() if now < until}
+        return next((i for i, key in enumerate(chain) if key in self._bad), len(chain)) if self._bad else len(chain)
+
     def _ask(self, request_id: str, request: _Request, now: float) -> list[Effect]:
         """Begin a fetch, unless there is nothing to fetch or nobody to ask."""
         request.phase = "over"
@@ -304,7 +330,7 @@ class Scheduling:
 
     def _leave(self, request: _Request) -> list[Effect]:
         """Let go of what a request has or waits for."""
-        before, request.phase = request.phase, "over"
+        before, request.phase, request.load = request.phase, "over", None
         if before == "asked":
             self._tickets[request.ticket] = ""
         return [Release(request.ticket)] if before in {"here", "loading"} else []
