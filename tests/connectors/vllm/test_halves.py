@@ -1,5 +1,6 @@
 """Both halves with a real daemon, without vLLM: tensors as pages, and requests with the attributes vLLM's have."""
 
+import logging
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import torch
 
 from p2pkv.blocks import Namespace, OpaqueLayout
 from p2pkv.client import Client
+from p2pkv.connectors.tally import Tally
 from p2pkv.connectors.vllm.scheduler import SchedulerHalf, Space
 from p2pkv.connectors.vllm.scheduling import Load, LoadPart
 from p2pkv.connectors.vllm.settings import Settings
@@ -199,6 +201,17 @@ def test_what_a_block_costs_is_learnt_from_steps(engines):
     fixed = engines(prefill_block_s=0.25)
     fixed.scheduler.loaded((), set(), set())
     assert fixed.scheduler._core.prefill_block_s == 0.25
+
+
+def test_counts_are_taken_once():
+    tally = Tally(logging.getLogger("test"))
+    tally.add("blocks_loaded", 3)
+    tally.add("blocks_not_loaded", 0)
+    assert tally.take() == {"blocks_loaded": 3}
+    assert tally.take() == {}
+    tally.add("blocks_loaded", 2)
+    assert tally.take() == {"blocks_loaded": 2}
+    assert tally.counts["blocks_loaded"] == 5
 
 
 def test_after_a_reset_nothing_of_before_is_shared_and_equal_resets_meet(engines):
