@@ -19,6 +19,7 @@ from p2pkv.connectors.vllm.pace import PrefillPace
 from p2pkv.connectors.vllm.scheduling import Load, Save, Scheduled, Scheduling, opted
 from p2pkv.connectors.vllm.settings import Settings
 from p2pkv.errors import LocalUseError
+from p2pkv.local_wire import KEYS_PER_CHAIN_MAX
 
 logger = logging.getLogger("vllm.p2pkv")  # under the name whose records vLLM prints
 
@@ -99,6 +100,7 @@ class SchedulerHalf:
             block_tokens=layout.block_tokens,
             fetch_timeout_s=self._settings.fetch_timeout_s,
             asking_max=self._settings.fetches + self._settings.waiting_max,
+            chain_blocks_max=KEYS_PER_CHAIN_MAX,
             counts=self.tally.counts,
             prefill_block_s=max(self._settings.prefill_block_s, 0.0),
         )

@@ -152,6 +152,8 @@ class Scheduling:
     block_tokens: int
     fetch_timeout_s: float
     asking_max: int
+    chain_blocks_max: int = 4096
+    """A longer prefix is asked for, and claimed, up to here."""
     counts: Counter[str] = field(default_factory=Counter)
     prefill_block_s: float = 0.0
     """As known now; see `Begin`."""
@@ -267,12 +269,12 @@ class Scheduling:
         return effects
 
     def finished(self, request_id: str) -> list[Effect]:
-        """Forget a request, whatever state it is in. A load that is under way ends on its own, without this lease."""
+        """Forget a request, whatever state it is in.
+
+        A load ends on its own, without this lease, and is not taken back: vLLM keeps its pages until the workers say so.
+        """
         request = self._requests.pop(request_id, None)
-        if request is None:
-            return []
-        self._loads = [load for load in self._loads if load.request_id != request_id]
-        return self._leave(request)
+        return self._leave(request) if request is not None else []
 
     def forget_all(self) -> list[Effect] | None:
         """Forget every request, so that they arrive anew, under other keys; None if a load is under way."""
@@ -312,7 +314,7 @@ class Scheduling:
     def _ask(self, request_id: str, request: _Request, now: float) -> list[Effect]:
         """Begin a fetch, unless there is nothing to fetch or nobody to ask."""
         request.phase = "over"
-        usable = min(request.chains.blocks, (request.chains.tokens - 1) // self.block_tokens)
+        usable = min(request.chains.blocks, (request.chains.tokens - 1) // self.block_tokens, self.chain_blocks_max)
         if not self.groups or usable <= 0:
             return []
         if len(self._tickets) >= self.asking_max:

@@ -115,6 +115,17 @@ def test_a_prompt_without_a_block_before_its_last_token_asks_for_nothing(tokens)
     assert engine.match(tokens=tokens) == (0, [])
 
 
+def test_a_very_long_prompt_is_claimed_up_to_what_may_be_asked():
+    engine = Engine()
+    engine.core.chain_blocks_max = 2
+    (begin,) = effects = engine.arrive()
+    assert len(begin.chains[0]) == 2
+    engine.bring(effects, 2)
+    assert engine.match() == (8, [])
+    _, (save,) = engine.step(computed=8, new=9)
+    assert save.depth == 2
+
+
 def test_what_takes_too_long_is_computed_and_let_go_when_it_comes():
     engine = Engine()
     effects = engine.arrive()
@@ -165,7 +176,8 @@ def test_an_abort_lets_go_whatever_the_request_was_doing():
     engine.match()
     engine.allocate(16)
     assert engine.core.finished("r") == [Release(effects[0].ticket)]
-    assert engine.core.planned([]) == ([], []), "its load was not given to anybody yet"
+    ((load,), _) = engine.core.planned([])
+    assert load.request_id == "r", "vLLM waits for its end before it frees the pages"
     assert engine.core.loaded(["r"], set(), set(), engine.now) == []
 
 
