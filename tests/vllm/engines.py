@@ -142,7 +142,8 @@ def options(
             "kv_connector": "P2pkvConnector",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"socket": str(socket)} | (connector or {}),
+            # Patient, for a machine with other work: these tests ask what is right, and the budget has tests of its own.
+            "kv_connector_extra_config": {"socket": str(socket), "fetch_timeout_s": 60.0} | (connector or {}),
         }
     return chosen | more
 
