@@ -68,6 +68,8 @@ _TRACE = click.Path(exists=True, dir_okay=False)
 @click.option(
     "--ttft", "geometry", default=DEFAULT, show_default=True, help="MODEL,GPU,LINK that times are modelled for."
 )
+@click.option("--lose", is_flag=True, help="Have the first node end in the middle; say what that costs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Where blocks lie on the ring.")
 @rows_output_option
 def replay(output: str, **options: Any) -> None:
     """Replay TRACE, a file of recorded requests, and count what was there when it was asked for.
