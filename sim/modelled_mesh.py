@@ -24,6 +24,7 @@ from p2pkv.index.announce import reach
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.ring import Ring
 from p2pkv.planner import Run, Terms, plan
+from p2pkv.plans import PLANS_MAX
 from p2pkv.sim.geometry import Geometry
 from p2pkv.sim.ideal_mesh import MeshCounted
 from p2pkv.sim.modelled_node import CLASS, ModelledNode
@@ -33,8 +34,6 @@ from p2pkv.transport.wire import AnyMessage, MemberRecord, encode
 ROUND_TRIP_S: Final = 0.0005
 DETECTED_S: Final = 5.0
 """From a node's end until all others know of it; see docs/benchmarks/mesh.md."""
-PLANS_MAX: Final = 8
-"""How often a chain is planned on behind what the last plan brings."""
 _LOAD_FACTOR: Final = 1.25
 _LOAD_SPARE: Final = 200
 
@@ -128,12 +127,9 @@ class ModelledMesh:
     def ask(self, request: Recorded, home: int | None) -> None:
         """Have an engine ask for a chain now; `home` None has the router choose."""
         node = self._nodes[home if home is not None else self._route(request)]
-        if not node.runs:  # a router goes on to the next at once
-            node = next(
-                other
-                for step in range(1, len(self._nodes))
-                if (other := self._nodes[(node.number + step) % len(self._nodes)]).runs
-            )
+        if not node.runs:  # a router has them served by all that are left
+            left = [other for other in self._nodes if other.runs]
+            node = left[self.counted.requests % len(left)]
         keys = request.blocks
         self.counted.load[node.number] += len(keys)
         self._drop_idle()
