@@ -63,6 +63,6 @@ fuzz: setup ## A million mutated inputs for each parser of foreign bytes
 	P2PKV_FUZZ_INPUTS=1000000 $(BIN)/python -m pytest tests/transport/test_fuzz.py
 
 clean: ## Remove everything that make made
-	rm -rf $(VENV) .venv-vllm .venv-bench .venv-bench-peers .venv-bench-tiers .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-bench .venv-bench-peers .venv-bench-tiers .venv-kernels .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .hypothesis
 
 include make/*.mk

@@ -83,6 +83,10 @@ class Announcer:
         if parent:
             self._follow(parent, 1)
 
+    def place(self, key: bytes) -> tuple[int | None, bytes]:
+        """Return depth and parent of a held key; None and b"" where they are not known."""
+        return self._held.get(key, (None, b""))
+
     def remove(self, key: bytes) -> None:
         """Take that a key is held no longer, or once less; of one that is not held nothing was announced."""
         if times := self._plain.pop(key, 0):

@@ -126,6 +126,10 @@ class Summaries:
         self._announcer.add(key, depth, parent)
         self._publisher.changed(now)
 
+    def place(self, key: bytes) -> tuple[int | None, bytes]:
+        """Return depth and parent of a held block; None and b"" where they are not known."""
+        return self._announcer.place(key)
+
     def remove(self, key: bytes, now: float) -> None:
         """Note that a block that was added is held no longer."""
         self._announcer.remove(key)

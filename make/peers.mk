@@ -9,7 +9,7 @@ PEERS_LIBRARIES := libcurl.so.4 libibverbs.so.1 libnuma.so.1
 PEERS_DEBIAN := gcc iperf3 redis-server libcurl4 libibverbs1 libnuma1
 PEERS_ROUNDS ?= 9
 
-.PHONY: bench-peers bench-peers-env
+.PHONY: bench-peers bench-peers-env bench-peers-packages
 
 bench-peers-env: $(PEERS_VENV)/.p2pkv-setup ## Make .venv-bench-peers with the systems we are measured beside (done once)
 	@for program in $(PEERS_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
@@ -20,8 +20,10 @@ bench-peers-env: $(PEERS_VENV)/.p2pkv-setup ## Make .venv-bench-peers with the s
 $(PEERS_VENV)/.p2pkv-setup: requirements/bench-peers.txt | $(STAMP)
 	@test -x $(PEERS_VENV)/bin/python || $(BIN)/python -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps --only-binary :all: --requirement requirements/bench-peers.txt
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(PEERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-behind.pth"
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$$($(PEERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-behind.pth"
 	@touch $@
+
+bench-peers-packages: $(PEERS_VENV)/.p2pkv-setup
 
 bench-peers: setup bench-peers-env ## Measure blocks, lookups and rest beside Mooncake, LMCache, Redis and NIXL (some minutes)
 	$(BIN)/p2pkv bench peers --python $(PEERS_VENV)/bin/python --rounds $(PEERS_ROUNDS) -o json

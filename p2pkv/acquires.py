@@ -1,8 +1,10 @@
 """The acquires of this node's engines, sans-IO: what is here, who claims the rest, a plan, a fetch, a lease on what came.
 
-    acquire -> (the disk is read) -> (the directory is asked, where summaries cannot say) -> plan -> fetch -> Acquired
+    acquire -> (the disk is read) -> (the directory is asked, where summaries cannot say) -> plan -> fetch -> (recall) -> Acquired
                                                   ^                                                    |
                                                   └────────── once, where a summary was wrong ─────────┘
+
+A recall brings from the object store what neither this node nor its peers could give.
 
 What is here, and what arrives, is guarded by a lease from beginning to end, so that one part of a prefix is not evicted
 while the rest is on its way.
@@ -24,6 +26,7 @@ from p2pkv.index.announce import reach
 from p2pkv.index.exchange import Summaries
 from p2pkv.index.inquiry import Claim, lengths
 from p2pkv.ledger import Lease, Ledger
+from p2pkv.object_moves import ObjectEffect, ObjectMoves
 from p2pkv.planner import Cost, Plan
 from p2pkv.plans import PLANS_MAX, Decision, Plans, continued
 
@@ -32,7 +35,7 @@ from p2pkv.plans import PLANS_MAX, Decision, Plans, continued
 class Acquired:
     """An engine's `acquire` is over: `lease` pins the usable prefix, which may be empty.
 
-    `sources` names the peer of each block in the lease, "" where it was here before, `FROM_DISK` where it was on disk. `reason` says why the prefix is
+    `sources` names the peer of each block in the lease, "" where it was here before, `FROM_DISK` and `FROM_OBJECT` where it was in another tier. `reason` says why the prefix is
     no longer than it is.
     """
 
@@ -58,9 +61,11 @@ class Reused:
     keys: tuple[BlockKey, ...]
 
 
-AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired | Reused | DiskEffect
+AcquireEffect: TypeAlias = FetchEffect | AskDirectory | Acquired | Reused | DiskEffect | ObjectEffect
 FROM_DISK: Final = "disk"
 """Source of blocks that were on this node's disk; no node has such an id."""
+FROM_OBJECT: Final = "object"
+"""And of those that came from the object store."""
 
 
 @dataclass(slots=True)
@@ -73,6 +78,8 @@ class _Acquire:
     holder: str
     deadline: float
     cost: Cost | None
+    block_bytes: int = 0
+    """What the engine says of its blocks, 0 if nothing."""
     guard: int = 0
     """Id of the lease that keeps what is here, and what arrives, from being evicted meanwhile."""
     places: Mapping[BlockKey, tuple[int, BlockKey | None]] = field(default_factory=dict)
@@ -102,6 +109,24 @@ _OUTCOME_TEXTS: Final[Mapping[Outcome, str]] = {
 }
 
 
+_VERDICT_TEXTS: Final[Mapping[str, str]] = {
+    "ok": "the object store had the rest that can be stored",
+    "absent": "the object store has no more",
+    "late": "the object store did not answer in time",
+    "busy": "too many requests to the object store are under way",
+    "shed": "too many requests to the object store are waiting",
+    "resting": "the object store is out of service",
+    "full": "no room here for what the object store has",
+    "refused": "the object store refused",
+    "no_bucket": "the object store has no such bucket",
+    "failed": "the object store failed",
+    "torn": "torn: what the object store has is not as long as it should be",
+    "garbled": "garbled: what the object store has makes no sense",
+    "misdirected": "misdirected: the object store has other blocks under this name",
+    "corrupt": "corrupt: the next block's bytes from the object store did not have their digest",
+}
+
+
 class Acquires:
     """All acquires of one node, each until `Acquired`, which comes at its deadline at the latest."""
 
@@ -115,6 +140,7 @@ class Acquires:
         plans: Plans,
         addresses: Callable[[str], str],
         promote: Callable[[Sequence[BlockKey], float, float], tuple[int | None, tuple[DiskEffect, ...]]],
+        objects: ObjectMoves,
     ) -> None:
         """`addresses` says where to reach a peer; `promote` begins to bring what is on the disk, see `DiskMoves`."""
         self._config = config
@@ -124,6 +150,7 @@ class Acquires:
         self._plans = plans
         self._address_of = addresses
         self._promote = promote
+        self._objects = objects
         self._ids = 0
         self._loading: dict[int, _Acquire] = {}
         """Those that wait for the disk, by the number of their promotion."""
@@ -131,6 +158,8 @@ class Acquires:
         """Those that wait for the directory, by their own id."""
         self._fetching: dict[int, _Acquire] = {}
         """Those that wait for a fetch, by its id."""
+        self._recalling: dict[int, _Acquire] = {}
+        """Those that wait for the object store, by the number of their recall."""
         self.shed = 0
         """Acquires that were answered at once because `fetch.acquires_max` were under way."""
 
@@ -143,6 +172,7 @@ class Acquires:
         now: float,
         first: int = 0,
         cost: Cost | None = None,
+        block_bytes: int = 0,
     ) -> tuple[int, tuple[AcquireEffect, ...]]:
         """Begin one; see `Node.acquire`.
 
@@ -151,12 +181,13 @@ class Acquires:
         """
         self._ids += 1
         chain = tuple(dict.fromkeys(keys[first:]))
-        acquire = _Acquire(self._ids, keys, first, chain, holder, deadline, self._plans.learn(cost))
+        acquire = _Acquire(self._ids, keys, first, chain, holder, deadline, self._plans.learn(cost), block_bytes)
         until = deadline + self._config.fetch.lease_s
         self._ledger.ask(chain)
         acquire.guard = self._ledger.lease(chain, holder=_guard(holder), deadline=until, uses=False).id
         if self._ledger.prefix(chain) < len(chain):
-            if len(self._loading) + len(self._asking) + len(self._fetching) >= self._config.fetch.acquires_max:
+            waiting = len(self._loading) + len(self._asking) + len(self._fetching) + len(self._recalling)
+            if waiting >= self._config.fetch.acquires_max:
                 self.shed += 1
                 acquire.reason = "too many acquires are under way"
                 return acquire.id, (self._finish(acquire, now),)
@@ -178,6 +209,10 @@ class Acquires:
         acquire = self._asking.pop(number, None)
         for promotion in [promotion for promotion, one in self._loading.items() if one.id == number]:
             acquire = self._loading.pop(promotion)  # what is read is read to its end
+        for recall in [recall for recall, one in self._recalling.items() if one.id == number]:
+            acquire = self._recalling.pop(recall)
+            self._plans.end(acquire.keys[-1], arrived=0, reason="the engine went away")
+            self._objects.cancel(recall)
         if acquire is not None:
             self._ledger.release(acquire.guard, holder=_guard(acquire.holder))
             return ()
@@ -230,6 +265,14 @@ class Acquires:
             return (self._ask(acquire, now),)
         return self._fetch(acquire, now)
 
+    def on_recalled(self, recall: int, verdict: str, now: float) -> tuple[AcquireEffect, ...]:
+        """Finish with what the object store has given."""
+        acquire = self._recalling.pop(recall, None)
+        if acquire is None:
+            return ()
+        acquire.reason = f"{acquire.reason}; {_VERDICT_TEXTS.get(verdict, verdict)}"
+        return (self._finish(acquire, now),)
+
     def on_heard(self, number: int, claims: Sequence[Claim], now: float) -> tuple[AcquireEffect, ...]:
         """Go on with what the directory said, nothing if there was nobody to ask."""
         acquire = self._asking.pop(number, None)
@@ -252,7 +295,7 @@ class Acquires:
         if absent and acquire.told is None and now < acquire.deadline and self._config.directory.owners:
             acquire.contradicted = True
             return (self._ask(acquire, now),)
-        return (self._finish(acquire, now),)
+        return self._recall(acquire, now)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -260,6 +303,7 @@ class Acquires:
         """Yield the acquires that wait for blocks."""
         yield from self._fetching.values()
         yield from self._loading.values()
+        yield from self._recalling.values()
 
     def _claims(self, acquire: _Acquire, now: float) -> Mapping[str, int]:
         """Return how many blocks of the whole chain each peer claims, as far as that is to be believed."""
@@ -295,7 +339,7 @@ class Acquires:
             acquire.reason = decided.reason
         self._plans.keep(chain[-1], decision)
         if not decided.runs:
-            return (self._finish(acquire, now),)
+            return self._recall(acquire, now)
         fetch_id, effects = self._fetches.start(
             chain,
             _with_hope(decided, acquire.first, len(chain)),
@@ -345,6 +389,24 @@ class Acquires:
             holders.update({price.terms.peer: price.terms.depth for price in new})
             decision = continued(decision, more, new)
         return decision, holders, begins
+
+    def _recall(self, acquire: _Acquire, now: float) -> tuple[AcquireEffect, ...]:
+        """Ask the object store for what is still missing, if that is worth it; finish if not, or if it was asked."""
+        at = acquire.first + self._ledger.prefix(acquire.keys)
+        if at < len(acquire.whole) and now < acquire.deadline:
+            number, effects = self._objects.recall(
+                acquire.whole,
+                at,
+                cost=acquire.cost,
+                block_bytes=acquire.block_bytes,
+                until=acquire.deadline,
+                now=now,
+            )
+            if number is not None:
+                acquire.places = _places(acquire.whole)
+                self._recalling[number] = acquire
+                return effects
+        return (self._finish(acquire, now),)
 
     def _why_shorter(self, acquire: _Acquire, failures: Mapping[BlockKey, Outcome]) -> str:
         """Return why a fetch brought no more: the way of the first block that is missing, or the plan's own reason."""

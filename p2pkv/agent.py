@@ -42,12 +42,14 @@ from p2pkv.mesh.sources import scheme_of
 from p2pkv.metrics import Metrics
 from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
+from p2pkv.object_moves import ObjectStatistics
+from p2pkv.object_tier import ObjectTier
 from p2pkv.part_transfer import PartTransfers
 from p2pkv.paths import Paths
 from p2pkv.probes import PROBE_LEASE, ProbeBlocks
 from p2pkv.protection import Protection
 from p2pkv.runner import Runner
-from p2pkv.slots import chunk_size
+from p2pkv.take_over import Inherited, host_tier
 from p2pkv.tiers.host import HostTier
 from p2pkv.transfer import Transfers
 from p2pkv.transport.arena import PeerArena
@@ -86,6 +88,7 @@ _DIRECT_WAIT_S: Final = 0.5
 """How long a question on a bulk stream waits for the disk."""
 _GAUGES_S: Final = 1.0
 _LET_GO_S: Final = 5.0
+_DRAIN_LOOK_S: Final = 0.02
 _DUPLICATE_FRESH_S: Final = 600.0
 """How long the metric counts another process with our id after it was last heard of; it is told ten times as often."""
 
@@ -93,8 +96,8 @@ _DUPLICATE_FRESH_S: Final = 600.0
 class Agent:
     """A node, ready to run. All that can fail for a reason of the configuration fails here, before anything runs."""
 
-    def __init__(self, config: Config) -> None:
-        """Bind the sockets and take the memory.
+    def __init__(self, config: Config, inherited: Inherited | None = None) -> None:
+        """Bind the sockets and take the memory, or the one that has blocks of the daemon before.
 
         Raises:
             ConfigError: an address is wrong, or a bind needs `insecure`.
@@ -124,11 +127,12 @@ class Agent:
             made.callback(self.identity.close)
             self.me: Final = _own_record(config, self._tcp, self.identity)
             made_resolvers = resolvers(config.node, self.me)
-            self.tier: Final = HostTier(
-                _whole_chunks(config), huge_pages=config.host.huge_pages, numa_node=config.host.numa_node
-            )
+            self.tier: Final = inherited.tier if inherited is not None else host_tier(config)
             made.callback(self.tier.close)
+            self.tier.fill()
             self._disk = DiskTier(config.disk, host=self.tier)
+            made.callback(self._disk.close)
+            self._objects = ObjectTier(config.object, host=self.tier)
             made.pop_all()
         self._discovery = Discovery(made_resolvers, found=self._seeds_found, failed=self._lookup_failed)
         self.metrics: Final = Metrics()
@@ -140,6 +144,9 @@ class Agent:
             ring=self._protection.ring,
             generations=self.tier.generations if config.fetch.shared_memory else None,
         )
+        if inherited is not None:
+            node.inherit(inherited.blocks)
+            self._tell_inherited(inherited)
         timeout_s = config.fetch.connect_timeout_s
         self._guard = Guard(
             config,
@@ -188,11 +195,13 @@ class Agent:
             seal=self._protection.datagrams(node_id=self.me.id, boot=self.me.boot),
         )
         self._disk.attach(self.runner, self.metrics, self.log)
+        self._objects.attach(self.runner, self.metrics, self.log)
         self._probes = ProbeBlocks(self.runner, self.tier)
         self._loopback: Final = _is_loopback(host)
         self._load = LoadGauge(capacity_bytes_s=config.fetch.assumed_bandwidth_bytes_s)
         self._neighbourhood = self._with_neighbours(shm) if config.fetch.shared_memory else None
         self._leaving = trio.Event()
+        self._drain_s = 0.0
         self._server = LocalServer(
             Served(
                 runner=self.runner,
@@ -217,7 +226,7 @@ class Agent:
                 ),
                 condition=self._condition,
                 started_at=time.monotonic(),
-                leave=self._leaving.set,
+                leave=self.leave,
                 promoted=self._disk.promoted,
                 scrub=self._disk.scrub,
                 state_dir=str(self.identity.folder or ""),
@@ -260,6 +269,7 @@ class Agent:
                 nursery.start_soon(self._accept)
                 nursery.start_soon(self._server.run, self.local.socket)
                 nursery.start_soon(self._disk.run)
+                nursery.start_soon(self._objects.run)
                 nursery.start_soon(self._show_gauges)
                 nursery.start_soon(self._let_go, parts)
                 nursery.start_soon(partial(self._guard.run, log=self.log, metrics=self.metrics))
@@ -268,12 +278,22 @@ class Agent:
                     await self._leaving.wait()
                 finally:
                     self.runner.tell(lambda node, now: node.leave(now))
+                with trio.move_on_after(self._drain_s):
+                    while self.runner.ask(Node.is_read):  # noqa: ASYNC110 - no core says so
+                        await trio.sleep(_DRAIN_LOOK_S)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await parts.aclose()
                 await self._bulk.aclose()
             self.close()
+
+    def _tell_inherited(self, inherited: Inherited) -> None:
+        for result, count in inherited.counts.items():
+            self.metrics.taken_over_blocks.labels(result).inc(count)
+        log = self.log.info if inherited.counts["ok"] or not inherited.problem else self.log.warning
+        reason = {"reason": inherited.problem} if inherited.problem else {}
+        log("took over from the daemon before", **inherited.counts, took_s=round(inherited.took_s, 3), **reason)
 
     def _on_fabric(self) -> FabricEnd:
         """Return this node's end of the fabric.
@@ -287,6 +307,7 @@ class Agent:
             self.local.close()
             self._tcp.close()
             self._datagrams.close()
+            self._objects.close()
             self._disk.close()
             self.tier.close()
             self.identity.close()
@@ -330,11 +351,13 @@ class Agent:
             keyring=self._protection.ring is not None,
             certificate_left_s=self._guard.certificate_left_s(),
             skews_s=tuple((names.get(node, node), skew) for node, skew in self._guard.skews_s().items()),
+            object_problem=self.runner.ask(lambda node: node.objects.statistics().reason),
         )
         return ConditionReply(tuple(CheckView(one.name, one.state, one.text, one.hint) for one in checks(found)))
 
-    def leave(self) -> None:
-        """Have `run` say goodbye and return."""
+    def leave(self, drain_s: float = 0.0) -> None:
+        """Have `run` say goodbye and return, once what is leased has been released or after `drain_s`."""
+        self._drain_s = drain_s
         self._leaving.set()
 
     def close(self) -> None:
@@ -346,6 +369,7 @@ class Agent:
         self._datagrams.close()
         if self.fabric is not None:  # before its memory goes: what is read after that ends the reader's peer, this one
             self.fabric.close()
+        self._objects.close()
         self._disk.close()
         self.tier.close()
         self.identity.close()
@@ -496,15 +520,17 @@ class Agent:
 
     async def _show_gauges(self) -> None:
         evicted = lost = 0
-        skipped = Counter[str]()
+        skipped, unrecalled = Counter[str](), Counter[str]()
         while True:
             statistics = self.runner.ask(lambda node: node.statistics())
             figures, disk = statistics.ledger, statistics.disk.ledger
             self.metrics.disk_serving.set(disk is not None)
-            reasons = _skipped(statistics.disk)
+            reasons, others = _skipped(statistics.disk), _not_recalled(statistics.object)
             for reason, count in (reasons - skipped).items():
                 self.metrics.disk_skipped.labels(reason).inc(count)
-            skipped = reasons
+            for reason, count in (others - unrecalled).items():
+                self.metrics.object_skipped.labels(reason).inc(count)
+            skipped, unrecalled = reasons, others
             if disk is not None:
                 self.metrics.tier_bytes.labels("disk").set(disk.used_bytes)
                 self.metrics.tier_capacity_bytes.labels("disk").set(disk.capacity_bytes)
@@ -554,10 +580,15 @@ def _skipped(disk: DiskStatistics) -> Counter[str]:
     return Counter(lost=demotions.lost, cheaper_to_compute=demotions.cheap, given_up=promotions.given_up)
 
 
-def _whole_chunks(config: Config) -> int:
-    """Return the size of the arena: what is configured, less a last chunk that would be cut off."""
-    chunk_bytes = chunk_size(config.host.capacity_bytes, config.host.chunk_bytes)
-    return config.host.capacity_bytes // chunk_bytes * chunk_bytes
+def _not_recalled(objects: ObjectStatistics) -> Counter[str]:
+    writes, reads = objects.writes, objects.reads
+    return Counter(
+        lost=writes.lost,
+        cheaper_to_compute=writes.cheap,
+        not_worth_asking=objects.not_worth_asking,
+        unknown_length=objects.unknown_lengths,
+        shed=reads.shed,
+    )
 
 
 def _is_loopback(host: str) -> bool:

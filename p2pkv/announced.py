@@ -6,6 +6,7 @@ from typing import Final
 from p2pkv.blocks import BlockKey
 from p2pkv.index.directory import Directory
 from p2pkv.index.exchange import Summaries
+from p2pkv.ledger import Place
 
 
 class Announced:
@@ -25,6 +26,11 @@ class Announced:
             self._keys.add(key)
             self._summaries.add(key, now, depth, parent or b"")
             self._directory.add(key, now, depth, parent or b"")
+
+    def place(self, key: BlockKey) -> Place:
+        """Return where in its chain an announced block is, as far as that is known."""
+        depth, parent = self._summaries.place(key)
+        return depth, BlockKey(parent) if parent else None
 
     def remove(self, keys: Iterable[BlockKey], now: float) -> None:
         """Take blocks back that are in no tier any more."""

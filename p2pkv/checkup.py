@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from p2pkv.errors import OBJECT_STORE_FAILURES
+
 State: TypeAlias = Literal["ok", "warn", "fail"]
 DESCRIPTORS_FEW: Final = 4096
 """A node has a socket or two for each peer and each engine."""
 CERTIFICATE_SOON_S: Final = 14 * 86_400.0
 CLOCK_SKEW_S: Final = 5.0
+_OBJECT_HINT: Final = (
+    "look at object.url, at AWS_ENDPOINT_URL or its like in the daemon's environment, and at the network"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,11 @@ class Condition:
     """None: it has none."""
     skews_s: tuple[tuple[str, float], ...]
     """Member and by how much its clock differs, as far as known."""
+    object_url: str = ""
+    """Empty: no object store is wanted."""
+    object_problem: str = ""
+    """Why it is out of service, if it is: one of `OBJECT_STORE_FAILURES`."""
+    object_installed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,7 @@ def checks(found: Condition) -> tuple[Check, ...]:
         _keyring(found),
         _certificate(found),
         _clocks(found),
+        _object_store(found),
     )
 
 
@@ -171,3 +182,16 @@ def _clocks(found: Condition) -> Check:
     if abs(worst) > CLOCK_SKEW_S:
         return Check("clocks", "warn", text, "set the clocks by NTP")
     return Check("clocks", "ok", text)
+
+
+def _object_store(found: Condition) -> Check:
+    name = "object store"
+    if not found.object_url:
+        return Check(name, "ok", f"none wanted{'' if found.object_installed else '; its library is not installed'}")
+    if not found.object_problem:
+        return Check(name, "ok", f"{found.object_url} answers")
+    text, hint = next(
+        (said for reason, said in OBJECT_STORE_FAILURES.items() if reason == found.object_problem),
+        (found.object_problem, ""),
+    )
+    return Check(name, "fail", f"{found.object_url}: {text}", hint or _OBJECT_HINT)

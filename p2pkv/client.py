@@ -294,9 +294,9 @@ class Client(PartCalls):
             keys: the chain, from its root.
             first: how many blocks at its head the engine has itself; the lease begins behind them.
             timeout_s: how long to wait for peers; what has arrived by then is the result.
-            block_bytes: with `prefill_block_s`, what computing a block costs this engine, seconds: a fetch that
-                would take longer is not begun. Without them fetching always pays.
-            prefill_block_s: see `block_bytes`.
+            block_bytes: how long a block is. Without it, a node that has seen no block yet cannot ask its object store.
+            prefill_block_s: with `block_bytes`, what computing a block costs this engine, seconds: a fetch that would
+                take longer is not begun. Without them fetching always pays.
         """
         request = AcquireRequest(_chain(keys), int(timeout_s * 1000), block_bytes, int(prefill_block_s * 1e6), first)
         with self._lock:
@@ -314,8 +314,8 @@ class Client(PartCalls):
         """
         return self._call(PinRequest(_chain(keys), int(ttl_s * 1000)), PinReply)
 
-    def prefetch(self, keys: Sequence[bytes], *, timeout_s: float = 10.0) -> int:
-        """Have a chain brought here from disk and from peers while the engine does something else; returns at once.
+    def prefetch(self, keys: Sequence[bytes], *, timeout_s: float = 10.0, block_bytes: int = 0) -> int:
+        """Have a chain brought here from disk, from peers and from the object store while the engine does something else; returns at once.
 
         What has come is kept for `timeout_s` from now, after which it is as if nobody had asked for it. An `acquire` before
         that finds it in memory, or waits for what is still on its way. It ends with this client.
@@ -323,6 +323,7 @@ class Client(PartCalls):
         Args:
             keys: the chain, from its root.
             timeout_s: how long this may take, and how soon the engine means to come for it.
+            block_bytes: see `acquire`.
 
         Returns:
             How many blocks of the chain are wanted: fewer than it has if hints may pin no more. Not all of them need come.
@@ -330,7 +331,7 @@ class Client(PartCalls):
         Raises:
             P2pkvError: hints pin as much memory as they may; nothing was begun.
         """
-        return self._call(PrefetchRequest(_chain(keys), int(timeout_s * 1000)), PrefetchReply).blocks
+        return self._call(PrefetchRequest(_chain(keys), int(timeout_s * 1000), block_bytes), PrefetchReply).blocks
 
     def explain(self, keys: Sequence[bytes], *, block_bytes: int = 0, prefill_block_s: float = 0.0) -> ExplainReply:
         """Return what the plan for a chain would be and what it last was, with each peer's terms. Nobody is asked.
@@ -367,7 +368,7 @@ class Client(PartCalls):
         done = self._publish(namespace.digest, infos, lambda i, place: fill(here + i, place), layout.block_bytes, chain)
         return replace(done, present=done.present + here)
 
-    def store(self, info: BlockInfo, body: bytes) -> Published:
+    def store(self, info: BlockInfo, body: bytes | bytearray) -> Published:
         """Offer one block whose namespace is known only by its digest, as a block file gives it."""
 
         def fill(_: int, destination: NDArray[np.uint8]) -> None:

@@ -594,6 +594,72 @@ class DiskConfig(Section, frozen=True, kw_only=True):
     ] = 10.0
 
 
+class ObjectConfig(Section, frozen=True, kw_only=True):
+    """The tier in an object store, which all nodes of a mesh may share."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description=(
+                "Where chains are kept for days: `s3://BUCKET/FOLDER`, `gs://BUCKET/FOLDER`, `az://CONTAINER/FOLDER` or "
+                "`file:///FOLDER`. Credentials, and another server than the usual one, come from the environment. Empty: no object "
+                "tier. Needs `pip install 'p2pkv[object]'`."
+            )
+        ),
+    ] = ""
+    write: Annotated[
+        Literal["through", "back", "never"],
+        Meta(
+            description=(
+                "When chains are put there. `through`: when they have settled, so that other nodes find them at once. `back`: those "
+                "stored longest ago, when what is not yet there takes three quarters of host memory, which spares requests for "
+                "what is never reused. `never`: this node only reads."
+            )
+        ),
+    ] = "through"
+    settle_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "A chain whose end has not grown for so long is taken to be complete. Longer than an engine takes between two "
+                "blocks, or else ends are stored that nobody will ask for; shorter makes the ends of prompts available sooner."
+            )
+        ),
+    ] = 2.0
+    lifetime_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description=(
+                "Objects that are older are deleted, by one node or another, at most every hour. 0: this node deletes nothing, as "
+                "where the bucket has a lifecycle rule, which costs less. Give all nodes the same."
+            ),
+        ),
+    ] = 604_800.0
+    requests_max: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=64,
+            description=(
+                "Requests on their way at a time, a quarter of them puts; each holds up to 8 MiB of memory besides host memory. More is "
+                "faster where the store is far away."
+            ),
+        ),
+    ] = 8
+    io_timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Longest that one request may take. An engine waits no longer than its own deadline, and no longer than it would "
+                "take to compute what is asked for. Three failures in a row, and the store is left alone for a second, then for "
+                "two, and so on up to 32."
+            )
+        ),
+    ] = 10.0
+
+
 class PolicyConfig(Section, frozen=True, kw_only=True):
     """What stays in memory when it does not suffice."""
 
@@ -883,6 +949,7 @@ class Config(Section, frozen=True, kw_only=True):
     directory: DirectoryConfig = DirectoryConfig()
     host: HostConfig = HostConfig()
     disk: DiskConfig = DiskConfig()
+    object: ObjectConfig = ObjectConfig()
     policy: PolicyConfig = PolicyConfig()
     fetch: FetchConfig = FetchConfig()
     parts: PartsConfig = PartsConfig()

@@ -12,12 +12,15 @@ from prometheus_client import start_http_server
 from p2pkv.agent import Agent
 from p2pkv.config import Config, parse_address
 from p2pkv.errors import CannotListen
+from p2pkv.take_over import take_over
 
 _STDIN: Final = 0
 _READ_BYTES: Final = 4096
 
 
-def serve(config: Config, *, ready: Callable[[Agent], None], stop_with_stdin: bool = False) -> None:
+def serve(
+    config: Config, *, ready: Callable[[Agent], None], stop_with_stdin: bool = False, following: bool = False
+) -> None:
     """Run a node until SIGINT, SIGTERM or `p2pkv leave`; each of them leaves the mesh in good order.
 
     Args:
@@ -25,11 +28,16 @@ def serve(config: Config, *, ready: Callable[[Agent], None], stop_with_stdin: bo
         ready: called once everything listens.
         stop_with_stdin: leave, too, when standard input ends, as it does when the process that holds its other end
             dies, however it dies: so a supervised daemon never outlives its supervisor.
+        following: take over from the daemon that serves the same socket, if there is one.
 
     Raises:
         CannotListen, FabricError: it could not start; nothing stays behind.
+        LocalUseError: as before; or there is a daemon to take over from and that is not possible.
     """
-    agent = Agent(config)
+    inherited = take_over(config) if following else None
+    agent = Agent(config, inherited)
+    if following and inherited is None:
+        agent.log.info("nobody to take over from", socket=str(agent.local.path))
     try:
         _serve_metrics(agent)
     except BaseException:

@@ -61,16 +61,16 @@ class Grants:
         size = sum(held.info.length for _, held in found)
         lease_s = min(request.remaining_ms / 1000, self._config.lease_s)
         if not found or lease_s <= 0:
-            return _nothing(request, lease_s)
+            return nothing_granted(request, lease_s)
         if not self._window.admits(size):
             busy_ms = self._window.retry_ms()
-            return _nothing(request, lease_s, reason=f"busy, ask again in {busy_ms} ms", busy_ms=busy_ms)
+            return nothing_granted(request, lease_s, reason=f"busy, ask again in {busy_ms} ms", busy_ms=busy_ms)
         self._ledger.ask(keys)
         try:
             lease = self._ledger.lease([keys[i] for i, _ in found], holder=peer_holder(sender), deadline=now + lease_s)
         except PinLimit as exc:
             self.refused += 1
-            return _nothing(request, lease_s, reason=str(exc)[:_REASON_CHARACTERS_MAX])
+            return nothing_granted(request, lease_s, reason=str(exc)[:_REASON_CHARACTERS_MAX])
         self._window.lend(lease.id, size, now, lease_s)
         infos = [held.info for held in lease.blocks]
         slots = [held.slot for held in lease.blocks]
@@ -128,7 +128,8 @@ class Grants:
         return self._ledger.find_lease(lease_id, holder=peer_holder(peer))
 
 
-def _nothing(request: LeaseRequest, lease_s: float, *, reason: str = "", busy_ms: int = 0) -> LeaseGrant:
+def nothing_granted(request: LeaseRequest, lease_s: float, *, reason: str = "", busy_ms: int = 0) -> LeaseGrant:
+    """Return the answer that names no block."""
     return LeaseGrant(
         request=request.request,
         lease=0,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from p2pkv.checkup import Condition
 from p2pkv.config import Config
+from p2pkv.tiers.object.remote import is_installed as has_library
 from p2pkv.transport.fabric_end import FabricEnd
 from p2pkv.transport.fabrics import fabrics_of
 from p2pkv.transport.host_facts import has_gpu, rdma_devices
@@ -21,6 +22,7 @@ def condition(
     keyring: bool,
     certificate_left_s: float | None,
     skews_s: tuple[tuple[str, float], ...],
+    object_problem: str,
 ) -> Condition:
     """Return what is found now."""
     memlock, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -45,6 +47,9 @@ def condition(
         keyring=keyring,
         certificate_left_s=certificate_left_s,
         skews_s=skews_s,
+        object_url=config.object.url,
+        object_problem=object_problem,
+        object_installed=has_library(),
     )
 
 

@@ -5,7 +5,7 @@ Only committed blocks are found. One that is *passing* goes when its last pin go
 or an engine's connection; when the holder goes away or the deadline passes, the pins go too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeAlias
@@ -127,6 +127,11 @@ class Ledger:
         """Return the keys of all committed blocks."""
         return tuple(self._held)
 
+    def newest_first(self) -> tuple[BlockKey, ...]:
+        """Return the keys of the blocks that are here to stay, those used last first."""
+        staying = (key for key in self._held if key not in self._passing)
+        return tuple(sorted(staying, key=self._policy.last_use, reverse=True))
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -180,10 +185,13 @@ class Ledger:
             self._passing_bytes += slot.size
             self._passing_bytes_peak = max(self._passing_bytes_peak, self._passing_bytes)
 
-    def restore(self, blocks: Iterable[tuple[BlockInfo, Slot]]) -> None:
+    def restore(
+        self, blocks: Iterable[tuple[BlockInfo, Slot]], parents: Mapping[BlockKey, BlockKey | None] | None = None
+    ) -> None:
         """Take the committed blocks of a tier that outlived its process, the most recently used last.
 
-        Nothing has been stored yet; no key and no slot is there twice, and a chunk has slots of one size.
+        Nothing has been stored yet; no key and no slot is there twice, and a chunk has slots of one size. `parents` names the
+        block before each, as far as that is known.
         """
         found = [Held(info, slot) for info, slot in blocks]
         self.slots.take_at(held.slot for held in found)
@@ -191,7 +199,7 @@ class Ledger:
             assert held.info.key not in self._held
             self._held[held.info.key] = held
             self._key_at[held.slot.offset] = held.info.key
-            self._keep(held, None)
+            self._keep(held, parents.get(held.info.key) if parents is not None else None)
 
     @property
     def has_passing(self) -> bool:

@@ -17,14 +17,15 @@ from typing import Final, TypeVar
 import trio
 
 from p2pkv import __version__
-from p2pkv.acquires import FROM_DISK, Acquired
+from p2pkv.acquires import FROM_DISK, FROM_OBJECT, Acquired
 from p2pkv.blocks import KEY_BYTES, BlockInfo, BlockKey, split_keys
 from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, TierFull
+from p2pkv.hand_over import DRAIN_S, FORMAT
 from p2pkv.hints import Hints
 from p2pkv.ledger import Reservation
 from p2pkv.local_explain import explain_view
 from p2pkv.local_parts import ArrivalBell, PartSession, parts_figures
-from p2pkv.local_views import disk_view, duplicate_views, member_views, source_views
+from p2pkv.local_views import disk_view, duplicate_views, handed_view, member_views, object_view, source_views
 from p2pkv.local_wire import (
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
@@ -39,6 +40,11 @@ from p2pkv.local_wire import (
     ExpectRequest,
     ExplainRequest,
     Failure,
+    FollowRequest,
+    HandedReply,
+    HandedRequest,
+    HandOverReply,
+    HandOverRequest,
     Holder,
     KeysReply,
     KeysRequest,
@@ -91,6 +97,7 @@ from p2pkv.staging import StagingReader
 from p2pkv.tiers.disk.scrub import Scrubbed
 from p2pkv.tiers.host import HostTier
 from p2pkv.transport.framing import LENGTH_BYTES, FrameReader
+from p2pkv.transport.shm import refuse_other_users
 from p2pkv.transport.wire import MemberRecord
 
 T = TypeVar("T")
@@ -98,8 +105,12 @@ T = TypeVar("T")
 _READ_BYTES: Final = 64 * 1024
 _UNWATCHED_S: Final = 0.02
 """How long a client may wait for its answer before it is looked whether it still does."""
-_HERE: Final = SourceName("", "local")
-_DISK: Final = SourceName("", "disk")
+_SOURCES: Final = {
+    "": SourceName("", "local"),
+    FROM_DISK: SourceName("", "disk"),
+    FROM_OBJECT: SourceName("", "object"),
+}
+"""Of blocks that no peer gave."""
 _STAGED_AT_ONCE: Final = 64
 """Blocks copied per trip to a worker thread, so that a large publish lets others in between."""
 
@@ -123,7 +134,8 @@ class Served:
     paths: Paths
     condition: Callable[[], ConditionReply]
     started_at: float
-    leave: Callable[[], None]
+    leave: Callable[[float], None]
+    """Ends the node, once leases are released or after so many seconds."""
     promoted: Callable[[Sequence[BlockKey], float], Awaitable[None]]
     """Waits until what keys have on the disk alone is in memory, for so many seconds at most."""
     scrub: Callable[[float], Awaitable[Scrubbed]]
@@ -164,6 +176,7 @@ class LocalServer:
         first: int,
         deadline: float,
         cost: Cost | None,
+        block_bytes: int,
         take: Callable[[Acquired], None],
         wait: Callable[[trio.Event], Awaitable[None]],
     ) -> None:
@@ -180,7 +193,9 @@ class LocalServer:
             event.set()
 
         def verb(node: Node, now: float) -> tuple[int, tuple[Effect, ...]]:
-            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
+            number, effects = node.acquire(
+                keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost, block_bytes=block_bytes
+            )
             self._waiting[number] = ended
             return number, effects
 
@@ -193,7 +208,7 @@ class LocalServer:
             if not event.is_set():
                 self._served.runner.tell(lambda node, now: node.cancel(number, now))
 
-    def prefetch(self, holder: str, chain: tuple[BlockKey, ...], deadline: float) -> int:
+    def prefetch(self, holder: str, chain: tuple[BlockKey, ...], deadline: float, *, block_bytes: int = 0) -> int:
         """Have the node acquire a chain for `holder` and keep what comes until `deadline`; return of how many blocks.
 
         Raises:
@@ -202,7 +217,7 @@ class LocalServer:
         keys = self._hints.room_for(chain)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
-            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now)
+            number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, block_bytes=block_bytes)
             self._hints.begin(number, keys, holder=holder, deadline=deadline)
             return effects
 
@@ -294,6 +309,7 @@ class _Session:
             holder = self._holder
             self._parts.close()
             self._server.forget_hints(f"{holder}/hint")
+            self._served.runner.tell(self._forget_hand_over)
             self._served.runner.ask(lambda node: node.ledger.release_holder(holder))
             self._served.runner.ask(lambda node: node.ledger.release_holder(f"{holder}/guard"))
 
@@ -363,7 +379,8 @@ class _Session:
             case PrefetchRequest():
                 deadline = trio.current_time() + request.timeout_ms / 1000
                 chain = _chain(request.keys, self._holder)
-                return PrefetchReply(self._server.prefetch(f"{self._holder}/hint", chain, deadline))
+                wanted = self._server.prefetch(f"{self._holder}/hint", chain, deadline, block_bytes=request.block_bytes)
+                return PrefetchReply(wanted)
             case ReleaseRequest(lease=lease):
                 self._served.runner.ask(lambda node: node.ledger.release(lease, holder=self._holder))
                 return Done()
@@ -397,7 +414,16 @@ class _Session:
                 found = await self._unless_gone(partial(self._scrub, rate))
                 return ScrubReply(found.blocks, found.read_bytes, dict(sorted(found.bad.items())))
             case LeaveRequest():
-                self._served.leave()
+                self._served.leave(0.0)
+                return Done()
+            case HandOverRequest():
+                return self._hand_over(request)
+            case HandedRequest(first=first):
+                return self._served.runner.call(partial(self._handed, first))
+            case FollowRequest():
+                self._served.runner.tell(self._follow)
+                self._served.log.info("handed over, leaving", to=self._holder)
+                self._served.leave(DRAIN_S)
                 return Done()
 
     def _attach(self, request: Attach) -> Reply:
@@ -442,6 +468,7 @@ class _Session:
             first=request.first,
             deadline=deadline,
             cost=cost,
+            block_bytes=request.block_bytes,
             take=take,
             wait=self._wait,
         )
@@ -475,9 +502,8 @@ class _Session:
         return AcquireReply(acquired.lease.id, blocks, sources, acquired.reason)
 
     def _source(self, peer: str) -> SourceName:
-        if peer in {"", FROM_DISK}:
-            return _DISK if peer else _HERE
-        return SourceName(self._name(peer), self._served.path(peer))
+        own = _SOURCES.get(peer)
+        return own if own is not None else SourceName(self._name(peer), self._served.path(peer))
 
     def _name(self, peer: str) -> str:
         record = self._served.runner.ask(lambda node: node.membership.member(peer))
@@ -507,13 +533,14 @@ class _Session:
     def _count(self, asked: int, acquired: Acquired) -> None:
         metrics = self._served.metrics
         metrics.lookup_blocks.inc(max(0, asked))
-        disk = acquired.sources.count(FROM_DISK)
+        disk, stored = acquired.sources.count(FROM_DISK), acquired.sources.count(FROM_OBJECT)
         local = acquired.sources.count("")
-        remote = len(acquired.sources) - local - disk
+        remote = len(acquired.sources) - local - disk - stored
         metrics.hit_blocks.labels("remote").inc(remote)
         metrics.hit_blocks.labels("disk").inc(disk)
+        metrics.hit_blocks.labels("object").inc(stored)
         metrics.hit_blocks.labels("local").inc(local)
-        metrics.lookups.labels("remote" if remote else "local" if acquired.sources else "miss").inc()
+        metrics.lookups.labels("remote" if remote or stored else "local" if acquired.sources else "miss").inc()
 
     def _pin(self, request: PinRequest) -> PinReply:
         chain, ttl_s, now = _chain(request.keys, self._holder), request.ttl_ms / 1000, trio.current_time()
@@ -556,6 +583,33 @@ class _Session:
         for result, amount in (("stored", stored), ("present", present), ("refused", refused)):
             metrics.published_blocks.labels(result).inc(amount)
         return PublishReply(stored, present, refused, reason, hint)
+
+    def _hand_over(self, request: HandOverRequest) -> Reply:
+        try:
+            refuse_other_users(self._connection, peer=self._holder)
+        except PeerGone as exc:
+            raise LocalUseError(
+                "memory is handed over to a process of the same user only", hint="start it as the user of this daemon"
+            ) from exc
+        if request.format != FORMAT:
+            return HandOverReply(FORMAT, 0)
+        blocks = self._served.runner.call(lambda node, now: (node.hand_over.begin(self._holder, now), ()))
+        self._served.log.info("handing over", to=self._holder, blocks=blocks)
+        return HandOverReply(FORMAT, blocks)
+
+    def _handed(self, first: int, node: Node, now: float) -> tuple[Reply, tuple[Effect, ...]]:
+        found, following = node.hand_over.blocks(self._holder, first, now)
+        generations = self._served.tier.generations([one.held.slot for one in found])
+        blocks = tuple(handed_view(one, number) for one, number in zip(found, generations, strict=True))
+        return HandedReply(following, blocks), ()
+
+    def _follow(self, node: Node, now: float) -> tuple[Effect, ...]:
+        node.hand_over.follow(self._holder, now)
+        return ()
+
+    def _forget_hand_over(self, node: Node, _: float) -> tuple[Effect, ...]:
+        node.hand_over.forget(self._holder)
+        return ()
 
     async def _scrub(self, rate_bytes_s: int) -> Scrubbed:
         return await self._served.scrub(rate_bytes_s)
@@ -643,6 +697,7 @@ class _Session:
             sources=source_views(node, trio.current_time()),
             parts=parts_figures(node),
             disk=disk_view(figures.disk),
+            object=object_view(figures.object),
         )
 
     # -- bytes ---------------------------------------------------------------------------------------------------

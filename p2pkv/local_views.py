@@ -1,11 +1,13 @@
 """What `p2pkv members` and `p2pkv status` show of a node's membership."""
 
 from p2pkv.disk_moves import DiskStatistics
-from p2pkv.local_wire import DuplicateView, MemberView, SourceView
+from p2pkv.hand_over import Handed
+from p2pkv.local_wire import DuplicateView, HandedBlock, MemberView, SourceView
 from p2pkv.mesh.loads import Load
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.metadata import offered_by_tier, speaks_with_us, weights_epochs
 from p2pkv.node import Node
+from p2pkv.object_moves import ObjectStatistics
 from p2pkv.transport.wire import MemberRecord
 
 
@@ -69,8 +71,57 @@ def disk_view(disk: DiskStatistics) -> dict[str, int | float | str]:
     }
 
 
+def object_view(objects: ObjectStatistics) -> dict[str, int | float | str]:
+    """Return state and figures of the object store, nothing if there is none."""
+    if objects.state == "off":
+        return {}
+    writes, reads = objects.writes, objects.reads
+    return {
+        "state": objects.state,
+        "reason": objects.reason,
+        "written": writes.stored_blocks,
+        "runs_written": writes.stored,
+        "run_write_ms": _mean_ms(writes.seconds, writes.stored),
+        "runs_there_already": writes.there,
+        "puts_failed": writes.failed,
+        "runs_lost": writes.lost,
+        "runs_cheaper_to_compute": writes.cheap,
+        "blocks_of_unknown_place": writes.unknown_places,
+        "waiting_writes": objects.waiting_writes,
+        "read": reads.blocks,
+        "runs_read": reads.runs,
+        "run_read_ms": _mean_ms(reads.seconds, reads.runs),
+        **{f"answers_{verdict}": count for verdict, count in sorted(reads.verdicts.items())},
+        "not_worth_asking": objects.not_worth_asking,
+        "not_asked_for_unknown_length": objects.unknown_lengths,
+        "runs_shed": reads.shed,
+        "runs_unwanted": reads.unwanted,
+        "no_room_for": reads.unplaced_blocks,
+        "waiting_reads": objects.waiting_reads,
+        "wait_ms": round(objects.wait_s * 1000, 3),
+        "read_mb_s": round(objects.read_bytes_s / 1e6, 1),
+        "found_percent": round(objects.share * 100),
+    }
+
+
 def _mean_ms(seconds: float, count: int) -> float:
     return round(seconds / count * 1000, 3) if count else 0.0
+
+
+def handed_view(handed: Handed, generation: int) -> HandedBlock:
+    """Return what a successor is told of a block."""
+    info, slot, (depth, parent) = handed.held.info, handed.held.slot, handed.place
+    return HandedBlock(
+        key=info.key,
+        namespace=info.namespace,
+        offset=slot.offset,
+        length=info.length,
+        segment_bytes=info.segment_bytes,
+        generation=generation,
+        digest=info.digest,
+        depth=-1 if depth is None else depth,
+        parent=parent or b"",
+    )
 
 
 def duplicate_views(node: Node, now: float) -> tuple[DuplicateView, ...]:

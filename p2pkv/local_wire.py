@@ -34,6 +34,8 @@ SHARDS_MAX: Final = 4096
 SHARD_DIGESTS_BYTES_MAX: Final = 4 * 2**20
 """Digests of its segments, all together."""
 STAGING_BYTES_MAX: Final = 2**36
+HANDED_MAX: Final = 4096
+"""Blocks of one `HandedReply`."""
 
 Keys: TypeAlias = Annotated[bytes, Meta(max_length=KEYS_PER_CHAIN_MAX * KEY_BYTES)]
 Key: TypeAlias = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
@@ -69,6 +71,7 @@ class AcquireRequest(LocalMessage, tag=3, frozen=True):
     keys: Keys
     timeout_ms: Small
     block_bytes: Small = 0
+    """How long a block is, 0 if the engine does not say; see `Node.acquire`."""
     prefill_block_us: Small = 0
     """With `block_bytes`: what computing a block costs the engine, microseconds. 0: fetching always pays."""
     first: Small = 0
@@ -80,6 +83,8 @@ class PrefetchRequest(LocalMessage, tag=92, frozen=True):
 
     keys: Keys
     timeout_ms: Small
+    block_bytes: Small = 0
+    """See `AcquireRequest`."""
 
 
 class ReleaseRequest(LocalMessage, tag=4, frozen=True):
@@ -134,6 +139,25 @@ class LocateRequest(LocalMessage, tag=8, frozen=True):
 
 class LeaveRequest(LocalMessage, tag=9, frozen=True):
     """Leave the mesh in good order and stop the daemon. Answered by `Done`."""
+
+
+class HandOverRequest(LocalMessage, tag=94, frozen=True):
+    """Keep memory as it is, for this process takes the daemon's place. Answered by `HandOverReply`.
+
+    `format` is that of `HandedBlock`; to another one nothing is handed over. It ends with the connection, unless `FollowRequest` came.
+    """
+
+    format: Small
+
+
+class HandedRequest(LocalMessage, tag=95, frozen=True):
+    """Name blocks from number `first` on. Answered by `HandedReply`."""
+
+    first: Count
+
+
+class FollowRequest(LocalMessage, tag=96, frozen=True):
+    """All that is wanted has been copied: end, so that this process can take the place. Answered by `Done`."""
 
 
 class RingRequest(LocalMessage, tag=15, frozen=True):
@@ -342,6 +366,41 @@ class AcquireReply(LocalMessage, tag=22, frozen=True):
     reason: Text
 
 
+class HandOverReply(LocalMessage, tag=97, frozen=True):
+    """Answer to `HandOverRequest`: how many blocks there are. They lie in the arena that came with `Welcome`.
+
+    With another `format` than was asked for nothing is handed over.
+    """
+
+    format: Small
+    blocks: Count
+
+
+class HandedBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One block that a daemon hands over: where it lies, what its bytes must be, and where in its chain it is."""
+
+    key: Key
+    namespace: Key
+    offset: Count
+    """From the start of the slots, that is behind the generation table."""
+    length: Length
+    segment_bytes: Length
+    generation: Count
+    digest: Digest
+    depth: Annotated[int, Meta(ge=-1, le=2**32)]
+    """Blocks before it in its chain; -1: not known."""
+    parent: Annotated[bytes, Meta(max_length=KEY_BYTES)]
+    """The block before it; empty: none, or not known."""
+
+
+class HandedReply(LocalMessage, tag=98, frozen=True):
+    """Answer to `HandedRequest`: some of the blocks, those used last first. Empty when all have been named."""
+
+    next: Count
+    """Number of the first block that is not among those that were looked at."""
+    blocks: Annotated[tuple[HandedBlock, ...], Meta(max_length=HANDED_MAX)]
+
+
 class PinReply(LocalMessage, tag=36, frozen=True):
     """Answer to `PinRequest`: blocks that are pinned now, or were until now, and their bytes."""
 
@@ -508,6 +567,8 @@ class StatusReply(LocalMessage, tag=25, frozen=True):
     """What goes between nodes -> what protects it."""
     disk: dict[str, int | float | str] = {}
     """State and figures of the disk tier; empty if there is none."""
+    object: dict[str, int | float | str] = {}
+    """State and figures of the object store; empty if there is none."""
 
 
 class Recorded(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -776,6 +837,9 @@ Request: TypeAlias = (
     | ConditionRequest
     | ScrubRequest
     | PrefetchRequest
+    | HandOverRequest
+    | HandedRequest
+    | FollowRequest
 )
 Reply: TypeAlias = (
     Welcome
@@ -783,6 +847,8 @@ Reply: TypeAlias = (
     | AcquireReply
     | PinReply
     | PrefetchReply
+    | HandOverReply
+    | HandedReply
     | PublishReply
     | MembersReply
     | StatusReply

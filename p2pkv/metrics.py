@@ -62,6 +62,12 @@ class Metrics:
         self.tier_capacity_bytes = Gauge("p2pkv_tier_capacity_bytes", "Bytes there are.", ["tier"], registry=registry)
         self.tier_blocks = Gauge("p2pkv_tier_blocks", "Blocks stored.", ["tier"], registry=registry)
         self.evictions = Counter("p2pkv_evictions", "Blocks dropped to make room.", ["tier"], registry=registry)
+        self.taken_over_blocks = Counter(
+            "p2pkv_taken_over_blocks",
+            "Blocks of the daemon before, by what came of them.",
+            ["result"],
+            registry=registry,
+        )
         self.disk_moves = Counter(
             "p2pkv_disk_moves",
             "Blocks read from the disk tier and written to it, by what came of it.",
@@ -90,6 +96,42 @@ class Metrics:
         self.disk_serving = Gauge(
             "p2pkv_disk_serving",
             "1 while the disk tier is in service, 0 if it is not or there is none.",
+            registry=registry,
+        )
+        self.object_runs = Counter(
+            "p2pkv_object_runs",
+            "Runs of blocks put into the object store and asked of it, by what came of it.",
+            ["move", "result"],
+            registry=registry,
+        )
+        self.object_bytes = Counter(
+            "p2pkv_object_bytes", "Bytes of blocks put into the object store and got.", ["move"], registry=registry
+        )
+        self.object_seconds = Histogram(
+            "p2pkv_object_seconds",
+            "Time of one run's way to the object store or from it, waiting for a thread included.",
+            ["move"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.object_requests = Counter(
+            "p2pkv_object_requests",
+            "Requests made to the object store; most stores charge for them by the piece.",
+            ["request"],
+            registry=registry,
+        )
+        self.object_skipped = Counter(
+            "p2pkv_object_skipped",
+            "Runs that were not put into the object store, and chains for which it was not asked, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        self.object_swept = Counter(
+            "p2pkv_object_swept_runs", "Runs deleted from the object store by age.", registry=registry
+        )
+        self.object_serving = Gauge(
+            "p2pkv_object_serving",
+            "1 while the object store is in service, 0 if it is not or there is none.",
             registry=registry,
         )
         self.clients = Gauge("p2pkv_local_clients", "Connections on the local socket.", registry=registry)

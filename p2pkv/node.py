@@ -5,6 +5,7 @@ one core has to say to another is routed here and nowhere else. Verbs run to com
 the outside shall do; peer input never raises out of `on_message`.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from p2pkv.acquires import FROM_DISK, Acquired, Acquires, AskDirectory, Reused
+from p2pkv.acquires import FROM_DISK, FROM_OBJECT, Acquired, Acquires, AskDirectory, Reused
 from p2pkv.admission import Admission
 from p2pkv.announced import Announced
 from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
@@ -24,10 +25,12 @@ from p2pkv.costs import SATURATED_PERCENT, Prices
 from p2pkv.demotions import WriteToDisk
 from p2pkv.disk_moves import CloseDisk, DiskMoves, DiskStatistics
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
+from p2pkv.errors import TierFull
 from p2pkv.eviction import make_policy
 from p2pkv.fetch import FetchEnded, Outcome, StartTransfer, StopTransfer
 from p2pkv.fetches import Fetches, FetchStatistics
-from p2pkv.grants import Grants
+from p2pkv.grants import Grants, nothing_granted
+from p2pkv.hand_over import HandOver
 from p2pkv.index.anchors import anchor_of
 from p2pkv.index.directory import Directory
 from p2pkv.index.exchange import Summaries
@@ -41,14 +44,18 @@ from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
 from p2pkv.nearness import Nearness, nearness
 from p2pkv.neighbours import MapArena, Neighbours
+from p2pkv.object_moves import ObjectMoves, ObjectStatistics
 from p2pkv.own_keyring import StoreKeyring
 from p2pkv.part_pulls import StartPull, StopPull
 from p2pkv.parts import Parts
+from p2pkv.pins import HOLDER as PINS
 from p2pkv.pins import Pinned, Pins
 from p2pkv.planner import Cost
 from p2pkv.plans import PLANS_MAX, Decision, Plans
 from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import Rotation, RoundEnded
+from p2pkv.run_reads import GetRun, Recalled
+from p2pkv.run_writes import PutRun
 from p2pkv.slots import Slot, blocks_max
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
@@ -84,6 +91,8 @@ from p2pkv.transport.wire import (
 
 _LOAD_FRESH_S: Final = 60.0
 """What a peer said of its load longer ago is not counted on."""
+_REVIEWED_AT_ONCE: Final = 64
+"""Blocks of the daemon before that are announced in one go."""
 _PROMISED_MAX: Final = 1024
 """Questions of peers that wait for the disk at a time; a further one is answered with what is in memory."""
 _BLOCK_BYTES_EXPECTED: Final = 256 * 1024
@@ -146,6 +155,7 @@ class NodeStatistics:
     lent_window_bytes: int
     """And how much may be."""
     disk: DiskStatistics
+    object: ObjectStatistics
 
 
 Effect: TypeAlias = (
@@ -170,6 +180,8 @@ Effect: TypeAlias = (
     | WriteToDisk
     | CloseDisk
     | Promoted
+    | PutRun
+    | GetRun
 )
 """What comes out of a node."""
 
@@ -224,9 +236,12 @@ class Node:
             config.disk,
             host=self.ledger,
             reserve=self.reserve,
-            arrived=self._commit_promoted,
+            arrived=partial(self._commit_promoted, FROM_DISK),
             worth=self._is_worth_writing,
         )
+        self.hand_over: Final = HandOver(self.ledger, self._announced.place)
+        self._inherited: deque[tuple[BlockKey, Place]] = deque()
+        """Of the daemon before, what is here and not announced yet."""
         self._promised: dict[int, tuple[str, LeaseRequest, float]] = {}
         """Peers whose answer waits for the disk, by promotion: what they asked, and when."""
         self._near: dict[str, Nearness] = {}  # of the usable members
@@ -257,6 +272,13 @@ class Node:
             trusted=self.summaries.is_trusted,
         )
         self._plans = Plans(prices)
+        self.objects: Final = ObjectMoves(
+            config.object,
+            host=self.ledger,
+            reserve=self.reserve,
+            arrived=partial(self._commit_promoted, FROM_OBJECT),
+            usual_cost=self._plans.usual_cost,
+        )
         self._acquires = Acquires(
             config,
             ledger=self.ledger,
@@ -265,6 +287,7 @@ class Node:
             plans=self._plans,
             addresses=self._address_of,
             promote=self.disk.promote,
+            objects=self.objects,
         )
         self.parts: Final = Parts(
             config,
@@ -343,10 +366,10 @@ class Node:
     def _do_rest(self, now: float) -> tuple[Effect, ...]:
         """Let time pass for all cores but membership."""
         self._grants.on_time(now)
+        self.hand_over.on_time(now)
         self.ledger.expire(now)
         for key in self.ledger.drop_idle(now):
-            self.disk.on_evicted(key)
-            self._unpublish(key, now)
+            self._left_memory(key, now)
         effects = self._route(self.summaries.on_time(now), now)
         effects += self._route(self._neighbours.on_time(now), now)
         if self.directory.wants_table and now >= self._rings.due():
@@ -355,6 +378,7 @@ class Node:
         effects += self.rotation.on_time(now)
         effects += self.parts.on_time(now)
         effects += self._route(self.disk.on_time(now), now)
+        effects += self._route(self.objects.on_time(now), now)
         self._review(now)
         return effects + self._route(self._fetches.on_time(now), now)
 
@@ -377,6 +401,9 @@ class Node:
             self.parts.next_deadline(),
             self.ledger.next_deadline(),
             self.disk.next_deadline(),
+            self.hand_over.next_deadline(),
+            -float("inf") if self._inherited else float("inf"),
+            self.objects.next_deadline(),
         )
 
     # -- reports of the shell -----------------------------------------------------------------------------------
@@ -464,6 +491,35 @@ class Node:
         self._rest_due = None
         return self._route(self.disk.on_read(move, verdict, now, problem=problem, took_s=took_s), now)
 
+    def on_object_put(
+        self, move: int, result: str, now: float, *, problem: str = "", took_s: float = 0.0
+    ) -> tuple[Effect, ...]:
+        """Take the end of a put, and why the object store is out of service, if it is."""
+        self._rest_due = None
+        return self._route(self.objects.on_put(move, result, now, problem=problem, took_s=took_s), now)
+
+    def on_object_got(
+        self, get: GetRun, verdict: str, infos: Sequence[BlockInfo], now: float, *, problem: str = ""
+    ) -> tuple[tuple[Reservation | None, ...], tuple[Effect, ...]]:
+        """Take what came of a question to the object store: blocks that have their digests, in order.
+
+        Return a place for each, None where none is needed or there is none. If there is any, `on_object_placed` follows.
+        """
+        self._rest_due = None
+        last = get.run.keys[-1]
+        places, effects = self.objects.on_got(get.move, verdict, infos, now, last=last, problem=problem)
+        return places, self._route(effects, now)
+
+    def on_object_placed(self, move: int, now: float) -> tuple[Effect, ...]:
+        """Take that blocks of the object store are in their places."""
+        self._rest_due = None
+        return self._route(self.objects.on_placed(move, now), now)
+
+    def on_object_checked(self, problem: str, now: float) -> tuple[Effect, ...]:
+        """Take that the object store was looked at, and why it is out of service, if it is."""
+        self._rest_due = None
+        return self._route(self.objects.on_checked(problem, now), now)
+
     def promote(self, keys: Sequence[BlockKey], until: float, now: float) -> tuple[int | None, tuple[Effect, ...]]:
         """Begin to bring what a chain's prefix has on the disk alone; `Promoted` with the number ends it, at `until` at the latest.
 
@@ -479,14 +535,19 @@ class Node:
         """Return a place for a block, or None if it is here or on its way.
 
         Raises:
-            TierFull: there is no room; nothing was evicted.
+            TierFull: there is no room, or memory is handed over; nothing was evicted.
         """
         self._rest_due = None
+        if self.hand_over.is_under_way and self.ledger.get(info.key) is None:
+            raise TierFull(
+                "memory is being handed over to another daemon",
+                tier="host",
+                hint="it will store again when that is done",
+            )
         reservation = self.ledger.reserve(info)
         if reservation is not None:
             for key in reservation.evicted:
-                self.disk.on_evicted(key)
-                self._unpublish(key, now)
+                self._left_memory(key, now)
             self.disk.on_reserved(reservation.slot.size)
         else:
             self._reuse([info.key], now)  # published here, too
@@ -518,6 +579,15 @@ class Node:
         else:
             self._rest_due = None
             self.ledger.commit(reservation, passing=self._acquires.place_of(key))
+
+    def inherit(self, blocks: Sequence[tuple[BlockInfo, Slot, Place]]) -> None:
+        """Take the verified blocks that the daemon before had in memory, those used last first. Nothing was stored yet."""
+        self._rest_due = None
+        parents = {info.key: place[1] for info, _, place in blocks}
+        self.ledger.restore([(info, slot) for info, slot, _ in reversed(blocks)], parents)
+        for info, _, place in blocks:
+            self._inherited.append((info.key, place))
+            self.disk.on_stored(info.key, place)
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
@@ -552,18 +622,22 @@ class Node:
         now: float,
         first: int = 0,
         cost: Cost | None = None,
+        block_bytes: int = 0,
     ) -> tuple[int, tuple[Effect, ...]]:
         """Bring the longest usable prefix of a chain here and pin it; `Acquired` with the returned id says the result.
 
         The `first` blocks of the chain are the engine's own already: they are neither brought nor pinned, but they
-        count when peers are asked how deep they hold the chain.
+        count when peers are asked how deep they hold the chain. `block_bytes` is how long a block is, if that is known: an
+        object store has names for runs of blocks, and which blocks are a run follows from it.
 
         Raises:
             PinLimit: `holder` has as many leases as it may have.
         """
         self._rest_due = None
         self.ledger.on_time(now)
-        number, effects = self._acquires.start(keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost)
+        number, effects = self._acquires.start(
+            keys, holder=holder, deadline=deadline, now=now, first=first, cost=cost, block_bytes=block_bytes
+        )
         return number, self._route(effects, now)
 
     def cancel(self, acquire: int, now: float) -> tuple[Effect, ...]:
@@ -618,6 +692,8 @@ class Node:
         self._rest_due = None
         if self._known(sender) is None:
             return None
+        if self.hand_over.is_leaving:
+            return nothing_granted(request, 0.0, reason="this node is leaving")
         self.ledger.on_time(now)
         if self.ledger.has_passing:  # what is wanted elsewhere, too, is kept
             self._reuse(split_keys(request.keys), now)
@@ -677,6 +753,10 @@ class Node:
         self._rest_due = None
         return self._route(self.membership.leave(now), now)
 
+    def is_read(self) -> bool:
+        """Say whether an engine or a peer has leased anything, or a tier reads it."""
+        return self.ledger.statistics().leases > len(self.ledger.leases_of(PINS))
+
     def statistics(self) -> NodeStatistics:
         """Return the figures of now."""
         return NodeStatistics(
@@ -691,6 +771,7 @@ class Node:
             lent_bytes=self._grants.lent_bytes,
             lent_window_bytes=self._grants.window_bytes,
             disk=self.disk.statistics(),
+            object=self.objects.statistics(),
         )
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -714,8 +795,10 @@ class Node:
             self._unknown_senders += 1
         return record
 
-    def _unpublish(self, key: BlockKey, now: float) -> None:
-        """Have others hear that a block is not here any more, unless it is on the disk."""
+    def _left_memory(self, key: BlockKey, now: float) -> None:
+        """Take that a block has gone from host memory, and have others hear that it is not here any more, unless it is on the disk."""
+        self.disk.on_evicted(key)
+        self.objects.on_evicted(key)
         if not self.disk.holds(key):
             self._announced.remove([key], now)
 
@@ -736,19 +819,20 @@ class Node:
             self._stored(key, place, now)
 
     def _stored(self, key: BlockKey, place: Place, now: float) -> None:
-        """Announce a block that is in host memory for good, and have it written to the disk if it is not there."""
+        """Announce a block that is in host memory for good, and have it written to where it is not yet."""
         self._announced.add(key, now, *place)
         self.disk.on_stored(key, place)
+        self.objects.on_stored(key, place, now)
 
-    def _commit_promoted(self, reservation: Reservation, place: Place, now: float) -> None:
-        """Make a block that came from the disk findable in memory: for good unless an engine alone wants it, and for the first time."""
+    def _commit_promoted(self, source: str, reservation: Reservation, place: Place, now: float) -> None:
+        """Make a block of another tier findable in memory: for good unless an engine alone wants it, and for the first time."""
         key = reservation.info.key
         room = not reservation.evicted and self.ledger.has_room()
         stays = not self._acquires.waiting_for(key) or self._admission.admits(key, room=room)
         self.ledger.commit(reservation, passing=None if stays else place, parent=place[1])
         if stays:
             self._stored(key, place, now)
-        self._acquires.on_arrived(key, source=FROM_DISK)
+        self._acquires.on_arrived(key, source=source)
         self.ledger.let_pass(key)
 
     def _is_worth_writing(self, held: Held) -> bool:
@@ -760,6 +844,10 @@ class Node:
 
     def _review(self, now: float) -> None:
         """Announce what the disk has come to have, and take back what it has lost, some at a time."""
+        for _ in range(min(_REVIEWED_AT_ONCE, len(self._inherited))):
+            key, place = self._inherited.popleft()
+            if self.ledger.get(key) is not None:
+                self._announced.add(key, now, *place)
         for key in self.disk.take_review():
             in_memory = self.ledger.get(key) is not None and self.ledger.passing(key) is None
             if in_memory or self.disk.holds(key):
@@ -855,6 +943,8 @@ class Node:
                     self._reuse(keys, now)
                 case Promoted(promotion=promotion):
                     out += self._promoted(effect, promotion, now)
+                case Recalled(recall=recall, verdict=verdict):
+                    out += self._route(self._acquires.on_recalled(recall, verdict, now), now)
                 case AskDirectory():
                     out += self._ask(effect, now)
                 case Heard():
@@ -875,6 +965,8 @@ class Node:
                     | ReadFromDisk()
                     | WriteToDisk()
                     | CloseDisk()
+                    | PutRun()
+                    | GetRun()
                 ):
                     out.append(effect)
                 case _:

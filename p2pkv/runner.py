@@ -27,6 +27,8 @@ from p2pkv.own_keyring import StoreKeyring
 from p2pkv.part_pulls import StartPull, StopPull
 from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import RoundEnded
+from p2pkv.run_reads import GetRun
+from p2pkv.run_writes import PutRun
 from p2pkv.transport.base import DatagramSocket
 from p2pkv.transport.seal import DatagramSeal, NoSeal
 from p2pkv.transport.streams import ControlStreams
@@ -96,6 +98,8 @@ class Runner:
         """Called to begin to bring parts of blocks, or to stop."""
         self.on_disk: Callable[[ReadFromDisk | WriteToDisk | CloseDisk], None] = _ignore
         """Called to move a block between memory and disk, or to let the disk be."""
+        self.on_object: Callable[[PutRun | GetRun], None] = _ignore
+        """Called to put a run of blocks into the object store, or to get one."""
         self.on_promoted: Callable[[Promoted], None] = _ignore
         """Called when what a part of the shell wanted from the disk is in memory."""
         self.on_parts: Callable[[PartsArrived], None] = _ignore
@@ -247,6 +251,8 @@ class Runner:
                     self.on_pull(effect)
                 case ReadFromDisk() | WriteToDisk() | CloseDisk():
                     self.on_disk(effect)
+                case PutRun() | GetRun():
+                    self.on_object(effect)
                 case Promoted():
                     self.on_promoted(effect)
                 case PartsArrived():

@@ -48,7 +48,10 @@ LAYERS: tuple[frozenset[str], ...] = (
             "checkup",
         }
     ),
-    frozenset({"own_keyring", "grants", "acquires", "announced", "hints", "demotions", "promotions", "disk_moves"}),
+    frozenset({"tiers.object.runs"}),
+    frozenset({"own_keyring", "grants", "announced", "hand_over", "demotions", "promotions", "disk_moves"}),
+    frozenset({"run_costs", "run_writes", "run_reads", "object_moves"}),
+    frozenset({"acquires", "hints"}),
     frozenset({"assemblies", "part_pulls", "deliveries", "push"}),
     frozenset({"parts"}),
     frozenset({"rotation"}),
@@ -73,10 +76,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"staging", "runner", "local_views", "local_explain"}),
     frozenset({"client", "client_parts", "transfer", "part_transfer", "local_parts", "local_server"}),
     frozenset({"neighbourhood", "protection", "own_certificate"}),
-    frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier"}),
+    frozenset({"fabric", "echoes", "probes", "host_condition", "disk_tier", "object_tier"}),
     frozenset({"paths"}),
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
-    frozenset({"guard", "direct_asks"}),
+    frozenset({"guard", "direct_asks", "take_over"}),
     frozenset({"connectors", "agent"}),
     frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
 )
@@ -142,6 +145,10 @@ CORES = {
         "demotions",
         "promotions",
         "disk_moves",
+        "run_costs",
+        "run_writes",
+        "run_reads",
+        "object_moves",
         "layouts",
         "part_bytes",
         "assemblies",
@@ -166,9 +173,9 @@ OUTSIDE = {
     *("socket", "ssl", "time", "datetime", "secrets", "uuid", "tempfile", "pathlib", "io", "os", "mmap", "fcntl"),
     *("logging", "structlog", "prometheus_client", "torch", "transformers"),
 }
-ENGINES = {"torch", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
+ENGINES = {"lmcache", "torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
-    *("echoes", "paths", "direct_asks", "disk_tier", "transport.direct"),
+    *("echoes", "paths", "direct_asks", "disk_tier", "object_tier", "transport.direct"),
     *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
@@ -180,6 +187,7 @@ SHELLS = {
     *("transport.sealed_handshake", "transport.sealed_stream", "transport.session_handshake", "transport.bulk_keys"),
     *("guard", "own_certificate", "transport.tls", "transport.tls_handshake", "transport.doorkeeper"),
     "tiers.object.remote",  # obstore reports to a loop of asyncio
+    "connectors.lmcache",  # LMCache calls from one
 }
 """Who may import trio. An engine that attaches to a daemon must not carry an event loop around."""
 
@@ -311,7 +319,7 @@ def test_chance_comes_from_outside() -> None:
 
 
 def test_only_connectors_and_the_demo_know_engines() -> None:
-    assert reached(ENGINES, not_below({"connectors", "demo"})) == []
+    assert reached(ENGINES, not_below({"connectors", "demo", "tiers.gpu", "tiers.gpu_kernels"})) == []
 
 
 def test_only_shells_know_trio() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from p2pkv.cli.output import output_option, print_json, print_table
+from p2pkv.errors import ConfigError
 
 
 @click.group(short_help="Measure parts of this program on this machine.")
@@ -71,6 +72,51 @@ def arena(steps: int, seed: int, arena_bytes: str, output: str) -> None:
         print_table("the books of host memory", ("measure", "value"), list(found.items()))
     if found["overlaps"] or found["leaked_bytes"]:
         raise SystemExit(1)
+
+
+@bench.command()
+@click.option(
+    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Where the cache is."
+)
+@click.option(
+    "--blocks", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Of 2 MiB, moved at once."
+)
+@click.option(
+    "--rounds", type=click.IntRange(2, 1000), default=9, show_default=True, help="Each way and its limit in turn."
+)
+@output_option
+def gpu(device: str, blocks: int, rounds: int, output: str) -> None:
+    """Gather blocks from a paged cache on a GPU and scatter them back, beside plain copies of as many bytes.
+
+    The cache is that of a model of 8 billion parameters: 32 layers, 8 heads of 128 in bf16, pages of 16 tokens.
+    """
+    from dataclasses import asdict
+
+    try:
+        from p2pkv.bench.gpu import GpuOptions, run_gpu
+    except ModuleNotFoundError as exc:
+        raise ConfigError(f"this needs {exc.name}", hint="run it where the engine is installed") from exc
+
+    options = GpuOptions(device=device, blocks=blocks, rounds=rounds)
+    ways = asdict(run_gpu(options))["ways"]
+    if output == "json":
+        print_json({"benchmark": "gpu", "options": asdict(options), "ways": ways})
+        return
+    print_table(
+        "blocks and a paged cache",
+        ("way", "limit", "GB/s", "limit, GB/s", "ratio", "p25, p75"),
+        [
+            (
+                one["way"],
+                one["limit_kind"],
+                f"{one['gbps']:.2f}",
+                f"{one['limit_gbps']:.2f}",
+                f"{one['ratio']:.2f}",
+                f"{one['ratio_p25']:.2f}, {one['ratio_p75']:.2f}",
+            )
+            for one in ways
+        ],
+    )
 
 
 @bench.command()
@@ -440,6 +486,43 @@ def tiers(folder: str, python: str, rounds: int, set_bytes: str, load_s: float, 
         _show_loads(result["loads"])
     if result["starts"]:
         _show_starts(result["starts"])
+
+
+@bench.command()
+@click.option("--url", required=True, metavar="URL", help="Of an object store, as in object.url; a folder there stays.")
+@click.option("--blocks", type=click.IntRange(8, 100_000), default=1000, show_default=True, help="Of 128 KiB.")
+@output_option
+def objects(url: str, blocks: int, output: str) -> None:
+    """Measure the way of a chain through an object store, from one daemon to another that never met it.
+
+    Credentials and the server come from the environment, as for `p2pkv serve`.
+    """
+    from dataclasses import asdict
+
+    from p2pkv.bench.objects import run_objects
+
+    result = asdict(run_objects(url, blocks, progress=lambda line: click.echo(line, err=True)))
+    if output == "json":
+        print_json({"benchmark": "objects", "url": url, **result})
+        return
+    print_table(
+        "a chain through an object store",
+        ("", "blocks", "MiB", "seconds", "MB/s", "runs", "ms a run", "requests"),
+        [
+            (
+                way,
+                one["blocks"],
+                f"{one['moved_bytes'] / 2**20:.0f}",
+                f"{one['seconds']:.2f}",
+                f"{one['moved_bytes'] / one['seconds'] / 1e6:.0f}",
+                one["runs"],
+                f"{one['run_ms']:.1f}",
+                one["requests"],
+            )
+            for way, one in (("put", result["put"]), ("got", result["got"]))
+        ],
+    )
+    click.echo(f"not there: {result['absent_ms']:.1f} ms and {result['absent_requests']:.1f} requests a chain")
 
 
 def _show_moves(figures: list[dict[str, Any]]) -> None:

@@ -73,6 +73,7 @@ def status(socket: Path | None, output: str) -> None:
         ("host tier", f"{size_text(tier['used_bytes'])} of {size_text(tier['capacity_bytes'])}"),
         ("blocks", f"{tier['blocks']} ({tier['pinned_blocks']} pinned, {tier['evictions']} evicted)"),
         *([("disk tier", _disk_text(reply))] if reply.disk else []),
+        *([("object store", _object_text(reply))] if reply.object else []),
         ("summary", f"version {reply.summary['epoch']:.0f}.{reply.summary['seq']:.0f}"),
         ("of peers", _peers_summaries(reply.summary)),
         ("directory", f"{reply.directory['told']} records at owners, {reply.directory['kept']} kept here"),
@@ -93,6 +94,13 @@ def _disk_text(reply: "StatusReply") -> str:
     if disk["reason"]:
         return f"{disk['state']}: {disk['reason']}"
     return f"{size_text(int(disk['used_bytes']))} of {size_text(int(disk['capacity_bytes']))}, {disk['blocks']} blocks"
+
+
+def _object_text(reply: "StatusReply") -> str:
+    store = reply.object
+    if store["reason"]:
+        return f"{store['state']}: {store['reason']}"
+    return f"{store['state']}, {store['written']} blocks put there, {store['read']} got"
 
 
 def _identity_text(reply: "StatusReply") -> str:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--host-bytes", default=None, metavar="SIZE", help="Memory to offer, such as 4GiB. [default: 1GiB]")
 @click.option("--disk", default=None, metavar="FOLDER", help="Where to keep blocks on a local disk. [default: nowhere]")
 @click.option("--disk-bytes", default=None, metavar="SIZE", help="Room to use there, such as 200GiB. [default: 64GiB]")
+@click.option(
+    "--object", default=None, metavar="URL", help="An object store behind it all, such as s3://BUCKET/FOLDER."
+)
 @click.option("--state-dir", default=None, help="Where its id is kept over restarts; '' keeps none. [default: auto]")
 @click.option("--zone", default=None, help="Rack or zone.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where Prometheus may scrape.")
@@ -40,6 +43,11 @@ if TYPE_CHECKING:
 @click.option("--log-level", default=None, help="debug, info, warning or error.")
 @click.option("--log-format", default=None, help="text or json.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Follow the daemon at the same --socket: copy the blocks it has in memory, then have it leave. Starts as ever if there is none.",
+)
 @click.option("--stop-with-stdin", is_flag=True, help="Leave, too, when standard input ends, as with its other end.")
 @output_option
 def serve(
@@ -50,9 +58,14 @@ def serve(
     settings: tuple[str, ...],
     *,
     stop_with_stdin: bool,
+    take_over: bool,
     **flags: object,
 ) -> None:
-    """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`."""
+    """Start a node and run it until SIGINT, SIGTERM or `p2pkv leave`.
+
+    To upgrade a node without losing what it has in memory, start the new one beside it with the same options and
+    `--take-over`.
+    """
     from p2pkv.config import load
     from p2pkv.daemon import serve as run
     from p2pkv.fabric import leave_well
@@ -61,6 +74,7 @@ def serve(
         "host_bytes": "host.capacity_bytes",
         "disk": "disk.path",
         "disk_bytes": "disk.capacity_bytes",
+        "object": "object.url",
         "keyring": "security.keyring",
         "certificates": "security.certificates",
         "log_level": "log.level",
@@ -95,5 +109,10 @@ def serve(
             err=True,
         )
 
-    run(load(file=file, flags=dotted, profile=profile), ready=ready, stop_with_stdin=stop_with_stdin)
+    run(
+        load(file=file, flags=dotted, profile=profile),
+        ready=ready,
+        stop_with_stdin=stop_with_stdin,
+        following=take_over,
+    )
     leave_well()

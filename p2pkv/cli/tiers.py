@@ -22,14 +22,21 @@ def tiers(context: click.Context, socket: Path | None, output: str) -> None:
     with Client.connect(socket, staging_bytes=0) as client:
         reply = client.status()
     if output == "json":
-        print_json({"host": reply.tier, "disk": reply.disk or None})
+        print_json({"host": reply.tier, "disk": reply.disk or None, "object": reply.object or None})
         return
-    host: dict[str, Any] = {"state": "serving", **reply.tier}
-    names = dict.fromkeys([*host, *reply.disk])
-    rows = [(name.replace("_", " "), _cell(name, host), _cell(name, reply.disk)) for name in names if name != "reason"]
+    figures: dict[str, dict[str, Any]] = {"host": {"state": "serving", **reply.tier}, "disk": reply.disk}
+    names = dict.fromkeys(name for one in figures.values() for name in one)
+    rows = [
+        (name.replace("_", " "), *(_cell(name, one) for one in figures.values())) for name in names if name != "reason"
+    ]
     print_table("tiers", ("", "host", "disk" if reply.disk else "no disk"), rows)
     if reply.disk.get("reason"):
         click.echo(f"the disk is {reply.disk['state']}: {reply.disk['reason']}")
+    if reply.object:
+        rows = [(name.replace("_", " "), str(value)) for name, value in reply.object.items() if name != "reason"]
+        print_table("object store", ("", ""), rows)
+    if reply.object.get("reason"):
+        click.echo(f"the object store is {reply.object['state']}: {reply.object['reason']}")
 
 
 def _cell(name: str, figures: dict[str, Any]) -> str:

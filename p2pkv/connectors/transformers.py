@@ -158,7 +158,7 @@ class TransformersConnector:
             lease = self._client.acquire(
                 keys,
                 timeout_s=self._fetch_timeout_s,
-                block_bytes=self.layout.block_bytes if self._prefill_block_s else 0,
+                block_bytes=self.layout.block_bytes,
                 prefill_block_s=self._prefill_block_s,
             )
             with lease:

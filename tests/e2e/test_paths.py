@@ -99,7 +99,7 @@ def test_the_doctor_has_a_line_for_each_thing_and_fails_for_a_daemon_that_is_not
         assert names[0] == "daemon"
         assert names[-1] == "path to b"
         assert {"huge pages", "locked memory", "/dev/shm", "open files", "rdma devices", "gpu"} <= set(names)
-        assert {"fabric", "keyring", "certificate", "clocks"} <= set(names)
+        assert {"fabric", "keyring", "certificate", "clocks", "object store"} <= set(names)
         assert "GB/s" in document["checks"][-1]["text"]
         failed = [check for check in document["checks"] if check["state"] == "fail"]
         assert (code != 0) == bool(failed), errors

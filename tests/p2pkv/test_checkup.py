@@ -29,7 +29,7 @@ WELL = Condition(
 
 
 def test_a_host_that_is_well_gets_no_hint() -> None:
-    assert [(check.state, check.hint) for check in checks(WELL)] == [("ok", "")] * 11
+    assert [(check.state, check.hint) for check in checks(WELL)] == [("ok", "")] * 12
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,12 @@ def test_a_host_that_is_well_gets_no_hint() -> None:
         ({"keyring": False}, "keyring", "fail", "read and changed"),
         ({"keyring": False, "loopback": True}, "keyring", "ok", "loopback"),
         ({"certificate_left_s": None}, "certificate", "ok", "none"),
+        ({"object_installed": True}, "object store", "ok", "none wanted"),
+        ({}, "object store", "ok", "library is not installed"),
+        ({"object_url": "s3://b/x"}, "object store", "ok", "s3://b/x answers"),
+        ({"object_url": "s3://b/x", "object_problem": "refused"}, "object store", "fail", "these credentials"),
+        ({"object_url": "s3://b/x", "object_problem": "no_bucket"}, "object store", "fail", "no such bucket"),
+        ({"object_url": "s3://b/x", "object_problem": "failed"}, "object store", "fail", "cannot be reached"),
         ({"certificate_left_s": -1.0}, "certificate", "fail", "expired"),
         ({"certificate_left_s": 86_400.0}, "certificate", "warn", "1.0 days"),
         ({"skews_s": ()}, "clocks", "ok", "not known"),

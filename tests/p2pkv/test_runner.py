@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pkv.config import Config, DiskConfig, HostConfig, LogConfig, MeshConfig, NodeConfig
+from p2pkv.config import Config, DiskConfig, HostConfig, LogConfig, MeshConfig, NodeConfig, ObjectConfig
 from p2pkv.errors import PeerGone, TierFull
 from p2pkv.logs import logger
 from p2pkv.mesh.members import MemberState
@@ -25,7 +25,11 @@ def record(name: str, address: str) -> MemberRecord:
 
 
 def runner_of(
-    name: str, join: tuple[str, ...] = (), *, disk: DiskConfig | None = None
+    name: str,
+    join: tuple[str, ...] = (),
+    *,
+    disk: DiskConfig | None = None,
+    objects: ObjectConfig | None = None,
 ) -> tuple[Runner, Datagrams, ControlStreams, Metrics]:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
@@ -35,6 +39,7 @@ def runner_of(
         mesh=MeshConfig(probe_period_s=1.0, probe_timeout_s=0.5),
         host=HostConfig(capacity_bytes=1 << 20),
         disk=disk or DiskConfig(),
+        object=objects or ObjectConfig(),
     )
     node, metrics = Node(config, record(name, address), Random(1)), Metrics()
     streams = ControlStreams(

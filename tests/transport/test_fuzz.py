@@ -131,9 +131,16 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.ConditionRequest(),
     local_wire.ScrubRequest(2**20),
     local_wire.PrefetchRequest(bytes(64), 1000),
+    local_wire.HandOverRequest(1),
+    local_wire.HandedRequest(1024),
+    local_wire.FollowRequest(),
 ]
 REPLIES: list[local_wire.Reply] = [
     local_wire.PrefetchReply(3),
+    local_wire.HandOverReply(1, 3),
+    local_wire.HandedReply(
+        1024, (local_wire.HandedBlock(bytes(32), bytes(32), 4096, 8192, 4096, 2, bytes(16), 3, bytes(32)),)
+    ),
     local_wire.ShardReply(1, 0, 1, 0, "no", "do"),
     local_wire.DeliverReply(4, (local_wire.DeliveredBlock(b"k" * 32, 4096, 7, True, b"d" * 16, "a"),), "all here"),
     local_wire.WaitReply("here", "", 2, 3),

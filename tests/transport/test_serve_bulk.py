@@ -140,3 +140,24 @@ async def exactly(stream: trio.SocketStream, count: int) -> bytes:
     while len(data) < count:
         data += await stream.receive_some(count - len(data))
     return data
+
+
+def test_a_stream_of_blocks_has_the_kernel_keep_more_than_messages_need() -> None:
+    """Trio lets 16 KiB wait there, so that a block of 4 MiB would take 256 wake-ups."""
+
+    def kept_bytes(stream: trio.SocketStream) -> int:
+        return int(stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+
+    async def main() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        caller = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
+        stream = await listener.accept()
+        assert kept_bytes(stream) == 2**14
+        await caller.send_all(frame(encode(Pull(1, bitmap([0])))))
+        await caller.send_eof()
+        await serve_bulk(stream, peer="b", open_lease=lambda *_: None, idle_s=60)
+        assert kept_bytes(stream) == 0
+        for one in (caller, stream, listener):
+            await one.aclose()
+
+    trio.run(main)

@@ -9,9 +9,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +26,8 @@ from p2pkv.tiers.object.runs import is_object_name
 
 T = TypeVar("T")
 
+CLOCK: Final = "p2pkv-clock"
+"""An object that is written to learn what time it is for the store, and read to learn whether it answers."""
 REQUESTS_MAX: Final = 8
 """On their way at a time; each holds up to a run in memory."""
 CONNECT_S: Final = 2.0
@@ -51,6 +55,11 @@ class Listed:
     size: int
     modified_s: float
     """On the store's clock, seconds of Unix time."""
+
+
+def is_installed() -> bool:
+    """Say whether the library is there."""
+    return importlib.util.find_spec("obstore") is not None
 
 
 class Pending(Generic[T]):
@@ -109,6 +118,8 @@ class Bucket:
             raise LocalUseError("the object tier needs obstore", hint="pip install 'p2pkv[object]'") from exc
         except Exception as exc:
             raise LocalUseError(f"the object store cannot be used ({_text(exc)}): {location.url}") from exc
+        self._requests: Final[Counter[str]] = Counter()
+        """In the loop's thread."""
         self._slots: Final = asyncio.Semaphore(requests_max)
         self._loop: Final = asyncio.new_event_loop()
         self._thread: Final = threading.Thread(target=self._loop.run_forever, name="p2pkv-object", daemon=True)
@@ -155,6 +166,10 @@ class Bucket:
                     drafts += 1
         return drafts
 
+    def requests(self) -> Counter[str]:
+        """Return how many requests of each kind were made, without those that the library made again."""
+        return self._requests.copy()
+
     def close(self) -> None:
         """Give up whatever is on its way. Calling it twice is harmless."""
         if not self._loop.is_closed():
@@ -189,6 +204,7 @@ class Bucket:
     async def _span(self, name: str, span: tuple[int, int], whole_bytes: int) -> memoryview | Shortage:
         # Without a range the length is known before a byte is read; and an empty object is no error.
         options = {} if span == (0, whole_bytes) else {"range": span}
+        self._requests["get"] += 1
         try:
             answer = await self._lib.get_async(self._store, name, options=options)
         except FileNotFoundError as exc:
@@ -206,6 +222,7 @@ class Bucket:
 
     async def _put(self, name: str, data: memoryview, *, replace: bool) -> bool:
         mode = "overwrite" if replace else "create"
+        self._requests["put"] += 1
         try:
             await self._lib.put_async(self._store, name, data, mode=mode, use_multipart=False)
         except self._lib.exceptions.AlreadyExistsError:
@@ -213,12 +230,14 @@ class Bucket:
         return True
 
     async def _look(self, name: str) -> Listed | None:
+        self._requests["look"] += 1
         try:
             return _listed(await self._lib.head_async(self._store, name))
         except FileNotFoundError:  # the answer to this request has no text that would tell of a missing bucket
             return None
 
     async def _delete(self, names: Sequence[str]) -> None:
+        self._requests["delete"] += 1
         try:
             await self._lib.delete_async(self._store, list(names))
         except FileNotFoundError:
@@ -232,6 +251,7 @@ class Bucket:
         return aiter(self._lib.list(self._store, root, chunk_size=_PAGE))
 
     async def _page(self, stream: AsyncIterator[Any]) -> list[Listed]:
+        self._requests["list"] += 1
         try:
             page = await stream.__anext__()  # not anext(stream, ()), which knows only generators of Python
         except StopAsyncIteration:

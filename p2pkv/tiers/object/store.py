@@ -23,7 +23,7 @@ from p2pkv.tiers.object.pack import (
     span_of,
     verified,
 )
-from p2pkv.tiers.object.remote import Bucket, Pending, Shortage
+from p2pkv.tiers.object.remote import CLOCK, Bucket, Pending, Shortage
 from p2pkv.tiers.object.runs import Run, cut_for, first_to_ask, is_run, next_to_ask, object_name
 from p2pkv.tiers.object.service import Service
 
@@ -145,6 +145,18 @@ class ObjectStore:
                     yield got
         finally:
             _give_up(asked)
+
+    def check(self, *, timeout_s: float) -> Literal["ok", "resting"] | ObjectStoreFailure:
+        """Say whether the store answers, and lets these credentials read, without getting or putting a run."""
+        if not self._admits(timeout_s):
+            return "resting"
+        try:
+            self.bucket.get(CLOCK, [(0, 1)], 1).result(timeout_s)
+        except ObjectStoreFailed as exc:
+            self._failed(exc.reason)
+            return exc.reason
+        self._answered()
+        return "ok"
 
     def close(self) -> None:
         """Give up whatever is on its way. Calling it twice is harmless."""

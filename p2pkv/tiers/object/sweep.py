@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pkv.tiers.disk.pace import Pace
-from p2pkv.tiers.object.remote import Bucket
+from p2pkv.tiers.object.remote import CLOCK, Bucket
 from p2pkv.tiers.object.runs import is_object_name, runs_root
 
-CLOCK: Final = "p2pkv-clock"
-"""An object that is written to learn what time it is."""
 SWEPT: Final = "p2pkv-swept"
 """An object that is written when a sweep begins, so that others leave it at that."""
 _CONTENT: Final = memoryview(b"p2pkv")
