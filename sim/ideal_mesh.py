@@ -142,7 +142,8 @@ class IdealMesh:
             self._store(node, keys, depth)
             return
         self._touch(holders[0], keys, depth)
-        if self._sharing == "mesh" and tier.heat.wants(key, self._now, self._idle_s(tier)):
+        wants = self._sharing == "mesh" and tier.heat.wants(key, self._now, self._idle_s(tier))
+        if wants and key not in tier.policy:  # it may have been given it just now
             self._store(node, keys, depth)
 
     def _touch(self, node: int, keys: Sequence[BlockKey], depth: int) -> None:
