@@ -91,6 +91,8 @@ class ModelledMesh:
         self._block_bytes: Final = block_tokens * geometry.token_bytes
         self._block_s: Final = self._block_bytes / geometry.link_bytes_s
         self._prefill_block_s: Final = geometry.prefill_s(block_tokens)
+        self._gives: Final = shares and self._block_s < self._prefill_block_s
+        """What takes longer to fetch than to compute is given to nobody."""
         self._holders: dict[BlockKey, list[int]] = {}
         self._places: dict[BlockKey, tuple[int, BlockKey | None, BlockKey]] = {}
         """Depth, parent and anchor of each block that was ever stored."""
@@ -285,7 +287,7 @@ class ModelledMesh:
         for key in reversed(keys):
             node.policy.touch(key)
             node.forwarding.use(key)
-            if self._shares and node.heat.spreads(key, self._now, idle_s):
+            if self._gives and node.heat.spreads(key, self._now, idle_s):
                 self._spread(node, key)
 
     def _spread(self, node: ModelledNode, key: BlockKey) -> None:
@@ -342,7 +344,7 @@ class ModelledMesh:
         node.summaries.remove(key, self._now)
         holders = self._holders[key]
         holders.remove(node.number)
-        goes_on = not holders and by_age and node.forwarding.may_go_on(key)
+        goes_on = self._gives and not holders and by_age and node.forwarding.may_go_on(key)
         hops = node.forwarding.remove(key)
         if not holders:
             del self._holders[key]
