@@ -1,4 +1,4 @@
-# The vLLM smoke test: an environment of its own and one test with two engines.
+# The vLLM tests: an environment of its own, and real engines on real daemons.
 #
 # vLLM brings 1.8 GB and pins of its own, so it lives in .venv-vllm and `make setup` never touches it. The test itself
 # runs in .venv (daemons, pytest); only the engines run in .venv-vllm, as they would beside a deployed daemon.
@@ -31,7 +31,7 @@ numpy
 endef
 export VLLM_ASKED
 
-.PHONY: vllm-env vllm-lock test-vllm
+.PHONY: vllm-env vllm-lock test-vllm test-vllm-all
 
 vllm-env: $(VLLM_VENV)/.p2pkv-installed ## Make .venv-vllm (1.8 GB; done once)
 
@@ -57,7 +57,13 @@ vllm-lock: setup ## Resolve the engine's environment again and rewrite its lock
 		&& mv $(VLLM_REQUIREMENTS).lock $(VLLM_REQUIREMENTS) && rm $(VLLM_REQUIREMENTS).new
 
 # Not a prerequisite on vllm-env: a test target that quietly fetches 1.8 GB is a surprise.
-test-vllm: setup ## Two vLLM processes share a prefix through two daemons
+test-vllm: setup vllm-built ## vLLM engines on two daemons: same tokens, whatever fails (5 minutes)
+	$(BIN)/python -m pytest -m 'vllm and not slow' -rP tests/vllm
+
+test-vllm-all: setup vllm-built ## The same with every block size, chunked or not, with and without prefix caching
+	$(BIN)/python -m pytest -m vllm -rP tests/vllm
+
+.PHONY: vllm-built
+vllm-built:
 	@test -e $(VLLM_VENV)/.p2pkv-installed \
 		|| { echo "error: $(VLLM_VENV) is not built. hint: run 'make vllm-env' first (1.8 GB)" >&2; exit 1; }
-	$(BIN)/python -m pytest -m vllm -rP tests/vllm

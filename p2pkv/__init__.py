@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from p2pkv.client import Client as Client
     from p2pkv.errors import P2pkvError as P2pkvError
     from p2pkv.index.hashing import chain_keys as chain_keys
+    from p2pkv.nodes import connect as connect
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOME = {
     "P2pkvError": "p2pkv.errors",
     "Tenant": "p2pkv.blocks",
     "chain_keys": "p2pkv.index.hashing",
+    "connect": "p2pkv.nodes",
 }
 
 __all__ = [  # noqa: PLE0604 - every name is served by __getattr__, and a test imports each

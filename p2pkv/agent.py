@@ -44,6 +44,7 @@ from p2pkv.neighbourhood import Neighbourhood
 from p2pkv.node import Node
 from p2pkv.object_moves import ObjectStatistics
 from p2pkv.object_tier import ObjectTier
+from p2pkv.own_certificate import OwnCertificate
 from p2pkv.part_transfer import PartTransfers
 from p2pkv.paths import Paths
 from p2pkv.probes import PROBE_LEASE, ProbeBlocks
@@ -106,14 +107,9 @@ class Agent:
             LocalUseError: the folder of `node.state_dir` is damaged, or another daemon's. In all cases nothing stays
                 bound or held.
         """
-        host, port = parse_address(config.node.bind, what="node.bind")
-        check_entries(config.node.join)
-        self._protection: Final = Protection(config.security)
-        certificate = own_certificate(config)
+        self._protection, certificate = check_settings(config)
         self.config: Final = config
-        refuse_exposed(
-            config, loopback=_is_loopback(host), keyring=self._protection.ring is not None, certificate=certificate
-        )
+        host, port = parse_address(config.node.bind, what="node.bind")
         with contextlib.ExitStack() as made:
             self.local: Final = LocalSocket(config.node.socket)
             made.callback(self.local.close)
@@ -573,6 +569,20 @@ class _Bodies:
         held = self._blocks[position]
         body = self._tier.read(held.slot, held.info.length)
         return Offered(body, held.info.segment_bytes, held.info.digest)
+
+
+def check_settings(config: Config) -> tuple[Protection, OwnCertificate | None]:
+    """Find what is wrong with settings, as far as nothing has to be bound or held for that; return what was read for it.
+
+    Raises:
+        ConfigError: something is.
+    """
+    host, _ = parse_address(config.node.bind, what="node.bind")
+    check_entries(config.node.join)
+    _weights(config)
+    protection, certificate = Protection(config.security), own_certificate(config)
+    refuse_exposed(config, loopback=_is_loopback(host), keyring=protection.ring is not None, certificate=certificate)
+    return protection, certificate
 
 
 def _skipped(disk: DiskStatistics) -> Counter[str]:

@@ -5,9 +5,13 @@ a private Unix socket. So there is one client API, one path for bytes, and nothi
 Mind that an engine that holds the GIL for long looks dead to its peers: a daemon of its own is the better home.
 """
 
+import atexit
 import contextlib
+import os
+import shutil
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -32,8 +36,9 @@ class EmbeddedNode:
         Raises:
             ConfigError, CannotListen, FabricError: it could not start; nothing stays behind.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="p2pkv-")
-        self.socket_path: Final = Path(self._folder.name, "node.sock")
+        self._folder = Path(tempfile.mkdtemp(prefix="p2pkv-"))
+        self.socket_path: Final = self._folder / "node.sock"
+        self._owner = os.getpid()
         node = msgspec.structs.replace(config.node, socket=str(self.socket_path))
         self._config = msgspec.structs.replace(config, node=node)
         self._started = threading.Event()
@@ -44,6 +49,7 @@ class EmbeddedNode:
         self._thread.start()
         self._started.wait()
         self._raise_failure()
+        _NODES.add(self)
 
     def client(self) -> Client:
         """Return a new client of this node."""
@@ -56,12 +62,14 @@ class EmbeddedNode:
         return self._agent.me.address
 
     def stop(self) -> None:
-        """Leave the mesh in good order. Calling it twice is harmless."""
+        """Leave the mesh in good order. Calling it twice is harmless, and in a forked process it does nothing."""
+        if os.getpid() != self._owner:
+            return
         if self._thread.is_alive() and self._token is not None and self._agent is not None:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._agent.leave)
             self._thread.join(_STOP_S)
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +82,7 @@ class EmbeddedNode:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             self._thread.join()
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise self._failure
 
     def _run(self) -> None:
@@ -91,3 +99,13 @@ class EmbeddedNode:
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
             self._started.set()
+
+
+_NODES: "weakref.WeakSet[EmbeddedNode]" = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Say goodbye for nodes that nobody stopped, while their threads still run."""
+    for node in tuple(_NODES):
+        node.stop()

@@ -18,11 +18,12 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Never, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from p2pkv.local_wire import (
     KEYS_PER_CHAIN_MAX,
     LOCAL_MESSAGE_BYTES_MAX,
     LOCAL_PROTOCOL,
+    SEATS_MAX,
     AcquireReply,
     AcquireRequest,
     Attach,
@@ -71,6 +73,8 @@ from p2pkv.local_wire import (
     Request,
     RingReply,
     RingRequest,
+    ScoreReply,
+    ScoreRequest,
     ScrubReply,
     ScrubRequest,
     StagedBlock,
@@ -225,9 +229,13 @@ class Client(PartCalls):
         self._staging: Staging | None = None
         self._arena: _Arena | None = None
         self._closed = False
+        self._elsewhere = False
+        """Whether this process is a fork of the one that made the client."""
         self._retry_at = 0.0
+        self._at_close: Callable[[], None] | None = None
         self.node_id = ""
         self.node_name = ""
+        _CLIENTS.add(self)
 
     @classmethod
     def connect(
@@ -249,10 +257,46 @@ class Client(PartCalls):
         Raises:
             DaemonUnreachable: nobody answers there.
         """
-        path = Path(socket_path) if socket_path else default_socket()
-        client = cls(path, timeout_s=timeout_s, staging_bytes=staging_bytes, name=name or f"pid {os.getpid()}")
-        client._attach()
+        client = cls.detached(socket_path, timeout_s=timeout_s, staging_bytes=staging_bytes, name=name)
+        client._attach()  # noqa: SLF001 - ours, just made
         return client
+
+    @classmethod
+    def detached(
+        cls,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float = 5.0,
+        staging_bytes: int = STAGING_BYTES_DEFAULT,
+        name: str = "",
+    ) -> "Client":
+        """Return a client that attaches with its first call, for an engine that may start before its daemon.
+
+        The arguments are those of `connect`.
+        """
+        path = Path(socket_path) if socket_path else default_socket()
+        return cls(path, timeout_s=timeout_s, staging_bytes=staging_bytes, name=name or f"pid {os.getpid()}")
+
+    def another(self, *, name: str = "") -> "Client":
+        """Return one more client of the same daemon, for another thread; a client answers one question at a time."""
+        return Client.connect(
+            self.socket_path, timeout_s=self._timeout_s, staging_bytes=self._staging_bytes, name=name or self._name
+        )
+
+    def reconnect(self) -> None:
+        """In a forked process: make this a client of its own, with a connection and staging memory of its own.
+
+        Raises:
+            DaemonUnreachable: nobody answers; later calls try again.
+        """
+        with self._lock:
+            self._elsewhere = False
+            self._retry_at = 0.0
+            self._attach()
+
+    def stop_with(self, stop: Callable[[], None]) -> None:
+        """Call `stop` once when this client is closed: the node is this client's."""
+        self._at_close = stop
 
     def close(self) -> None:
         """Let go of everything. Views of leases stay readable; their blocks are no longer pinned."""
@@ -262,6 +306,26 @@ class Client(PartCalls):
             if self._staging is not None:
                 self._staging.close()
                 self._staging = None
+            stop, self._at_close = self._at_close, None
+        if stop is not None:
+            stop()
+
+    def _forked(self) -> None:
+        """In a forked process: a miss from now on, and nothing of the parent's is touched.
+
+        The connection carries the parent's answers, and staging memory is shared with it. The lock may be held by a
+        thread that does not exist here.
+        """
+        self._lock = threading.RLock()
+        self._elsewhere = True
+        self._at_close = None
+        self._disconnect()
+        if self._staging is not None:
+            self._staging.close()
+            self._staging = None
+
+    def __reduce__(self) -> Never:
+        raise LocalUseError("a client cannot be sent to another process", hint="connect there, with its socket_path")
 
     def __enter__(self) -> Self:
         return self
@@ -343,6 +407,22 @@ class Client(PartCalls):
             prefill_block_s: see `block_bytes`.
         """
         return self._call(ExplainRequest(_chain(keys), block_bytes, int(prefill_block_s * 1e6)), ExplainReply)
+
+    def score(
+        self, keys: Sequence[bytes], *, block_bytes: int = 0, prefill_block_s: float = 0.0, limit: int = SEATS_MAX
+    ) -> ScoreReply:
+        """Return where a chain would best be computed, the best node first, for a router to choose. Nobody is asked.
+
+        What waits in front of an engine is not in it: a router knows that, and adds it to `first_token_ms`.
+
+        Args:
+            keys: the chain, from its root.
+            block_bytes: with `prefill_block_s`, what computing a block costs, seconds; see `acquire`. Without them what
+                an engine of this node said last is taken, or nothing.
+            prefill_block_s: see `block_bytes`.
+            limit: of nodes in the answer.
+        """
+        return self._call(ScoreRequest(_chain(keys), block_bytes, int(prefill_block_s * 1e6), limit), ScoreReply)
 
     def publish(
         self, namespace: Namespace, keys: Sequence[bytes], fill: Fill, *, first_depth: int | None = None
@@ -527,6 +607,12 @@ class Client(PartCalls):
                 return
             if self._closed:
                 raise LocalUseError("the client was closed")
+            if self._elsewhere:
+                raise DaemonUnreachable(
+                    "this process was forked from the one that made the client",
+                    socket=str(self.socket_path),
+                    hint="call its reconnect()",
+                )
             if time.monotonic() < self._retry_at:
                 raise self._unreachable("the daemon went away")
             self._retry_at = time.monotonic() + _RECONNECT_S
@@ -603,6 +689,17 @@ class Client(PartCalls):
     def __repr__(self) -> str:
         state = "closed" if self._closed else "attached" if self._socket is not None else "detached"
         return f"<Client {self.socket_path} {state}>"
+
+
+_CLIENTS: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for client in tuple(_CLIENTS):
+        client._forked()  # noqa: SLF001 - ours
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Arena:

@@ -138,6 +138,15 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     metrics: Annotated[str, Meta(description="`host:port` for Prometheus to scrape. Empty: no listener.")] = ""
+    scores: Annotated[
+        str,
+        Meta(
+            description=(
+                "`host:port` for routers, which `POST /score` there to learn where a prompt would best be computed. It says "
+                "who holds what to everybody who reaches it. Empty: no listener."
+            )
+        ),
+    ] = ""
     state_dir: Annotated[
         str,
         Meta(
@@ -1127,6 +1136,16 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, obj
     return _from_dotted(dotted)
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` without settings of ours, for a process that has them all from a file."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.removeprefix(ENVIRONMENT_PREFIX).partition("_")[0].lower() not in sections()
+        or not name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
 def _from_dotted(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     nested: dict[str, dict[str, object]] = {}
     for dotted, value in values.items():
@@ -1139,7 +1158,7 @@ def _merge(into: dict[str, dict[str, object]], values: Mapping[str, Any], *, whe
     known = sections()
     for section, fields in values.items():
         if section not in known:
-            raise ConfigError(f"unknown section {section!r} in {where}", hint=_nearest(section, list(known)))
+            raise ConfigError(f"unknown section {section!r} in {where}", hint=nearest(section, list(known)))
         if not isinstance(fields, Mapping):
             raise ConfigError(
                 f"{section!r} in {where} must be a table of settings", hint=f"write [{section}] above them"
@@ -1147,7 +1166,7 @@ def _merge(into: dict[str, dict[str, object]], values: Mapping[str, Any], *, whe
         names = [field.name for field in msgspec.structs.fields(known[section])]
         for name, value in fields.items():
             if name not in names:
-                raise ConfigError(f"unknown setting {section}.{name} in {where}", hint=_nearest(name, names))
+                raise ConfigError(f"unknown setting {section}.{name} in {where}", hint=nearest(name, names))
             into.setdefault(section, {})[name] = _readable(name, value)
 
 
@@ -1160,6 +1179,7 @@ def _readable(name: str, value: object) -> object:
     return value
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return what to tell a person who wrote `name`: the name they probably meant, or all there are."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"

@@ -9,9 +9,14 @@ from typing import Final
 import trio
 from prometheus_client import start_http_server
 
-from p2pkv.agent import Agent
+from p2pkv.agent import Agent, check_settings
+from p2pkv.blocks import BlockKey
 from p2pkv.config import Config, parse_address
 from p2pkv.errors import CannotListen
+from p2pkv.local_explain import score_view
+from p2pkv.local_wire import ScoreReply
+from p2pkv.planner import Cost
+from p2pkv.score_http import Score, ScoreListener
 from p2pkv.take_over import take_over
 
 _STDIN: Final = 0
@@ -34,19 +39,24 @@ def serve(
         CannotListen, FabricError: it could not start; nothing stays behind.
         LocalUseError: as before; or there is a daemon to take over from and that is not possible.
     """
+    if following:
+        check_settings(config)  # before anybody leaves for us
     inherited = take_over(config) if following else None
     agent = Agent(config, inherited)
     if following and inherited is None:
         agent.log.info("nobody to take over from", socket=str(agent.local.path))
     try:
         _serve_metrics(agent)
+        scores = ScoreListener(config.node.scores) if config.node.scores else None
     except BaseException:
         agent.close()
         raise
-    trio.run(_main, agent, ready, stop_with_stdin, strict_exception_groups=True)
+    trio.run(_main, agent, ready, stop_with_stdin, scores, strict_exception_groups=True)
 
 
-async def _main(agent: Agent, ready: Callable[[Agent], None], stop_with_stdin: bool) -> None:
+async def _main(
+    agent: Agent, ready: Callable[[Agent], None], stop_with_stdin: bool, scores: ScoreListener | None
+) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -58,7 +68,7 @@ async def _main(agent: Agent, ready: Callable[[Agent], None], stop_with_stdin: b
             nursery.start_soon(leave_on_signal)
             if stop_with_stdin:
                 nursery.start_soon(_leave_with_stdin, agent)
-            nursery.start_soon(_announce, agent, ready, nursery.cancel_scope)
+            nursery.start_soon(_announce, agent, ready, scores, nursery.cancel_scope)
 
 
 async def _leave_with_stdin(agent: Agent) -> None:
@@ -70,11 +80,23 @@ async def _leave_with_stdin(agent: Agent) -> None:
     agent.leave()
 
 
-async def _announce(agent: Agent, ready: Callable[[Agent], None], scope: trio.CancelScope) -> None:
+async def _announce(
+    agent: Agent, ready: Callable[[Agent], None], scores: ScoreListener | None, scope: trio.CancelScope
+) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(agent.run)
+        if scores is not None:
+            scores.serve(_score(agent), trio.lowlevel.current_trio_token())
         ready(agent)
     scope.cancel()
+
+
+def _score(agent: Agent) -> Score:
+    def score(keys: tuple[BlockKey, ...], cost: Cost | None, limit: int) -> ScoreReply:
+        now = trio.current_time()
+        return agent.runner.ask(lambda node: score_view(node, keys, cost, limit, now))
+
+    return score
 
 
 def _serve_metrics(agent: Agent) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from p2pkv.blocks import BlockKey
 from p2pkv.costs import TIERS, Price
-from p2pkv.local_wire import AwayView, ExplainReply, PlanView, RunView, TermsView
+from p2pkv.local_wire import AwayView, ExplainReply, PlanView, RunView, ScoreReply, SeatView, TermsView
 from p2pkv.node import Node
 from p2pkv.planner import Cost
 from p2pkv.plans import Decision
@@ -18,7 +18,32 @@ def explain_view(
     names = {record.id: record.name for record in node.membership.members()}
     away = tuple(AwayView(record.name, blocks, why) for record, blocks, why in node.left_alone(keys, now))
     before = _plan_view(last, names, now, path) if last is not None else None
-    return ExplainReply(_plan_view(decision, names, now, path), away, before)
+    at, usual = max(decision.local, decision.plan.stop), decision.cost if decision.cost.prefill_block_s else None
+    outlook = node.objects.outlook(
+        keys, at, cost=usual, block_bytes=cost.block_bytes if cost is not None else 0, now=now
+    )
+    return ExplainReply(_plan_view(decision, names, now, path), away, before, outlook)
+
+
+def score_view(node: Node, keys: Sequence[BlockKey], cost: Cost | None, limit: int, now: float) -> ScoreReply:
+    """Return where a chain would best be computed."""
+    seats = node.score(keys, now, cost, limit=limit)
+    return ScoreReply(
+        len(dict.fromkeys(keys)),
+        tuple(
+            SeatView(
+                id=seat.node,
+                name=seat.name,
+                blocks=seat.blocks,
+                tier=seat.tier,
+                fetch_blocks=seat.fetch_blocks,
+                compute_blocks=seat.compute_blocks,
+                first_token_ms=None if seat.first_token_s is None else round(seat.first_token_s * 1000, 3),
+                load=seat.load_percent,
+            )
+            for seat in seats
+        ),
+    )
 
 
 def _plan_view(decision: Decision, names: Mapping[str, str], now: float, path: Callable[[str], str]) -> PlanView:

@@ -23,7 +23,7 @@ from p2pkv.errors import LocalUseError, MalformedMessage, P2pkvError, PeerGone, 
 from p2pkv.hand_over import DRAIN_S, FORMAT
 from p2pkv.hints import Hints
 from p2pkv.ledger import Reservation
-from p2pkv.local_explain import explain_view
+from p2pkv.local_explain import explain_view, score_view
 from p2pkv.local_parts import ArrivalBell, PartSession, parts_figures
 from p2pkv.local_views import disk_view, duplicate_views, handed_view, member_views, object_view, source_views
 from p2pkv.local_wire import (
@@ -72,6 +72,7 @@ from p2pkv.local_wire import (
     RingReply,
     RingRequest,
     RingShare,
+    ScoreRequest,
     ScrubReply,
     ScrubRequest,
     ShardRequest,
@@ -397,6 +398,8 @@ class _Session:
             case RingRequest():
                 ring = self._served.runner.call(lambda node, now: (node.ring(now), ()))
                 return self._served.runner.ask(lambda node: _ring_reply(node, ring))
+            case ScoreRequest():
+                return self._score(request)
             case ExplainRequest():
                 return self._explain(request)
             case KeysRequest():
@@ -446,6 +449,11 @@ class _Session:
         keys, cost = _chain(request.keys, self._holder), _cost(request.block_bytes, request.prefill_block_us)
         now = trio.current_time()
         return self._served.runner.ask(lambda node: explain_view(node, keys, cost, now, path=self._served.path))
+
+    def _score(self, request: ScoreRequest) -> Reply:
+        keys, cost = _chain(request.keys, self._holder), _cost(request.block_bytes, request.prefill_block_us)
+        now = trio.current_time()
+        return self._served.runner.ask(lambda node: score_view(node, keys, cost, request.limit, now))
 
     def _match(self, keys: tuple[BlockKey, ...]) -> Reply:
         match = self._served.runner.ask(lambda node: node.match(keys, trio.current_time()))

@@ -34,6 +34,8 @@ SHARDS_MAX: Final = 4096
 SHARD_DIGESTS_BYTES_MAX: Final = 4 * 2**20
 """Digests of its segments, all together."""
 STAGING_BYTES_MAX: Final = 2**36
+SEATS_MAX: Final = 256
+"""Nodes in one `ScoreReply`."""
 HANDED_MAX: Final = 4096
 """Blocks of one `HandedReply`."""
 
@@ -171,6 +173,16 @@ class ExplainRequest(LocalMessage, tag=50, frozen=True):
     block_bytes: Small = 0
     prefill_block_us: Small = 0
     """As in `AcquireRequest`. 0: what an engine of this node said last."""
+
+
+class ScoreRequest(LocalMessage, tag=100, frozen=True):
+    """Where would this chain best be computed? Answered by `ScoreReply`; nobody is asked."""
+
+    keys: Keys
+    block_bytes: Small = 0
+    prefill_block_us: Small = 0
+    """As in `ExplainRequest`."""
+    limit: Annotated[int, Meta(ge=1, le=SEATS_MAX)] = SEATS_MAX
 
 
 class KeysRequest(LocalMessage, tag=40, frozen=True):
@@ -705,6 +717,34 @@ class ExplainReply(LocalMessage, tag=51, frozen=True):
     left_alone: tuple[AwayView, ...]
     last: PlanView | None
     """That of the last acquire of a chain with the same last block, if it is remembered."""
+    object_store: Text = ""
+    """Whether it would be asked for the rest, and what that would take; empty if there is none, or no rest."""
+
+
+class SeatView(msgspec.Struct, frozen=True, gc=False):
+    """One node for one prompt; a map on the wire, for it becomes JSON as it is."""
+
+    id: str
+    name: str
+    blocks: int
+    """Of the chain's head that it has, or claims to have."""
+    tier: str
+    """Of the last of them; of another node, the tiers that it may be in."""
+    fetch_blocks: int
+    """That it would fetch from others."""
+    compute_blocks: int
+    first_token_ms: float | None
+    """None where nobody said what computing a block costs."""
+    load: int
+    """Percent, of what it gives to others, as it last said."""
+
+
+class ScoreReply(LocalMessage, tag=101, frozen=True):
+    """Answer to `ScoreRequest`: the best node first."""
+
+    blocks: int
+    """Of the chain."""
+    seats: Annotated[tuple[SeatView, ...], Meta(max_length=SEATS_MAX)]
 
 
 class KeyHolder(msgspec.Struct, frozen=True, gc=False):
@@ -825,6 +865,7 @@ Request: TypeAlias = (
     | LeaveRequest
     | RingRequest
     | ExplainRequest
+    | ScoreRequest
     | KeysRequest
     | ShardRequest
     | DeliverRequest
@@ -855,6 +896,7 @@ Reply: TypeAlias = (
     | LocateReply
     | RingReply
     | ExplainReply
+    | ScoreReply
     | KeysReply
     | ShardReply
     | DeliverReply

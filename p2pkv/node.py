@@ -21,7 +21,7 @@ from p2pkv.announced import Announced
 from p2pkv.assemblies import CloseSlot, OpenSlot, PartsArrived
 from p2pkv.blocks import BlockInfo, BlockKey, split_keys
 from p2pkv.config import Config
-from p2pkv.costs import SATURATED_PERCENT, Prices
+from p2pkv.costs import SATURATED_PERCENT, TIERS, Prices
 from p2pkv.demotions import WriteToDisk
 from p2pkv.disk_moves import CloseDisk, DiskMoves, DiskStatistics
 from p2pkv.effects import MemberChanged, Note, Resolve, SendDatagram, SendStream
@@ -39,7 +39,7 @@ from p2pkv.ledger import Held, Lease, Ledger, LedgerStatistics, Place, Reservati
 from p2pkv.links import Links
 from p2pkv.mesh.members import MemberState
 from p2pkv.mesh.membership import Membership
-from p2pkv.mesh.metadata import speaks_with_us
+from p2pkv.mesh.metadata import offered_by_tier, speaks_with_us
 from p2pkv.mesh.ring import Ring
 from p2pkv.mesh.ring_view import RingView
 from p2pkv.nearness import Nearness, nearness
@@ -56,6 +56,7 @@ from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.run_reads import GetRun, Recalled
 from p2pkv.run_writes import PutRun
+from p2pkv.scores import Scores, Seat
 from p2pkv.slots import Slot, blocks_max
 from p2pkv.transport.keyring import KeyRing
 from p2pkv.transport.wire import (
@@ -241,7 +242,7 @@ class Node:
         )
         self.hand_over: Final = HandOver(self.ledger, self._announced.place)
         self._inherited: deque[tuple[BlockKey, Place]] = deque()
-        """Of the daemon before, what is here and not announced yet."""
+        """Of the daemon before, what is here and not announced yet, nor looked for on the disk."""
         self._promised: dict[int, tuple[str, LeaseRequest, float]] = {}
         """Peers whose answer waits for the disk, by promotion: what they asked, and when."""
         self._near: dict[str, Nearness] = {}  # of the usable members
@@ -272,6 +273,7 @@ class Node:
             trusted=self.summaries.is_trusted,
         )
         self._plans = Plans(prices)
+        self._scores = Scores(prices, self.links)
         self.objects: Final = ObjectMoves(
             config.object,
             host=self.ledger,
@@ -585,9 +587,7 @@ class Node:
         self._rest_due = None
         parents = {info.key: place[1] for info, _, place in blocks}
         self.ledger.restore([(info, slot) for info, slot, _ in reversed(blocks)], parents)
-        for info, _, place in blocks:
-            self._inherited.append((info.key, place))
-            self.disk.on_stored(info.key, place)
+        self._inherited += [(info.key, place) for info, _, place in blocks]
 
     # -- finding and fetching -----------------------------------------------------------------------------------
 
@@ -656,6 +656,30 @@ class Node:
     ) -> tuple[Decision, Decision | None]:
         """Return what the plan for a chain from its root would be, and what it last was if that is remembered."""
         return self._acquires.explain(keys, now, cost)
+
+    def score(self, keys: Sequence[BlockKey], now: float, cost: Cost | None = None, *, limit: int) -> tuple[Seat, ...]:
+        """Return where a chain would best be computed, nobody being asked; see `Scores`.
+
+        Without `cost` the figures of the engine heard of last are taken, if there was one.
+        """
+        chain = tuple(dict.fromkeys(keys))
+        here, on_disk = self.ledger.prefix(chain), 0
+        if self.disk.books is not None:
+            on_disk = self.disk.prefix(chain)
+        claims = self.summaries.claims(chain, now)
+        return self._scores.of(
+            blocks=len(chain),
+            claims={peer: depth for peer, depth in claims.items() if peer in self._usables},
+            members={
+                peer: (record, self._load_of(peer, now), " or ".join(offered_by_tier(record)))
+                for peer, record in self._usables.items()
+            },
+            own=(self._me.id, self._me.name, max(here, on_disk), TIERS.index("disk") if on_disk > here else 0),
+            cost=cost or self._plans.usual_cost(),
+            block_bytes=self._plans.block_bytes,
+            limit=limit,
+            now=now,
+        )
 
     def pin(self, chain: Sequence[BlockKey], *, deadline: float, now: float) -> Pinned:
         """Keep what is here of a chain's head from being evicted until `deadline`; see `Pins.pin`.
@@ -847,7 +871,7 @@ class Node:
         for _ in range(min(_REVIEWED_AT_ONCE, len(self._inherited))):
             key, place = self._inherited.popleft()
             if self.ledger.get(key) is not None:
-                self._announced.add(key, now, *place)
+                self._stored(key, place, now)
         for key in self.disk.take_review():
             in_memory = self.ledger.get(key) is not None and self.ledger.passing(key) is None
             if in_memory or self.disk.holds(key):

@@ -64,7 +64,7 @@ class ObjectMoves:
         self._host: Final = host
         self._usual_cost: Final = usual_cost
         self._length = 0
-        """Of the block that was stored last, bytes; 0 before."""
+        """Of the block of a chain that was stored last, bytes; 0 before."""
         self._not_worth = 0
         self._unknown_lengths = 0
         self._costs: Final = RunCosts()
@@ -90,7 +90,10 @@ class ObjectMoves:
         """Take that a block is in host memory for good."""
         if self.is_on:
             held = self._host.get(key)
-            self._length = held.info.length if held is not None else self._length
+            if (
+                held is not None and place[0] is not None
+            ):  # others, such as another cache's chunks, are never put either
+                self._length = held.info.length
             self._writes.on_stored(key, place, now)
 
     def on_evicted(self, key: BlockKey) -> None:
@@ -107,20 +110,32 @@ class ObjectMoves:
         """
         if not self.is_on or at >= len(keys):
             return None, ()
-        before = self._host.get(keys[at - 1]) if at else None
-        length = before.info.length if before is not None else block_bytes or self._length
+        length = self._length_of(keys, at, block_bytes)
         if not length:
             self._unknown_lengths += 1
             return None, ()
-        blocks = len(keys) - at
-        block_s = cost.prefill_block_s * length / cost.block_bytes if cost is not None and cost.block_bytes else None
-        left_s = until - now
+        blocks, block_s, left_s = len(keys) - at, _block_s(cost, length), until - now
         if not self._costs.is_worth_asking(blocks, length, prefill_block_s=block_s, left_s=left_s, now=now):
             self._not_worth += 1
             return None, ()
         if block_s is not None:  # by then the engine had better begin to compute
             until = min(until, now + blocks * block_s)
         return self._reads.recall(keys, at, length, until, now)
+
+    def outlook(self, keys: Sequence[BlockKey], at: int, *, cost: Cost | None, block_bytes: int, now: float) -> str:
+        """Return in words what `recall` would do for an engine that has time; empty if there is no store or nothing to ask for."""
+        if not self.is_on or at >= len(keys):
+            return ""
+        if self._reason:
+            return f"out of service ({self._reason})"
+        length, blocks = self._length_of(keys, at, block_bytes), len(keys) - at
+        if not length:
+            return "not asked: nobody has said how long a block is"
+        read_s = self._costs.read_s(blocks * length, now)
+        figures = f"{blocks} blocks in {read_s * 1000:.0f} ms if it has them, no in {self._costs.wait_s * 1000:.0f} ms"
+        block_s = _block_s(cost, length)
+        worth = self._costs.is_worth_asking(blocks, length, prefill_block_s=block_s, left_s=float("inf"), now=now)
+        return f"{'asked' if worth else 'not asked: computing takes less time'}; {figures}"
 
     def cancel(self, recall: int) -> None:
         """Take that nobody waits for a recall any more."""
@@ -182,6 +197,11 @@ class ObjectMoves:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    def _length_of(self, keys: Sequence[BlockKey], at: int, block_bytes: int) -> int:
+        """Return how long the blocks of a chain are, 0 if that is not known."""
+        before = self._host.get(keys[at - 1]) if at else None
+        return before.info.length if before is not None else block_bytes or self._length
+
     def _put(self, now: float) -> tuple[PutRun, ...]:
         cost = self._usual_cost()
         return self._writes.start(now, *((cost.prefill_block_s, cost.block_bytes) if cost is not None else (None, 0)))
@@ -195,3 +215,8 @@ class ObjectMoves:
             self._writes.on_service()
         facts = (("state", state), ("reason", problem))
         return (Note("object store", tuple(fact for fact in facts if fact[1]), warning=bool(problem)),)
+
+
+def _block_s(cost: Cost | None, length: int) -> float | None:
+    """Return what computing a block of that length takes, None if the engine has not said."""
+    return cost.prefill_block_s * length / cost.block_bytes if cost is not None and cost.block_bytes else None

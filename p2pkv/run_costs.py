@@ -60,7 +60,7 @@ class RunCosts:
             return False
         if prefill_block_s is None:
             return True
-        in_time = min(blocks, int((left_s - self.wait_s) * self.read_bytes_s / block_bytes))
+        in_time = int(min(blocks, (left_s - self.wait_s) * self.read_bytes_s / block_bytes))
         saved_s = in_time * prefill_block_s - self.read_s(in_time * block_bytes, now)
         return self.share * saved_s > (1 - self.share) * self.wait_s
 

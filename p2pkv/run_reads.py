@@ -1,7 +1,7 @@
 """Which runs are asked of the object store, in what order and for whom, sans-IO.
 
 A recall is the tail of a chain that somebody waits for. It asks for one run; while runs are there, for more of them at a time; where
-one is missing, for its half. It is over when the store has no more, when something went wrong, or when its time is up. A run that several
+one is missing, for its half, that one's half and so on, at the same time, since most often there is none. It is over when the store has no more, when something went wrong, or when its time is up. A run that several
 wait for is asked for once. What comes was compared with its digests by the shell; a place for it is found here, and only when it
 is there, the recall goes on.
 """
@@ -19,6 +19,8 @@ from p2pkv.tiers.object.runs import Cut, Run, cut_for, first_to_ask, next_to_ask
 
 AHEAD: Final = 4
 """Runs of one recall that are asked for at a time. One stream from an object store is slow, however large the object is."""
+CHOICES_BELOW: Final = 0.5
+"""A store that has something less often than that is asked for a run and its halves together from the beginning."""
 WAITING_MAX: Final = 256
 """Runs that wait for their turn; a recall that would need more ends where they do."""
 
@@ -75,6 +77,8 @@ class _Recall:
     """Until one is there: for most chains, there is nothing."""
     asked: deque["_Request"] = field(default_factory=deque)
     """In chain order."""
+    are_choices: bool = False
+    """Whether `asked` is a run that may be there, its half, that one's half and so on, of which one is wanted."""
     size: int = 0
     """Bytes that came."""
     verdict: str = "ok"
@@ -149,6 +153,8 @@ class RunReads:
         self._numbers += 1
         recall = _Recall(self._numbers, chain, at, length, cut, until, now, ask)
         self._recalls[recall.number] = recall
+        if self._costs.share < CHOICES_BELOW:
+            self._ask_choices(recall, ask)
         return recall.number, (*self._advance(recall, now), *self._start(now))
 
     def cancel(self, number: int) -> None:
@@ -229,24 +235,41 @@ class RunReads:
             recall.verdict = newest.verdict
             if newest.verdict == "ok":
                 recall.ahead = min(AHEAD, 2 * recall.ahead)
+                if recall.are_choices:
+                    self._leave(recall)
+                    recall.are_choices = False
+                    recall.ask = next_to_ask(recall.keys, newest.run, recall.cut, found=True)
+                continue
+            if recall.are_choices and recall.asked and newest.verdict == "absent":
                 continue
             self._leave(recall)
-            recall.ahead = 1
-            recall.ask = (
-                next_to_ask(recall.keys, newest.run, recall.cut, found=False, at=recall.at)
-                if newest.verdict == "absent"
-                else None
-            )
+            recall.ahead, recall.ask = 1, None
+            half = next_to_ask(recall.keys, newest.run, recall.cut, found=False, at=recall.at)
+            if newest.verdict == "absent" and half is not None and not recall.are_choices:
+                self._ask_choices(recall, half)
         while recall.ask is not None and len(recall.asked) < recall.ahead:
-            request = self._asked(recall, recall.ask)
-            if request is None:
-                self.counts.shed += 1
-                recall.verdict = "shed"
+            if not self._ask(recall, recall.ask):
                 recall.ask = None
                 break
-            recall.asked.append(request)
             recall.ask = next_to_ask(recall.keys, recall.ask, recall.cut, found=True)
         return () if recall.asked else self._end(recall, now)
+
+    def _ask_choices(self, recall: _Recall, run: Run) -> None:
+        """Ask for a run, its half, that one's half and so on."""
+        recall.ask, recall.are_choices = None, True
+        choice: Run | None = run
+        while choice is not None and self._ask(recall, choice):
+            choice = next_to_ask(recall.keys, choice, recall.cut, found=False, at=recall.at)
+
+    def _ask(self, recall: _Recall, run: Run) -> bool:
+        """Ask for a run, and say whether it could be asked for: not if too many wait."""
+        request = self._asked(recall, run)
+        if request is None:
+            self.counts.shed += 1
+            recall.verdict = "shed"
+            return False
+        recall.asked.append(request)
+        return True
 
     def _asked(self, recall: _Recall, run: Run) -> _Request | None:
         """Return the request for a run, which may be somebody else's already; None if too many wait."""

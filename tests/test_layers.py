@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
                 "hedges",
                 "shedding",
                 "admission",
+                "scores",
                 "forwarding",
                 "replication",
                 "pins",
@@ -81,7 +82,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"client", "transfer", "local_server", "neighbourhood", "protection", "own_certificate"}),
     frozenset({"guard", "direct_asks", "take_over"}),
     frozenset({"connectors", "agent"}),
-    frozenset({"daemon", "blocking", "demo", "sim", "bench", "testing", "cli"}),
+    frozenset({"score_http"}),
+    frozenset({"daemon", "blocking", "nodes", "demo", "sim", "bench", "testing", "cli"}),
 )
 """Lowest first. A module imports from its own layer and from those below; the most particular name counts."""
 
@@ -135,6 +137,7 @@ CORES = {
             "hedges",
             "shedding",
             "admission",
+            "scores",
             "forwarding",
             "replication",
             "pins",
@@ -167,6 +170,7 @@ CORES = {
     *("transport.bulk_protection", "transport.mac"),
     *("tiers.disk.label", "tiers.disk.hints", "tiers.disk.pace"),
     *("tiers.object.runs", "tiers.object.pack", "tiers.object.service", "tiers.object.location"),
+    *("connectors.vllm.scheduling", "connectors.vllm.chains"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),
@@ -176,7 +180,18 @@ OUTSIDE = {
 ENGINES = {"lmcache", "torch", "triton", "cupy", "transformers", "vllm", "sglang", "gguf", "safetensors", "tokenizers"}
 SHELLS = {
     *("echoes", "paths", "direct_asks", "disk_tier", "object_tier", "transport.direct"),
-    *("agent", "runner", "transfer", "neighbourhood", "local_server", "protection", "daemon", "blocking", "testing"),
+    *(
+        "agent",
+        "runner",
+        "transfer",
+        "neighbourhood",
+        "local_server",
+        "protection",
+        "daemon",
+        "score_http",
+        "blocking",
+        "testing",
+    ),
     *("part_transfer", "local_parts", "transport.part_streams"),
     *("transport.shm", "transport.shm_serve", "transport.offload", "transport.remaining", "transport.choose"),
     "transport.tcp_pull",

@@ -5,31 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pkv.cli.blocks import KEY
+from p2pkv.cli.chain import chain_of, chain_options
 from p2pkv.cli.output import output_option, print_json, print_table, size_text, socket_option
-from p2pkv.errors import ConfigError, LocalUseError
 
 if TYPE_CHECKING:  # engines and `--help` must not wait for it
     from p2pkv.local_wire import PlanView
 
 
 @click.command(short_help="Show why a chain would be fetched from whom, or recomputed.")
-@click.argument("keys", type=KEY, nargs=-1)
-@click.option(
-    "--chain-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="Take the chain from a file, one key per line, from its root on.",
-)
-@click.option(
-    "--block-bytes", type=click.IntRange(0), default=0, help="Size of a block. [default: what an engine said last]"
-)
-@click.option(
-    "--prefill-block-ms",
-    type=click.FloatRange(0),
-    default=0.0,
-    help="What computing a block costs, with --block-bytes. [default: what an engine said last]",
-)
+@chain_options
 @socket_option
 @output_option
 def explain(
@@ -49,15 +33,20 @@ def explain(
 
     from p2pkv.client import Client
 
-    chain = [*keys, *(_from_file(chain_file) if chain_file is not None else [])]
-    if not chain:
-        raise ConfigError("explain needs keys", hint="give them one after another, or --chain-file")
+    chain = chain_of(keys, chain_file, verb="explain")
     with Client.connect(socket, staging_bytes=0) as client:
         reply = client.explain(chain, block_bytes=block_bytes, prefill_block_s=prefill_block_ms / 1000)
     if output == "json":
         left_alone = [msgspec.to_builtins(one) for one in reply.left_alone]
         last = msgspec.to_builtins(reply.last) if reply.last is not None else None
-        print_json({**msgspec.to_builtins(reply.now), "left_alone": left_alone, "last": last})
+        print_json(
+            {
+                **msgspec.to_builtins(reply.now),
+                "left_alone": left_alone,
+                "last": last,
+                "object_store": reply.object_store,
+            }
+        )
         return
     if reply.last is not None:
         _print_plan(f"the last plan, {reply.last.age_s:.0f} s ago", reply.last)
@@ -65,14 +54,8 @@ def explain(
     if reply.left_alone:
         rows = [(one.name, one.blocks, one.why) for one in reply.left_alone]
         print_table("left alone", ("peer", "blocks", "why"), rows)
-
-
-def _from_file(path: Path) -> list[bytes]:
-    try:
-        lines = path.read_text(encoding="ascii").split()
-    except (OSError, UnicodeError) as exc:
-        raise LocalUseError(f"cannot read the chain ({exc}): {path}", hint="one key per line") from exc
-    return [KEY.convert(line, None, None) for line in lines]
+    if reply.object_store:
+        click.echo(f"object store: {reply.object_store}")
 
 
 def _print_plan(title: str, view: "PlanView") -> None:

@@ -16,6 +16,7 @@ from p2pkv.cli.output import fail, output_option, print_json
 from p2pkv.cli.paths import doctor, netcheck, ping
 from p2pkv.cli.pin import pin, unpin
 from p2pkv.cli.ring import ring
+from p2pkv.cli.route import route
 from p2pkv.cli.serve import serve
 from p2pkv.cli.tiers import tiers
 from p2pkv.errors import ConfigError, P2pkvError
@@ -61,6 +62,7 @@ for command in (
     pin,
     unpin,
     explain,
+    route,
     keys,
     cert,
     tiers,

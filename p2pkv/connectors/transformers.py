@@ -13,14 +13,11 @@ Neither `prefix` nor `publish` ever raises for the mesh's sake: any `P2pkvError`
 logged, and ends as a miss.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -32,8 +29,11 @@ from transformers.cache_utils import DynamicLayer
 from p2pkv.blocks import CanonicalLayout, Extras, Namespace, Tenant
 from p2pkv.client import Client, Fill, Lease, Published, Source
 from p2pkv.connectors.layout import DTYPE_NAMES, block_filler, elements_of, scatter_blocks
-from p2pkv.errors import ConfigError, CorruptBlock, LayoutMismatch, LocalUseError, P2pkvError
+from p2pkv.connectors.model_identity import canonical_json, decisive_config, weights_digest, with_config
+from p2pkv.errors import CorruptBlock, LayoutMismatch, LocalUseError, P2pkvError
 from p2pkv.index.hashing import chain_keys
+
+__all__ = ["Prefix", "PrefixReport", "TransformersConnector", "plain_layers", "weights_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,6 @@ BLOCK_TOKENS_DEFAULT: Final = 16
 _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
 _CAUSALITY_TOLERANCE: Final = 0.02
 """Relative. Experts run on batches of other sizes and may round differently; attention to a later token moves KV far more."""
-_UNIMPORTANT_CONFIG: Final = frozenset(
-    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
-    | {"bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "id2label", "label2id", "pretraining_tp"}
-)
-"""What a configuration says that cannot change KV. Anything not listed here, known or not, does: a miss is the safe side.
-The dtype is in the layout, as the cache really has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +119,9 @@ class TransformersConnector:
         self._fetch_timeout_s = fetch_timeout_s
         self._prefill_block_s = prefill_block_s
         self.layout: Final = _layout_of(model, block_tokens)
-        config = _decisive_config(model)
+        config = decisive_config(model.config.to_dict())
         self.namespace: Final = Namespace(
-            weights_id=f"{weights_id}+config:{hashlib.sha256(_canonical_json(config)).hexdigest()}",
+            weights_id=with_config(weights_id, config),
             weights_epoch=weights_epoch,
             layout=self.layout,
             rope_scaling=_json_or_empty(_rope_of(config)),
@@ -260,22 +254,6 @@ class TransformersConnector:
         return fill_from_first
 
 
-def weights_digest(folder: Path) -> str:
-    """Return the digest of the weight files in `folder`: names and bytes. About a second per 1.5 GB.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
-    if not files:
-        raise ConfigError(f"no *.safetensors or *.bin in the folder: {folder}")
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            whole.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
-    return f"sha256:{whole.hexdigest()}"
-
-
 def _token_list(input_ids: TokenIds) -> list[int]:
     if not isinstance(input_ids, torch.Tensor):
         return list(input_ids)
@@ -384,13 +362,5 @@ def _rope_types(rope: Any) -> set[str]:
     return own.union(*(_rope_types(value) for value in rope.values()))
 
 
-def _decisive_config(model: PreTrainedModel) -> dict[str, Any]:
-    return {name: value for name, value in model.config.to_dict().items() if name not in _UNIMPORTANT_CONFIG}
-
-
-def _canonical_json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
-
-
 def _json_or_empty(value: object) -> str:
-    return _canonical_json(value).decode() if value else ""
+    return canonical_json(value).decode() if value else ""

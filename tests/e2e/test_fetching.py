@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -47,6 +48,38 @@ def test_a_plan_is_explained_before_and_after(tmp_path, chain):
         assert "the last plan" in table
         missing = p2pkv("explain", "--socket", str(b.socket))
         assert missing.returncode == 2
+
+
+def test_a_router_learns_where_a_prompt_would_best_be_computed(tmp_path, chain):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        mesh(tmp_path, "a") as (a,),
+        mesh(tmp_path, "b", arguments=("--join", a.address, "--set", f"node.scores={address}")) as (b,),
+        a.client() as at_a,
+        b.client() as at_b,
+    ):
+        chain.publish(at_a)
+        wait_until(visible(at_b, chain), "b sees what a holds")
+        chain_file = tmp_path / "chain"
+        chain_file.write_text("\n".join(key.hex() for key in chain.keys))
+        size = chain.namespace.layout.block_bytes
+        asked = ("route", "--chain-file", str(chain_file), "--socket", str(b.socket))
+        document = json.loads(
+            p2pkv(*asked, "--block-bytes", str(size), "--prefill-block-ms", "50", "-o", "json").stdout
+        )
+        first, second = document["seats"]
+        assert (document["blocks"], first["name"], first["blocks"], first["first_token_ms"]) == (6, "a", 6, 0.0)
+        assert (second["name"], second["blocks"], second["fetch_blocks"], second["compute_blocks"]) == ("b", 0, 6, 0)
+        assert 0 < second["first_token_ms"] < 300
+        question = {"keys": [key.hex() for key in chain.keys], "block_bytes": size, "prefill_block_ms": 50}
+        request = urllib.request.Request(f"http://{address}/score", json.dumps(question).encode())
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            over_http = json.loads(answer.read())
+        assert [seat["name"] for seat in over_http["seats"]] == ["a", "b"]
+        assert at_b.score(chain.keys).seats[0].first_token_ms is None  # no engine has said what a block costs
+        assert "where 6 blocks would best be computed" in p2pkv(*asked).stdout.decode()
 
 
 @pytest.mark.parametrize("shared_memory", ["true", "false"])

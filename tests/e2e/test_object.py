@@ -72,6 +72,8 @@ def test_a_node_gets_what_another_stored_that_it_never_met(tmp_path, server):
     b = start(tmp_path, "b")
     try:
         with b.client() as client:
+            asked = ("explain", *(key.hex() for key in chain.keys), "--socket", str(b.socket))
+            assert b"object store: not asked: nobody has said how long a block is" in p2pkv(*asked).stdout
             with client.acquire(chain.keys) as lease:
                 assert not lease.blocks
                 assert store_of(client)["not_asked_for_unknown_length"] == 1

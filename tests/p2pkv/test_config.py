@@ -334,4 +334,4 @@ def test_every_setting_has_a_description_a_type_and_its_default(section: str, ki
 def test_a_unit_stands_in_the_name_of_every_number_that_has_one(section: str, name: str) -> None:
     value = getattr(getattr(Config(), section), name)
     if isinstance(value, float) and not isinstance(value, bool):
-        assert name.endswith(("_s", "_ratio", "_mult")), f"{section}.{name}: of what?"
+        assert name.endswith(("_s", "_ratio", "_mult", "_share_max")), f"{section}.{name}: of what?"

@@ -20,6 +20,7 @@ from p2pkv.errors import FabricError, LocalUseError
 from p2pkv.logs import logger
 from p2pkv.node import Effect, Node
 from p2pkv.tiers.disk.files import File, FolderFiles
+from p2pkv.tiers.disk.store import DiskStore
 from p2pkv.tiers.host import HostTier
 from tests.p2pkv.test_runner import runner_of
 
@@ -87,8 +88,7 @@ class SickFiles(FolderFiles):
         super().__init__(folder)
 
     def open(self, name: str, *, direct: bool) -> File:
-        if self._disk.open_error:
-            raise OSError(self._disk.open_error, os.strerror(self._disk.open_error))
+        self._disk.check(self._disk.open_error)
         return SickFile(super().open(name, direct=direct), self._disk)
 
 
@@ -291,6 +291,23 @@ def test_a_disk_that_does_not_work_at_the_start_is_tried_until_it_does(tmp_path:
     trio.run(main)
 
 
+def test_a_disk_that_hangs_at_the_start_does_not_keep_the_node_from_starting(tmp_path: Path) -> None:
+    async def main() -> None:
+        disk = SickDisk()
+        disk.stall()
+        async with running(tmp_path / "disk", disk) as bench:
+            await bench.is_in("out of service")
+            assert bench.runner.ask(lambda node: node.disk.statistics()).reason == "no answer for 0.3 s"
+            bench.store(*CHAIN)
+            assert await bench.acquire(CHAIN, 20.0) == 4
+            disk.recover()
+            await bench.is_in("serving")
+            await bench.is_written(4)
+        DiskStore(tmp_path / "disk", quota_bytes=2**22).close()  # it was let go
+
+    trio.run(main)
+
+
 def test_a_scrub_ends_when_the_disk_goes_out_of_service(tmp_path: Path) -> None:
     async def main() -> None:
         disk = SickDisk()
@@ -315,6 +332,39 @@ def test_a_scrub_ends_when_the_disk_goes_out_of_service(tmp_path: Path) -> None:
             assert ended == [f"the disk tier went out of service: {tmp_path / 'disk'}"]
             disk.recover()
             await bench.is_in("serving")
+
+    trio.run(main)
+
+
+def test_a_scrub_that_nobody_waits_for_any_more_ends_and_the_next_one_works(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "disk", SickDisk(), io_timeout_s=20.0) as bench:
+            await bench.is_in("serving")
+            bench.store(*CHAIN)
+            await bench.is_written(4)
+            with trio.move_on_after(0.1) as scope:
+                await bench.tier.scrub(1.0)
+            assert scope.cancelled_caught
+            assert (await bench.tier.scrub(1e9)).blocks == 4
+
+    trio.run(main)
+
+
+def test_a_scrub_on_a_disk_that_hangs_takes_the_tier_out_of_service_and_does_not_hang_itself(tmp_path: Path) -> None:
+    async def main() -> None:
+        disk = SickDisk()
+        async with running(tmp_path / "disk", disk) as bench:
+            await bench.is_in("serving")
+            bench.store(*CHAIN)
+            await bench.is_written(4)
+            disk.stall()
+            with pytest.raises(FabricError, match=r"no answer for 0\.3 s"):
+                await bench.tier.scrub(1e9)
+            await bench.is_in("out of service")
+            assert await bench.acquire(CHAIN, 20.0) == 4  # out of memory
+            disk.recover()
+            await bench.is_in("serving")
+            assert (await bench.tier.scrub(1e9)).blocks == 4
 
     trio.run(main)
 

@@ -185,6 +185,16 @@ def test_written_back_is_only_what_will_go_soon_and_before_it_goes() -> None:
     bench.check()
 
 
+def test_of_what_a_daemon_inherits_in_memory_only_that_is_written_which_is_not_on_its_disk() -> None:
+    bench = Bench(blocks=CHAIN[:4])
+    bench.node.inherit([(info(name), Slot(i * PAGE_BYTES, PAGE_BYTES), (i, None)) for i, name in enumerate(CHAIN)])
+    bench.tick()
+    bench.tick()
+    assert {one.held.info.key for one in bench.writes.values()} == set(CHAIN[4:])
+    bench.write_all()
+    bench.check()
+
+
 def test_what_is_computed_sooner_than_read_is_not_written() -> None:
     bench = Bench()
     bench.node._plans.learn(Cost(PAGE_BYTES, 1e-9))

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from random import Random
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pkv.acquires import FROM_OBJECT, Acquired
 from p2pkv.blocks import BlockInfo, BlockKey
@@ -153,6 +157,11 @@ def test_who_does_not_say_how_long_blocks_are_is_asked_for_only_where_that_is_kn
     number = bench.acquire(CHAIN, known=0)
     assert bench.acquired[number].reason == "no peer claims the next block"
     assert bench.node.statistics().object.unknown_lengths == 1
+    (stray,) = chain_of(3, 1)
+    reservation = bench.node.reserve(info(stray), bench.now)
+    assert reservation is not None
+    bench.node.commit(reservation, bench.now)
+    assert bench.acquire(CHAIN, known=0) in bench.acquired, "a block that is in no chain says nothing"
     bench.store(chain_of(2, 1))
     number = bench.acquire(CHAIN, known=0)
     bench.answer_all()
@@ -246,6 +255,73 @@ def test_the_state_is_what_the_shell_says_and_said_once() -> None:
     assert bench.node.statistics().object.reason == "failed"
     bench.take(bench.node.on_object_checked("", bench.now))
     assert bench.states == ["out of service", "serving"]
+
+
+STEP = st.one_of(
+    st.tuples(st.just("acquire"), st.integers(0, 3), st.sampled_from([8, 40, 72]), st.sampled_from([0.0, 0.05, 1.0])),
+    st.tuples(st.just("answer"), st.sampled_from(["", "", "", "late", "failed", "corrupt"]), st.just(0), st.just(0.0)),
+    st.tuples(st.just("put"), st.sampled_from(["stored", "there", "late"]), st.just(0), st.just(0.0)),
+    st.tuples(st.just("tick"), st.sampled_from([0.0, 0.3, 2.0, 20.0]), st.just(0), st.just(0.0)),
+    st.tuples(st.just("cancel"), st.integers(1, 20), st.just(0), st.just(0.0)),
+    st.tuples(st.just("store"), st.integers(0, 3), st.integers(1, 72), st.just(0.0)),
+)
+
+
+@given(steps=st.lists(STEP, max_size=40))
+def test_every_acquire_ends_once_and_in_time_and_nothing_stays_pinned(steps: list[tuple[str, Any, int, float]]) -> None:
+    trunk = chain_of(0, 30)
+    chains = [trunk + chain_of(seed, 42, parent=trunk[-1]) for seed in range(1, 5)]
+    bench = Bench(chains[0], chains[1][:40])
+    waiting: dict[int, float] = {}
+    for what, which, number, seconds in steps:
+        match what:
+            case "acquire":
+                within_s = 1.0 + number / 10
+                waiting[bench.acquire(chains[which][:number], within_s=within_s, prefill_s=seconds)] = (
+                    bench.now + within_s
+                )
+            case "answer" if bench.gets:
+                bench.answer(which)
+            case "put" if bench.puts:
+                bench.take(bench.node.on_object_put(bench.puts.popitem()[0], which, bench.now))
+            case "tick":
+                bench.tick(which)
+            case "cancel":
+                if waiting.pop(which, None) is not None and which not in bench.acquired:
+                    bench.take(bench.node.cancel(which, bench.now))
+            case "store":
+                bench.store(chains[which][:number])
+        late = [one for one, until in waiting.items() if until <= bench.now and one not in bench.acquired]
+        bench.tick()
+        assert all(one in bench.acquired for one in late)
+    bench.tick(100.0)
+    assert set(waiting) <= set(bench.acquired)
+    bench.answer_all()
+    bench.tick()
+    while bench.puts:
+        bench.put_all()
+        bench.tick()
+    bench.node.ledger.release_holder("engine")
+    assert bench.node.ledger.statistics().leases == 0
+    assert bench.node.ledger.statistics().pinned_blocks == 0
+    objects = bench.node.statistics().object
+    assert (objects.waiting_reads, objects.waiting_writes) == (0, 0)
+
+
+def test_what_the_store_would_be_asked_for_can_be_said_before() -> None:
+    bench = Bench(CHAIN)
+
+    def outlook(at: int = 0, prefill_s: float = 0.0, known: int = LENGTH) -> str:
+        cost = Cost(LENGTH, prefill_s) if prefill_s else None
+        return bench.node.objects.outlook(CHAIN, at, cost=cost, block_bytes=known, now=bench.now)
+
+    assert outlook() == "asked; 72 blocks in 144 ms if it has them, no in 50 ms"
+    assert outlook(prefill_s=1e-6).startswith("not asked: computing takes less time; 72 blocks")
+    assert outlook(known=0) == "not asked: nobody has said how long a block is"
+    assert not outlook(at=72)
+    bench.take(bench.node.on_object_checked("late", bench.now))
+    assert outlook() == "out of service (late)"
+    assert not bench.gets
 
 
 def test_without_a_url_there_is_no_object_store() -> None:

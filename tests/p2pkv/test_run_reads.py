@@ -107,6 +107,35 @@ def test_that_there_is_nothing_takes_as_many_questions_as_a_run_can_be_halved() 
     assert bench.reads.counts.verdicts == {"absent": 4}
 
 
+def test_where_a_run_is_missing_its_halves_are_asked_for_at_the_same_time_and_one_is_taken() -> None:
+    keys = chain_of(1, 200)
+    bench = Bench(keys[:24], keys[:20])  # after 16 blocks there are 8, and 4
+    number = bench.recall(keys)
+    bench.answer(1)
+    assert len(bench.gets) == 2
+    bench.answer(2)  # 16 more
+    assert sorted(len(get.run.keys) for get in bench.gets.values()) == [2, 4, 8, 16]
+    while len(bench.gets) > 1:
+        bench.answer(max(bench.gets))
+    bench.answer_all()
+    assert bench.over == {number: "absent"}
+    assert bench.ledger.prefix(keys) == 24
+    assert bench.places[keys[20]] == (20, keys[19])
+
+
+def test_a_store_that_seldom_has_anything_is_asked_for_all_that_may_be_at_once() -> None:
+    keys = chain_of(1, 200)
+    bench = Bench(keys[:6], keys)
+    for _ in range(5):
+        bench.costs.on_recalled(0, 0.05, 0.0)
+    bench.recall(keys)
+    assert sorted(len(get.run.keys) for get in bench.gets.values()) == [2, 4, 8, 16]
+    bench.answer(1)
+    assert {get.run.start for get in bench.gets.values()} == {0, 16, 32}, "those of before are on their way"
+    bench.answer_all()
+    assert bench.ledger.prefix(keys) == 200
+
+
 def test_what_is_here_already_is_not_fetched_again() -> None:
     keys = chain_of(1, 40)
     bench = Bench(keys)
@@ -210,10 +239,11 @@ def test_no_more_runs_wait_than_may_and_no_more_are_asked_for_at_a_time() -> Non
     stored=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), max_size=4),
     wanted=st.lists(st.tuples(st.integers(1, 90), st.integers(0, 90), st.integers(0, 1)), min_size=1, max_size=4),
     faults=st.lists(st.sampled_from(["", "", "", "late", "failed", "resting", "absent"]), max_size=12),
+    seldom=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_every_recall_ends_once_with_a_whole_prefix_and_with_all_of_it_where_nothing_fails(
-    stored: list[tuple[int, int]], wanted: list[tuple[int, int, int]], faults: list[str], seed: int
+    stored: list[tuple[int, int]], wanted: list[tuple[int, int, int]], faults: list[str], seldom: bool, seed: int
 ) -> None:
     """Chains part at some block; several are recalled at a time, from wherever they are known to."""
     random = Random(seed)
@@ -224,6 +254,8 @@ def test_every_recall_ends_once_with_a_whole_prefix_and_with_all_of_it_where_not
         return head + chain_of(1 + parts_at, length - len(head), parent=head[-1] if head else b"")
 
     bench = Bench(*(chain(length, parts_at) for length, parts_at in stored), at_once=3)
+    if seldom:
+        bench.costs.on_recalled(0, 0.05, 0.0)
     expected: dict[int, tuple[tuple[BlockKey, ...], int]] = {}
     for length, parts_at, later in wanted:
         keys = chain(length, parts_at)

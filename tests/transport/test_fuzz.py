@@ -125,6 +125,7 @@ REQUESTS: list[local_wire.Request] = [
     local_wire.LeaveRequest(),
     local_wire.RingRequest(),
     local_wire.ExplainRequest(b"k" * 64, 4096),
+    local_wire.ScoreRequest(b"k" * 64, 4096, 1000, 3),
     local_wire.KeysRequest(1, 1000, b"k" * 32, "ab"),
     local_wire.PingPeerRequest("a", 1000),
     local_wire.NetcheckRequest(1000, True),
@@ -160,6 +161,7 @@ REPLIES: list[local_wire.Reply] = [
     local_wire.RingReply(
         (local_wire.RingShare("a", "node a", "z", "h", 1, 0.5, 0.5, 1.0, self=True),), 2, 1.25, 8, "ff"
     ),
+    local_wire.ScoreReply(2, (local_wire.SeatView("a", "node a", 1, "host", 1, 0, 2.5, 7),)),
     local_wire.ExplainReply(
         local_wire.PlanView("fetch", "it pays", 3, 1, 2, 4096, 0.5, 0.25, 1.0, None, (), ()),
         (local_wire.AwayView("b", 2, "it is slower"),),
