@@ -34,6 +34,8 @@ from p2pkv.transport.wire import AnyMessage, MemberRecord, encode
 ROUND_TRIP_S: Final = 0.0005
 DETECTED_S: Final = 5.0
 """From a node's end until all others know of it; see docs/benchmarks/mesh.md."""
+_OWN_LINK: Final = "own"
+"""All that is fetched comes over it, as a node finds out by measuring; two peers are not twice as fast."""
 _LOAD_FACTOR: Final = 1.25
 _LOAD_SPARE: Final = 200
 
@@ -178,7 +180,7 @@ class ModelledMesh:
         start = local
         for _ in range(PLANS_MAX):
             terms = [
-                Terms(peer, depth, wait_s, self._block_s, trusted=node.summaries.is_trusted(peer, self._now))
+                Terms(peer, depth, wait_s, self._block_s, _OWN_LINK, trusted=node.summaries.is_trusted(peer, self._now))
                 for peer, depth in sorted(node.summaries.claims(keys, self._now, start).items())
                 if depth > start
             ]
