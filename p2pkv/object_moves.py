@@ -64,7 +64,7 @@ class ObjectMoves:
         self._host: Final = host
         self._usual_cost: Final = usual_cost
         self._length = 0
-        """Of the block that was stored last, bytes; 0 before."""
+        """Of the block of a chain that was stored last, bytes; 0 before."""
         self._not_worth = 0
         self._unknown_lengths = 0
         self._costs: Final = RunCosts()
@@ -90,7 +90,10 @@ class ObjectMoves:
         """Take that a block is in host memory for good."""
         if self.is_on:
             held = self._host.get(key)
-            self._length = held.info.length if held is not None else self._length
+            if (
+                held is not None and place[0] is not None
+            ):  # others, such as another cache's chunks, are never put either
+                self._length = held.info.length
             self._writes.on_stored(key, place, now)
 
     def on_evicted(self, key: BlockKey) -> None:

@@ -63,6 +63,8 @@ class ObjectTier:
         self._threads: Final = trio.CapacityLimiter(config.requests_max + 2)
         self._stop: Final = threading.Event()
         self._requests = Counter[str]()
+        self._problem = ""
+        """At the last look."""
 
     def attach(self, runner: Runner, metrics: Metrics, log: Log) -> None:
         """Take who gives orders and hears what came of them; before `run`."""
@@ -163,6 +165,9 @@ class ObjectTier:
     async def _check(self, store: ObjectStore) -> bool:
         verdict = await self._in_thread(partial(store.check, timeout_s=self._config.io_timeout_s))
         problem = store.out_of_service
+        if problem and problem != self._problem:  # once, and not at every look
+            self._log.warning("object store does not answer", reason=store.complaint)
+        self._problem = problem
         self._runner.tell(lambda node, now: node.on_object_checked(problem, now))
         return verdict == "ok"
 

@@ -157,6 +157,11 @@ def test_who_does_not_say_how_long_blocks_are_is_asked_for_only_where_that_is_kn
     number = bench.acquire(CHAIN, known=0)
     assert bench.acquired[number].reason == "no peer claims the next block"
     assert bench.node.statistics().object.unknown_lengths == 1
+    (stray,) = chain_of(3, 1)
+    reservation = bench.node.reserve(info(stray), bench.now)
+    assert reservation is not None
+    bench.node.commit(reservation, bench.now)
+    assert bench.acquire(CHAIN, known=0) in bench.acquired, "a block that is in no chain says nothing"
     bench.store(chain_of(2, 1))
     number = bench.acquire(CHAIN, known=0)
     bench.answer_all()

@@ -59,6 +59,8 @@ class ObjectStore:
         """What came of all requests for runs."""
         self.put_counts: Final[Counter[Stored]] = Counter()
         """What came of all runs that were to be put."""
+        self.complaint = ""
+        """The newest failure in words, for a person."""
         self._clock: Final = clock
         self._lock: Final = threading.Lock()
         """Of everything below, and of the counts."""
@@ -98,7 +100,7 @@ class ObjectStore:
                 deadline - self._clock()
             )
         except ObjectStoreFailed as exc:
-            self._failed(exc.reason)
+            self._failed(exc)
             return self._count_put(exc.reason)
         self._answered()
         with self._lock:
@@ -153,7 +155,7 @@ class ObjectStore:
         try:
             self.bucket.get(CLOCK, [(0, 1)], 1).result(timeout_s)
         except ObjectStoreFailed as exc:
-            self._failed(exc.reason)
+            self._failed(exc)
             return exc.reason
         self._answered()
         return "ok"
@@ -174,7 +176,7 @@ class ObjectStore:
         try:
             parts = asked.pending.result(deadline - self._clock())
         except ObjectStoreFailed as exc:
-            self._failed(exc.reason)
+            self._failed(exc)
             return self._count_got(Got(exc.reason))
         self._answered()
         got = Got(parts) if isinstance(parts, str) else asked.judge(parts)
@@ -195,12 +197,13 @@ class ObjectStore:
         with self._lock:
             self._service.on_success()
 
-    def _failed(self, reason: ObjectStoreFailure) -> None:
+    def _failed(self, failed: ObjectStoreFailed) -> None:
         with self._lock:
-            if reason == "busy":  # with other requests, which will say how the store is
+            if failed.reason == "busy":  # with other requests, which will say how the store is
                 self._service.on_inconclusive()
             else:
-                self._service.on_failure(self._clock(), reason)
+                self.complaint = str(failed)
+                self._service.on_failure(self._clock(), failed.reason)
 
     def _count_got(self, got: Got) -> Got:
         with self._lock:
