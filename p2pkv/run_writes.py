@@ -164,7 +164,7 @@ class RunWrites:
         while now >= self._paused_until and self._wants_to_put():
             ready = self._take(next(iter(self._ready)))
             blocks = tuple(held for key in ready.keys if (held := self._host.get(key)) is not None)
-            if len(blocks) < len(ready.keys) or len({_shape(held) for held in blocks}) > 1:
+            if len(blocks) < len(ready.keys) or not _are_alike(blocks):
                 self.counts.lost += 1
                 continue
             size = blocks[0].info.length
@@ -254,6 +254,8 @@ class RunWrites:
         chain: list[BlockKey] = []  # backwards
         key: BlockKey | None = end
         while key is not None and (found := self._places.get(key)) is not None and self._host.get(key) is not None:
+            if found[0] != stop - 1 - len(chain):  # what engines say of chains need not fit together
+                break
             chain.append(key)
             key = found[1] if not alone or len(chain) < cut.largest else None
         chain.reverse()
@@ -291,8 +293,10 @@ class RunWrites:
         return ready
 
 
-def _shape(held: Held) -> tuple[bytes, int, int]:
-    return held.info.namespace, held.info.length, held.info.segment_bytes
+def _are_alike(blocks: tuple[Held, ...]) -> bool:
+    """Say whether blocks can be one object."""
+    shapes = {(held.info.namespace, held.info.length, held.info.segment_bytes) for held in blocks}
+    return len(shapes) == 1 and blocks[0].info.length % blocks[0].info.segment_bytes == 0
 
 
 def _runs_within(keys: tuple[BlockKey, ...], first: int, stop: int, largest: int, smallest: int) -> list[Run]:

@@ -316,6 +316,21 @@ def test_blocks_that_are_nowhere_in_a_chain_are_counted(place: tuple[int | None,
     assert bench.writes.next_deadline() == float("inf")
 
 
+def test_a_chain_that_comes_back_to_itself_ends() -> None:
+    """An engine may say so, and must not stop its node."""
+    one, other = chain_of(1, 2)
+    bench = Bench()
+    for key in (one, other):
+        reservation = bench.ledger.reserve(BlockInfo(key, NAMESPACE, LENGTH, LENGTH, key[:16]))
+        assert reservation is not None
+        bench.ledger.commit(reservation)
+    for first, second in ((one, one), (one, other)):
+        bench.writes.on_stored(first, (15, second), bench.now)
+        bench.writes.on_stored(second, (16, first), bench.now)
+        bench.settle()
+    assert bench.stored == []
+
+
 def test_blocks_of_two_namespaces_are_no_run() -> None:
     keys = chain_of(1, 16)
     bench = Bench(at_once=0)

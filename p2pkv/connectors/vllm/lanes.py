@@ -16,7 +16,7 @@ from p2pkv.client import Client, Lease
 from p2pkv.connectors.vllm.scheduling import Begin, Brought, Effect, Release
 from p2pkv.errors import DaemonUnreachable, P2pkvError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.p2pkv")  # under the name whose records vLLM prints
 
 _CLOSE_S: Final = 1.0
 """How long closing waits for a lane; one that waits for a daemon longer is left to end with the process."""

@@ -19,7 +19,7 @@ from p2pkv.connectors.vllm.scheduling import Load, Save, Scheduled, Scheduling, 
 from p2pkv.connectors.vllm.settings import Settings
 from p2pkv.errors import LocalUseError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.p2pkv")  # under the name whose records vLLM prints
 
 
 class EngineRequest(Protocol):

@@ -1,7 +1,6 @@
 """What a person may say in `kv_connector_extra_config`, checked before the engine starts."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -9,6 +8,7 @@ from msgspec import Meta
 
 from p2pkv.blocks import Tenant
 from p2pkv.config import nearest
+from p2pkv.connectors.tenants import tenant_of
 from p2pkv.errors import ConfigError
 
 Seconds = Annotated[float, Meta(gt=0, le=600)]
@@ -58,17 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             ConfigError: the file with the secret cannot be read, is empty, or belongs to no name.
         """
-        if not self.tenant_secret_file:
-            return Tenant(name=self.tenant)
-        if not self.tenant:
-            raise ConfigError("tenant_secret_file without tenant", hint="name the tenant whose secret it is")
-        try:
-            secret = Path(self.tenant_secret_file).read_bytes().strip()
-        except OSError as exc:
-            raise ConfigError(f"tenant_secret_file: {exc.strerror}: {self.tenant_secret_file}") from exc
-        if not secret:
-            raise ConfigError(f"tenant_secret_file is empty: {self.tenant_secret_file}")
-        return Tenant(name=self.tenant, secret=secret)
+        return tenant_of(self.tenant, self.tenant_secret_file)
 
 
 def settings_of(extra_config: Mapping[str, Any]) -> Settings:

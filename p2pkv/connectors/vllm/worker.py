@@ -26,7 +26,7 @@ from p2pkv.connectors.vllm.scheduling import Load, LoadPart, Save, SavePart
 from p2pkv.errors import ConfigError, LayoutMismatch, P2pkvError
 from p2pkv.slots import PAGE_BYTES
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.p2pkv")  # under the name whose records vLLM prints
 
 Pages = NDArray[np.uint8]
 """One layer's cache as bytes, `[pages, page_bytes]`, sharing the engine's memory."""
