@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -65,7 +66,8 @@ class DiskTier:
         self._abandoned = False
         """Whether a thread may still be in the store though nobody waits for it."""
         self._quiet = trio.Event()
-        self._stop_scrub = threading.Event()
+        self._scrubs: set[_Scrub] = set()
+        self._nursery: trio.Nursery | None = None
         self._waiting: dict[int, trio.Event] = {}
         self._opening: _Opening | None = None
         """The first attempt, if the disk has not answered it yet."""
@@ -88,18 +90,19 @@ class DiskTier:
         if not self._config.path:
             return
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self._runner.on_disk = partial(self._begin, nursery)
             while True:
                 self._close = trio.Event()
                 if await self._start():
                     await self._close.wait()
-                self._stop_scrub.set()
+                for one in self._scrubs:
+                    one.stop.set()
                 while self._running:
                     self._quiet = trio.Event()
                     await self._quiet.wait()
                 self.close()
                 await trio.sleep(self._config.retry_s)
-                self._stop_scrub.clear()
 
     async def promoted(self, keys: Sequence[BlockKey], within_s: float) -> None:
         """Wait until what `keys` have on the disk alone is in memory, or for `within_s`."""
@@ -130,18 +133,23 @@ class DiskTier:
         if not self._config.path:
             raise LocalUseError("this node has no disk tier", hint="give it a folder: disk.path")
         store = self._store
-        if store is None or self._close.is_set():
+        if store is None or self._nursery is None or self._close.is_set():
             raise FabricError("the disk tier is out of service", device=self._config.path)
 
-        def wait(seconds: float) -> None:
-            if self._stop_scrub.wait(seconds):
-                raise FabricError("the disk tier went out of service", device=self._config.path)
-
+        one, problem = _Scrub(self._config.path), f"no answer for {self._config.io_timeout_s:g} s"
+        self._nursery.start_soon(self._run_scrub, store, rate_bytes_s, one)
         try:
-            return await self._in_thread(partial(scrub, store, rate_bytes_s=rate_bytes_s, wait=wait), None)
-        except trio.Cancelled:
-            self._stop_scrub.set()  # the thread sees it at its next block
-            raise
+            while not one.done.is_set():
+                with trio.move_on_after(self._config.io_timeout_s / 4):
+                    await one.done.wait()
+                if one.reads_since < time.monotonic() - self._config.io_timeout_s:
+                    self._runner.tell(lambda node, now: node.on_disk_failed(problem, now))
+                    raise FabricError(problem, device=self._config.path)
+        finally:
+            one.stop.set()
+        if one.error is not None:
+            raise one.error
+        return one.found
 
     def close(self) -> None:
         """Let another process have the folder, unless a thread that was given up may still write there."""
@@ -193,6 +201,18 @@ class DiskTier:
                 nursery.start_soon(self._write, effect)
             case CloseDisk():
                 self._close.set()
+
+    async def _run_scrub(self, store: DiskStore, rate_bytes_s: float, one: "_Scrub") -> None:
+        """Carry a scrub out to its end, whoever still waits for it: its thread is in the store as long as the disk keeps it there."""
+        self._scrubs.add(one)
+        work = partial(scrub, store, rate_bytes_s=rate_bytes_s, wait=one.wait, found=one.found)
+        try:
+            await self._in_thread(work, None)
+        except FabricError as exc:
+            one.error = exc
+        finally:
+            self._scrubs.discard(one)
+            one.done.set()
 
     async def _read(self, effect: ReadFromDisk) -> None:
         store, held, slot = self._store, effect.held, effect.into.slot
@@ -267,6 +287,30 @@ class DiskTier:
         event = self._waiting.get(promoted.promotion)
         if event is not None:
             event.set()
+
+
+class _Scrub:
+    """One that is under way, for its thread and for who waits for it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.found = Scrubbed()
+        self.error: FabricError | None = None
+        self.done = trio.Event()
+        self.stop = threading.Event()
+        self.reads_since = inf
+        """On the scale of `time.monotonic`; infinity while it waits for its turn."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the next block's turn, in the thread.
+
+        Raises:
+            FabricError: there is none.
+        """
+        self.reads_since = inf
+        if self.stop.wait(seconds):
+            raise FabricError("the disk tier went out of service", device=self._path)
+        self.reads_since = time.monotonic()
 
 
 class _Opening:

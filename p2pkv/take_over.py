@@ -71,6 +71,8 @@ SPARE_BYTES: Final = 256 * 2**20
 """Of memory, left for the rest of the machine while there are two arenas."""
 MEMORY_S: Final = 5.0
 """How long the rest of the memory may take to become free once it has ended."""
+_ENDING_S: Final = 1.0
+"""Between the last word of a process that was killed and its end."""
 _READ_BYTES: Final = 256 * 1024
 _BEFORE: Final = "the daemon before"
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -147,6 +149,10 @@ def take_over(config: Config) -> Inherited | None:
     return inherited
 
 
+class _Ended(Exception):
+    """The daemon has ended while it was being connected to."""
+
+
 class Predecessor:
     """A connection to the daemon before."""
 
@@ -173,21 +179,23 @@ class Predecessor:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(ANSWER_S)
         try:
-            try:
-                connection.connect(str(path))
-            except (FileNotFoundError, ConnectionRefusedError):
-                connection.close()
-                return None
-            before = cls(connection, path)
-            before._attach()
+            connection.connect(str(path))
         except OSError as exc:
             connection.close()
+            if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+                return None
             raise LocalUseError(
                 f"cannot take over from the daemon at {path} ({exc.strerror or exc})",
                 hint="stop it, and start without it",
             ) from exc
+        before = cls(connection, path)
+        try:
+            before._attach()
+        except _Ended:
+            before.close()
+            return None
         except BaseException:
-            connection.close()
+            before.close()
             raise
         return before
 
@@ -263,6 +271,8 @@ class Predecessor:
             raise LocalUseError(f"the daemon at {self._path} is another user's", hint="choose with --socket") from exc
         try:
             self._process = os.pidfd_open(self.pid)
+        except ProcessLookupError as exc:
+            raise _Ended from exc
         except OSError as exc:
             raise LocalUseError(
                 f"cannot see the process of the daemon at {self._path}",
@@ -271,6 +281,8 @@ class Predecessor:
         try:
             welcome = self._ask(Attach(LOCAL_PROTOCOL, f"successor, pid {os.getpid()}", 0), Welcome)
         except (PeerGone, MalformedMessage) as exc:
+            if select.select([self._process], [], [], _ENDING_S)[0]:
+                raise _Ended from exc
             raise LocalUseError(f"no p2pkv daemon is at {self._path} ({exc})", hint="choose with --socket") from exc
         if not self._descriptors:
             raise LocalUseError(f"no p2pkv daemon is at {self._path}", hint="choose with --socket")

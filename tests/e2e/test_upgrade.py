@@ -4,6 +4,7 @@ import os
 import stat
 import threading
 import time
+from random import Random
 
 import pytest
 
@@ -16,10 +17,9 @@ from tests.e2e.conftest import Chain
 
 
 def start(tmp_path, *arguments, after=None, name="a"):
-    """A daemon, or the one that follows `after`."""
+    """A daemon, or the one that follows `after`; the option is the same."""
     bind = after.address if after is not None else "127.0.0.1:0"
-    follow = ("--take-over",) if after is not None else ()
-    return Daemon(tmp_path, name, *follow, *arguments, bind=bind, state_dir=tmp_path / f"{name}-state")
+    return Daemon(tmp_path, name, "--take-over", *arguments, bind=bind, state_dir=tmp_path / f"{name}-state")
 
 
 def config_of(daemon, tmp_path):
@@ -61,6 +61,7 @@ def test_an_upgrade_keeps_what_is_in_memory_for_engines_and_for_peers(tmp_path):
     daemons = [start(tmp_path, *disk)]
     engine = Engine(daemons[0], chains)
     try:
+        assert "nobody to take over from" in daemons[0].log.read_text()
         daemons.append(Daemon(tmp_path, "b", "--join", daemons[0].address))
         first, peer = daemons
         with first.client() as client:
@@ -100,25 +101,13 @@ def test_an_upgrade_keeps_what_is_in_memory_for_engines_and_for_peers(tmp_path):
             daemon.stop()
 
 
-def test_a_successor_whose_settings_are_wrong_says_so_before_anybody_leaves(tmp_path, chain):
-    first = start(tmp_path)
-    try:
-        with first.client() as client:
-            chain.publish(client)
-            wrong = p2pkv("serve", "--take-over", "--socket", str(first.socket), "--keyring", str(tmp_path / "none"))
-            assert wrong.returncode == 2
-            with client.acquire(chain.keys) as lease:
-                assert chain.arrived(lease) == 6
-            assert first.process.poll() is None
-    finally:
-        first.stop()
-
-
 def test_a_successor_that_gives_up_leaves_the_daemon_as_it_was(tmp_path, chain):
     first = start(tmp_path)
     try:
         with first.client() as client:
             chain.publish(client)
+            wrong = p2pkv("serve", "--take-over", "--socket", str(first.socket), "--keyring", str(tmp_path / "none"))
+            assert wrong.returncode == 2  # and nobody has left
             before = Predecessor.find(first.socket)
             assert before is not None
             assert before.begin() == 6
@@ -168,27 +157,42 @@ def test_a_daemon_that_is_killed_while_it_hands_over_leaves_what_it_has_named(tm
         first.stop()
 
 
-@pytest.mark.parametrize("delay_s", [0.3, 0.8])
-def test_killing_the_daemon_before_at_any_time_costs_blocks_and_nothing_else(tmp_path, chain, delay_s):
+def killed_while_followed(tmp_path, chains, delay_s) -> int:
+    """Kill a daemon so long after its successor was started; return how many blocks that one has."""
     first = start(tmp_path)
     second = None
     try:
         with first.client() as client:
-            chain.publish(client)
+            for chain in chains:
+                chain.publish(client)
         killer = threading.Timer(delay_s, first.kill)
         killer.start()
         second = start(tmp_path, after=first)
         killer.join()
+        found = 0
         with second.client() as client:
-            with client.acquire(chain.keys, timeout_s=0.1) as lease:
-                assert chain.arrived(lease) in {0, 6}
-            chain.publish(client)
-            with client.acquire(chain.keys) as lease:
-                assert chain.arrived(lease) == 6
+            for chain in chains:
+                with client.acquire(chain.keys, timeout_s=0.1) as lease:
+                    found += chain.arrived(lease)
+            chains[0].publish(client)
+            with client.acquire(chains[0].keys) as lease:
+                assert chains[0].arrived(lease) == len(chains[0].keys)
+        return found
     finally:
         first.stop()
         if second is not None:
             second.stop()
+
+
+def test_killing_the_daemon_before_costs_blocks_and_nothing_else(tmp_path, chain):
+    assert killed_while_followed(tmp_path, [chain], 0.5) in {0, 6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killing_the_daemon_before_at_any_time_costs_blocks_and_nothing_else(tmp_path, seed):
+    chains = [Chain(number, 64) for number in range(1, 25)]
+    assert 0 <= killed_while_followed(tmp_path, chains, Random(seed).uniform(0.2, 2.0)) <= 24 * 64
 
 
 def test_a_daemon_of_another_format_hands_nothing_over_and_leaves(tmp_path, chain, monkeypatch):
@@ -217,16 +221,6 @@ def test_a_daemon_that_does_not_know_the_question_leaves_too(tmp_path, chain, mo
         inherited.tier.close()
     finally:
         first.stop()
-
-
-def test_where_no_daemon_is_there_is_nothing_to_take_over(tmp_path, chain):
-    node = Daemon(tmp_path, "a", "--take-over")
-    try:
-        assert "nobody to take over from" in node.log.read_text()
-        with node.client() as client:
-            assert chain.publish(client).stored == 6
-    finally:
-        node.stop()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")

@@ -336,6 +336,39 @@ def test_a_scrub_ends_when_the_disk_goes_out_of_service(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_a_scrub_that_nobody_waits_for_any_more_ends_and_the_next_one_works(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "disk", SickDisk(), io_timeout_s=20.0) as bench:
+            await bench.is_in("serving")
+            bench.store(*CHAIN)
+            await bench.is_written(4)
+            with trio.move_on_after(0.1) as scope:
+                await bench.tier.scrub(1.0)
+            assert scope.cancelled_caught
+            assert (await bench.tier.scrub(1e9)).blocks == 4
+
+    trio.run(main)
+
+
+def test_a_scrub_on_a_disk_that_hangs_takes_the_tier_out_of_service_and_does_not_hang_itself(tmp_path: Path) -> None:
+    async def main() -> None:
+        disk = SickDisk()
+        async with running(tmp_path / "disk", disk) as bench:
+            await bench.is_in("serving")
+            bench.store(*CHAIN)
+            await bench.is_written(4)
+            disk.stall()
+            with pytest.raises(FabricError, match=r"no answer for 0\.3 s"):
+                await bench.tier.scrub(1e9)
+            await bench.is_in("out of service")
+            assert await bench.acquire(CHAIN, 20.0) == 4  # out of memory
+            disk.recover()
+            await bench.is_in("serving")
+            assert (await bench.tier.scrub(1e9)).blocks == 4
+
+    trio.run(main)
+
+
 def test_a_node_without_a_disk_has_nothing_to_scrub(tmp_path: Path) -> None:
     host = HostTier(2**20)
     tier = DiskTier(DiskConfig(), host=host)
