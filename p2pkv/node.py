@@ -51,7 +51,7 @@ from p2pkv.parts import Parts
 from p2pkv.pins import HOLDER as PINS
 from p2pkv.pins import Pinned, Pins
 from p2pkv.planner import Cost
-from p2pkv.plans import Decision, Plans
+from p2pkv.plans import PLANS_MAX, Decision, Plans
 from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.run_reads import GetRun, Recalled
@@ -603,6 +603,14 @@ class Node:
         reachable = self.disk.prefix(keys) if self.disk.books is not None else local
         if found:
             reachable = max(reachable, -found[0][0])
+        for _ in range(PLANS_MAX if 0 < reachable < len(keys) and usable else 0):
+            behind = self.summaries.longest(keys, reachable)
+            if now is not None:
+                behind = self.summaries.without_absent(behind, keys, now, reachable)
+            further = max((depth for peer, depth in behind.items() if peer in usable), default=0)
+            if further <= reachable:
+                break
+            reachable = further
         return Match(local, reachable, tuple([(usable[peer], -depth) for depth, peer in found]))
 
     def acquire(
@@ -637,10 +645,10 @@ class Node:
         self._rest_due = None
         return self._route(self._acquires.cancel(acquire), now)
 
-    def slot_bytes(self, key: BlockKey) -> int:
-        """Return how much memory a block takes, or would take: a guess if it is neither here nor on the disk."""
+    def slot_bytes(self, key: BlockKey, block_bytes: int = 0) -> int:
+        """Return how much memory a block takes, or would take if it is of `block_bytes`, or else of the usual length."""
         held = self.ledger.get(key) or self.disk.get(key)
-        length = held.info.length if held is not None else self._plans.block_bytes
+        length = held.info.length if held is not None else block_bytes or self._plans.block_bytes
         return self.ledger.slots.size_class(min(length, self.ledger.slots.chunk_bytes))
 
     def explain(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 
-from p2pkv.blocks import Dtype
+from p2pkv.blocks import CanonicalLayout, Dtype
 from p2pkv.client import Client
 from p2pkv.connectors.layout import TORCH_DTYPES, block_filler, elements_of
 from p2pkv.connectors.transformers import TransformersConnector, plain_layers, weights_digest
@@ -99,6 +99,7 @@ class Engine:
     def digests(self, request: Digest) -> Digests:
         """Hash the last prompt's blocks out of the tensors that the model computed with."""
         layout = self.connector.layout
+        assert isinstance(layout, CanonicalLayout), "the demo's model has rows of one length"
         layers = [(elements_of(keys[0]), elements_of(values[0])) for keys, values in plain_layers(self._cache)]
         fill, body = block_filler(layers, layout), np.empty(layout.block_bytes, dtype=np.uint8)
         sha256 = []

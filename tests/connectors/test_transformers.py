@@ -5,11 +5,7 @@ import logging
 import pytest
 import torch
 from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
     DynamicCache,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -167,23 +163,10 @@ def test_what_cannot_change_kv_does_not_part_the_keys(client):
 
 
 REFUSED = {
-    "sliding window": (lambda: tiny(MistralConfig, MistralForCausalLM, sliding_window=32), "DynamicSlidingWindowLayer"),
-    "hybrid of windows and full attention": (
-        lambda: tiny(Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=6, head_dim=16),
-        "must be plain full attention",
-    ),
     "recurrent": (lambda: tiny(MambaConfig, MambaForCausalLM, state_size=4), "LinearAttentionLayer"),
     "recurrent without a cache": (
         lambda: tiny(RwkvConfig, RwkvForCausalLM, attention_hidden_size=64),
         "layer 0 of the cache is empty",
-    ),
-    "latent attention": (
-        lambda: tiny(
-            DeepseekV3Config, DeepseekV3ForCausalLM, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16,
-            qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2,
-            n_group=1, topk_group=1, moe_intermediate_size=32, first_k_dense_replace=3,
-        ),
-        "K of shape",
     ),
     "encoder and decoder": (lambda: tiny(T5Config, T5ForConditionalGeneration, d_model=64, d_kv=16), "encoder-decoder"),
     "embedding that depends on the length": (
