@@ -1,6 +1,7 @@
 """The shell of the object tier on a folder and on a server that says nothing: blocks go there and come back, and it ends when told to."""
 
 import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -173,3 +174,10 @@ def test_a_silent_server_costs_an_engine_its_patience_and_a_node_that_ends_nothi
 def test_a_url_that_cannot_be_used_is_an_error_at_the_start() -> None:
     with pytest.raises(LocalUseError, match="has a user, a query or a fragment"):
         ObjectTier(ObjectConfig(url="s3://key:secret@bucket/x"), host=HostTier(2**20))
+
+
+def test_without_the_library_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(LocalUseError, match="needs obstore") as caught:
+        ObjectTier(ObjectConfig(url=f"file://{tmp_path}/kv"), host=HostTier(2**20))
+    assert caught.value.hint == "pip install 'p2pkv[object]'"
