@@ -32,8 +32,8 @@ class _Hint:
 class Hints:
     """All hints of one node's engines."""
 
-    def __init__(self, ledger: Ledger, size_of: Callable[[BlockKey], int]) -> None:
-        """`size_of` says how many bytes of memory a block takes, or guesses."""
+    def __init__(self, ledger: Ledger, size_of: Callable[[BlockKey, int], int]) -> None:
+        """`size_of` says how many bytes of memory a block takes, or guesses, from what the engine says unless that is 0."""
         self._ledger = ledger
         self._size_of = size_of
         self._limit = ledger.slots.capacity_bytes // SHARE
@@ -42,8 +42,8 @@ class Hints:
         self._pinned: dict[int, int] = {}
         """Lease -> bytes."""
 
-    def room_for(self, chain: Sequence[BlockKey]) -> tuple[BlockKey, ...]:
-        """Return as much of a chain, from its root, as may be hinted at now.
+    def room_for(self, chain: Sequence[BlockKey], block_bytes: int = 0) -> tuple[BlockKey, ...]:
+        """Return as much of a chain, from its root, as may be hinted at now; its blocks are of `block_bytes` if that is known.
 
         Raises:
             PinLimit: not even its first block.
@@ -56,7 +56,7 @@ class Hints:
                 hint="hint again a little later",
             )
         for count, key in enumerate(chain):
-            room -= self._size_of(key)
+            room -= self._size_of(key, block_bytes)
             if room < 0:
                 if not count:
                     raise PinLimit(
@@ -68,9 +68,11 @@ class Hints:
                 return tuple(chain[:count])
         return tuple(chain)
 
-    def begin(self, acquire: int, keys: Sequence[BlockKey], *, holder: str, deadline: float) -> None:
+    def begin(
+        self, acquire: int, keys: Sequence[BlockKey], *, holder: str, deadline: float, block_bytes: int = 0
+    ) -> None:
         """Take that what `room_for` returned is being acquired for `holder`, an engine that comes before `deadline`."""
-        self._waiting[acquire] = _Hint(holder, sum(map(self._size_of, keys)), deadline)
+        self._waiting[acquire] = _Hint(holder, sum(self._size_of(key, block_bytes) for key in keys), deadline)
 
     def waits_for(self, acquire: int) -> bool:
         """Say whether an acquire was begun for a hint, whose engine is still there."""

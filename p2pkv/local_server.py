@@ -215,11 +215,11 @@ class LocalServer:
         Raises:
             PinLimit: hints pin as much as they may, or `holder` has as many leases as it may have.
         """
-        keys = self._hints.room_for(chain)
+        keys = self._hints.room_for(chain, block_bytes)
 
         def verb(node: Node, now: float) -> tuple[Effect, ...]:
             number, effects = node.acquire(keys, holder=holder, deadline=deadline, now=now, block_bytes=block_bytes)
-            self._hints.begin(number, keys, holder=holder, deadline=deadline)
+            self._hints.begin(number, keys, holder=holder, deadline=deadline, block_bytes=block_bytes)
             return effects
 
         self._served.runner.tell(verb)

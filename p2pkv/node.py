@@ -637,10 +637,10 @@ class Node:
         self._rest_due = None
         return self._route(self._acquires.cancel(acquire), now)
 
-    def slot_bytes(self, key: BlockKey) -> int:
-        """Return how much memory a block takes, or would take: a guess if it is neither here nor on the disk."""
+    def slot_bytes(self, key: BlockKey, block_bytes: int = 0) -> int:
+        """Return how much memory a block takes, or would take if it is of `block_bytes`, or else of the usual length."""
         held = self.ledger.get(key) or self.disk.get(key)
-        length = held.info.length if held is not None else self._plans.block_bytes
+        length = held.info.length if held is not None else block_bytes or self._plans.block_bytes
         return self.ledger.slots.size_class(min(length, self.ledger.slots.chunk_bytes))
 
     def explain(

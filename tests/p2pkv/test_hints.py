@@ -23,7 +23,7 @@ CHAIN = tuple(key(number) for number in range(6))
 class Bench:
     def __init__(self, *, guess: int = PAGE_BYTES) -> None:
         self.ledger = Ledger(capacity_bytes=SHARE * ROOM * PAGE_BYTES, chunk_bytes=4 * PAGE_BYTES)
-        self.hints = Hints(self.ledger, lambda _: guess)
+        self.hints = Hints(self.ledger, lambda _, said: said or guess)
         for name in CHAIN:
             reservation = self.ledger.reserve(BlockInfo(name, bytes(32), PAGE_BYTES, PAGE_BYTES, name[:16]))
             assert reservation is not None
@@ -50,6 +50,17 @@ def test_a_chain_is_cut_to_what_hints_may_still_pin_and_what_is_under_way_counts
         PinLimit, match=f"hints pin {3 * PAGE_BYTES} bytes, limit {4 * PAGE_BYTES}, and 1 are under way"
     ):
         bench.hints.room_for(CHAIN)
+
+
+def test_what_the_engine_says_of_its_blocks_counts_until_they_are_here() -> None:
+    bench = Bench()
+    keys = bench.hints.room_for(CHAIN, 2 * PAGE_BYTES)
+    assert keys == CHAIN[:2]
+    bench.hints.begin(1, keys, holder="engine", deadline=10.0, block_bytes=2 * PAGE_BYTES)
+    with pytest.raises(PinLimit):
+        bench.hints.room_for(CHAIN)
+    bench.acquired(1, *keys)
+    assert bench.hints.room_for(CHAIN) == CHAIN[:2]
 
 
 def test_what_is_pinned_ends_with_the_time_that_the_engine_said_and_makes_room() -> None:
