@@ -42,8 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting_max: Annotated[int, Meta(ge=1, le=65536)] = 256
     """Requests that may wait for a fetch to begin; those beyond are computed at once."""
 
-    prefill_block_s: Annotated[float, Meta(ge=0, le=600)] = 0.0
-    """What computing one block costs this engine. With it, a fetch that would take longer is not begun; 0 always fetches."""
+    prefill_block_s: Annotated[float, Meta(ge=-1, le=600)] = -1.0
+    """What computing one block costs this engine: a fetch that would take longer is not begun. -1 measures it, 0 always
+    fetches."""
 
     save_buffer_bytes: Annotated[int, Meta(ge=2**20, le=2**40)] = 2**28
     """Memory for blocks that were copied out of the engine's pages and wait to be published. When it is full, blocks are
