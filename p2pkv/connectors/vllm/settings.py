@@ -1,7 +1,7 @@
 """What a person may say in `kv_connector_extra_config`, checked before the engine starts."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -62,17 +62,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return tenant_of(self.tenant, self.tenant_secret_file)
 
 
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def checked(kind: type[S], extra_config: Mapping[str, Any] | None, *, where: str) -> S:
+    """Check what a person said at `where`.
+
+    Raises:
+        ConfigError: a name is unknown or a value is not what it must be.
+    """
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    given = dict(extra_config or {})
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown setting in {where}: {name}", hint=nearest(name, known))
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
 def settings_of(extra_config: Mapping[str, Any]) -> Settings:
     """Check `kv_connector_extra_config`.
 
     Raises:
         ConfigError: a name is unknown or a value is not what it must be.
     """
-    known = [field.name for field in msgspec.structs.fields(Settings)]
-    for name in extra_config:
-        if name not in known:
-            raise ConfigError(f"unknown setting in kv_connector_extra_config: {name}", hint=nearest(name, known))
-    try:
-        return msgspec.convert(dict(extra_config), Settings)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(f"kv_connector_extra_config: {exc}") from exc
+    return checked(Settings, extra_config, where="kv_connector_extra_config")
