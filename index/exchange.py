@@ -139,20 +139,34 @@ class Summaries:
         """Yield the keys in our filter, as often as they are; O(keys held)."""
         return self._announcer.keys()
 
-    def longest(self, keys: Sequence[bytes]) -> dict[str, int]:
+    def longest(self, keys: Sequence[bytes], base: int = 0) -> dict[str, int]:
         """Return for each peer that seems to hold a prefix of `keys` its length in blocks. A guess, not a promise.
+
+        With `base`, for each that seems to hold what comes behind the first `base` blocks.
 
         `keys` begin at the root of their chain. Lengths below the greatest few are rounded down to an announced depth;
         see lookup.py.
         """
-        return lengths(self._matcher, keys)
+        return lengths(self._matcher, keys, base)
 
-    def claims(self, keys: Sequence[bytes], now: float) -> dict[str, int]:
+    def claims(self, keys: Sequence[bytes], now: float, base: int = 0) -> dict[str, int]:
         """Return `longest`, without what peers have said lately that they do not have."""
-        return self.without_absent(self.longest(keys), keys, now)
+        return self.without_absent(self.longest(keys, base), keys, now, base)
 
-    def without_absent(self, claims: Mapping[str, int], keys: Sequence[bytes], now: float) -> dict[str, int]:
-        """Return others' claims of how much of a chain peers hold, without what those have said lately they lack."""
+    def without_absent(
+        self, claims: Mapping[str, int], keys: Sequence[bytes], now: float, base: int = 0
+    ) -> dict[str, int]:
+        """Return others' claims of how much of a chain peers hold, without what those have said lately they lack.
+
+        With `base` the claims are of what comes behind the first `base` blocks.
+        """
+        if base:
+            behind = {peer: length - base for peer, length in claims.items()}
+            return {
+                peer: base + length
+                for peer, length in self._absent.capped(behind, keys[base:], now).items()
+                if length > 0
+            }
         capped = self._absent.capped(claims, keys, now)
         return {peer: length for peer, length in capped.items() if length} if capped != claims else capped
 

@@ -12,6 +12,7 @@ while the rest is on its way.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, TypeAlias
 
 from p2pkv.blocks import BlockKey
@@ -27,7 +28,7 @@ from p2pkv.index.inquiry import Claim, lengths
 from p2pkv.ledger import Lease, Ledger
 from p2pkv.object_moves import ObjectEffect, ObjectMoves
 from p2pkv.planner import Cost, Plan
-from p2pkv.plans import Decision, Plans
+from p2pkv.plans import PLANS_MAX, Decision, Plans, continued
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,23 +333,13 @@ class Acquires:
         local = self._ledger.prefix(chain)
         if local == len(chain):
             return (self._finish(acquire, now),)
-        decision = self._plans.decide(
-            chain,
-            first=acquire.first,
-            local=local,
-            claims=self._claims(acquire, now),
-            cost=acquire.cost,
-            now=now,
-            within_s=acquire.deadline - now,
-            tiers=acquire.tiers,
-        )
+        decision, holders, begins = self._decide(acquire, local, now)
         decided = decision.plan
         if decided.runs or not acquire.contradicted:  # or else what was wrong before says more
             acquire.reason = decided.reason
         self._plans.keep(chain[-1], decision)
         if not decided.runs:
             return self._recall(acquire, now)
-        holders = {price.terms.peer: price.terms.depth for price in decision.prices}
         fetch_id, effects = self._fetches.start(
             chain,
             _with_hope(decided, acquire.first, len(chain)),
@@ -358,11 +349,46 @@ class Acquires:
             now=now,
             here=lambda key: self._ledger.get(key) is not None,
             block_bytes=decision.cost.block_bytes,
+            begins=begins,
         )
         acquire.places = _places(acquire.whole)
         acquire.planned = decided.stop
         self._fetching[fetch_id] = acquire
         return effects
+
+    def _decide(self, acquire: _Acquire, local: int, now: float) -> tuple[Decision, dict[str, int], dict[str, int]]:
+        """Return a plan, how much of the chain each peer claims, and of whom it does so only behind how many blocks.
+
+        A chain's tail is where it was computed, and its head may be where another engine computed that. So behind what is here, and
+        behind what a plan brings, it is planned on with those who claim what follows.
+        """
+        chain, first = acquire.keys, acquire.first
+        decide = partial(
+            self._plans.decide,
+            chain,
+            first=first,
+            cost=acquire.cost,
+            now=now,
+            within_s=acquire.deadline - now,
+            tiers=acquire.tiers,
+        )
+        decision = decide(local=local, claims=self._claims(acquire, now))
+        holders = {price.terms.peer: price.terms.depth for price in decision.prices}
+        begins: dict[str, int] = {}
+        start = local
+        for _ in range(PLANS_MAX if not acquire.contradicted else 0):
+            start = max(start, decision.plan.stop)
+            start += self._ledger.prefix(chain[start:])
+            if not first + start or start == len(chain):
+                break
+            more = decide(local=start, claims=self._summaries.claims(acquire.whole, now, first + start))
+            if not more.plan.runs:
+                break
+            new = [price for price in more.prices if price.terms.peer not in holders]
+            begins.update({price.terms.peer: start for price in new})
+            holders.update({price.terms.peer: price.terms.depth for price in new})
+            decision = continued(decision, more, new)
+        return decision, holders, begins
 
     def _recall(self, acquire: _Acquire, now: float) -> tuple[AcquireEffect, ...]:
         """Ask the object store for what is still missing, if that is worth it; finish if not, or if it was asked."""

@@ -14,6 +14,7 @@ budget, and whoever is ready first brings what is left.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from p2pkv.blocks import BlockKey, join_keys
@@ -32,6 +33,7 @@ DIRECT_BYTES_MAX: Final = 512 * 2**10
 """So much, all blocks together, may come right behind the answer: some 0.1 ms of either side's event loop."""
 _BLOCK_BYTES_ASSUMED: Final = 256 * 1024
 """Of a block whose length nobody has said, in the count of what is on its way."""
+_FROM_THE_HEAD: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class _Fetch:
     positions: Mapping[BlockKey, int]
     claims: Mapping[str, int]
     deadline: float
+    begins: Mapping[str, int]
+    """Of the peers that claim what comes behind so many blocks, and not the head."""
     decided: int = 0
     """Blocks from the front that are known to be here; only grows."""
     arrived: dict[BlockKey, str] = field(default_factory=dict)
@@ -128,6 +132,7 @@ class Fetches:
         now: float,
         here: Callable[[BlockKey], bool],
         block_bytes: int = _BLOCK_BYTES_ASSUMED,
+        begins: Mapping[str, int] = _FROM_THE_HEAD,
     ) -> tuple[int, tuple[FetchEffect, ...]]:
         """Begin to bring the blocks `plan` names; return the fetch's id and what to do.
 
@@ -140,13 +145,14 @@ class Fetches:
             now: seconds on any monotonic scale.
             here: says of a block whether it is committed on this node already.
             block_bytes: about how long a block is.
+            begins: peer -> its claim is of what comes behind so many blocks, if it is not of the head.
         """
         self._ids += 1
         self._started += 1
         fetch_id = self._ids
         wanted = tuple(keys[: plan.stop])
         positions = {key: position for position, key in enumerate(wanted)}
-        fetch = self._fetches[fetch_id] = _Fetch(wanted, positions, dict(claims), deadline)
+        fetch = self._fetches[fetch_id] = _Fetch(wanted, positions, dict(claims), deadline, begins=begins)
         self._address_of.update(addresses)
         by_peer: dict[str, list[BlockKey]] = {}
         runs = iter(plan.runs)
@@ -527,7 +533,12 @@ class Fetches:
             position = fetch.positions[key]
             for peer, depth in fetch.claims.items():
                 known = peer in self._address_of and self._links.usable(peer, now)
-                if depth <= position or peer in flight.tried or not known or now >= fetch.deadline:
+                if (
+                    not fetch.begins.get(peer, 0) <= position < depth
+                    or peer in flight.tried
+                    or not known
+                    or now >= fetch.deadline
+                ):
                     continue
                 if not spare or not self._saturated(peer, now):
                     return peer
@@ -538,7 +549,9 @@ class Fetches:
         flight = self._flights.get(key)
         for number in flight.waiters if flight is not None else ():
             fetch = self._fetches.get(number)
-            if fetch is not None and fetch.claims.get(peer, 0) > fetch.positions[key]:
+            if fetch is None:
+                continue
+            if fetch.begins.get(peer, 0) <= fetch.positions[key] < fetch.claims.get(peer, 0):
                 return True
         return False
 

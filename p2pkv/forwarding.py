@@ -5,23 +5,24 @@ up blocks that are younger than those others keep; the last copy of such a block
 
 * A block is *original* where it was computed, or where a forwarded one was taken in; what was fetched is a *copy*. Only originals
   are forwarded, so no copy displaces anything elsewhere, and only if the directory knows nobody else who holds it.
-* The stretch of a chain that a block belongs to has two candidates on the ring. The one that has room, or else is about to drop
+* The stretch of a chain that a block belongs to has three candidates on the ring. The one that has room, or else is about to drop
   what is older, is asked. All of a stretch goes the same way as long as that one has the older blocks.
 * It is taken in with its age, in place of what is older, or not at all: everybody is free to refuse.
 * It is forwarded at most `hops_max` times since its last use, which ends any round trip.
 
 Dahlin et al., "Cooperative caching", OSDI'94 (N-chance, and originals); Feeley et al., "Implementing global memory management
-in a workstation cluster", SOSP'95 (ages); two choices: Mitzenmacher, TPDS 2001.
+in a workstation cluster", SOSP'95 (ages); few choices: Mitzenmacher, TPDS 2001.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Final
 
 from p2pkv.blocks import BlockKey
 
 HOPS_MAX: Final = 2
-CANDIDATES: Final = 2
+CANDIDATES: Final = 3
+"""On recorded traces three are worth up to 0.3 points of the hit rate more than two, and all nodes 0.3 more."""
 
 
 class Forwarding:
@@ -74,6 +75,13 @@ class Forwarding:
         else:
             self.forwarded += 1
         return best
+
+
+def candidates(owners: Callable[[bytes], Sequence[str]], anchor: bytes, own: str) -> tuple[str, ...]:
+    """Return whom to offer a block of a stretch: its owners on the ring but for oneself, and who owns the reversed anchor."""
+    names = dict.fromkeys((*owners(anchor), *owners(anchor[::-1])))
+    names.pop(own, None)
+    return tuple(names)[:CANDIDATES]
 
 
 def takes(offered_idle_s: float, own_idle_s: float) -> bool:

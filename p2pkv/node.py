@@ -51,7 +51,7 @@ from p2pkv.parts import Parts
 from p2pkv.pins import HOLDER as PINS
 from p2pkv.pins import Pinned, Pins
 from p2pkv.planner import Cost
-from p2pkv.plans import Decision, Plans
+from p2pkv.plans import PLANS_MAX, Decision, Plans
 from p2pkv.promotions import Promoted, ReadFromDisk
 from p2pkv.rotation import Rotation, RoundEnded
 from p2pkv.run_reads import GetRun, Recalled
@@ -603,6 +603,14 @@ class Node:
         reachable = self.disk.prefix(keys) if self.disk.books is not None else local
         if found:
             reachable = max(reachable, -found[0][0])
+        for _ in range(PLANS_MAX if 0 < reachable < len(keys) and usable else 0):
+            behind = self.summaries.longest(keys, reachable)
+            if now is not None:
+                behind = self.summaries.without_absent(behind, keys, now, reachable)
+            further = max((depth for peer, depth in behind.items() if peer in usable), default=0)
+            if further <= reachable:
+                break
+            reachable = further
         return Match(local, reachable, tuple([(usable[peer], -depth) for depth, peer in found]))
 
     def acquire(

@@ -14,6 +14,8 @@ from p2pkv.planner import Cost, Plan, plan
 
 KEPT_MAX: Final = 256
 """Plans remembered, by the last block of their chain; some 2 KB each. Past them the oldest go."""
+PLANS_MAX: Final = 8
+"""How often a chain is planned on behind what the last plan brings."""
 BLOCK_BYTES_ASSUMED: Final = 256 * 1024
 
 
@@ -34,6 +36,19 @@ class Decision:
     """Blocks of the chain's head that were here in the end; None if that is not yet."""
     ended: str = ""
     """Why no more."""
+
+
+def continued(decision: Decision, more: Decision, new: Sequence[Price]) -> Decision:
+    """Return a decision that goes on with the runs of another, made behind it; `new` are prices that it did not have."""
+    before, behind = decision.plan, more.plan
+    planned = Plan(
+        (*before.runs, *behind.runs),
+        behind.reason,
+        max(before.fetch_s, behind.fetch_s),
+        behind.compute_s,
+        before.recompute_s,
+    )
+    return replace(decision, plan=planned, prices=(*decision.prices, *new))
 
 
 class Plans:

@@ -14,7 +14,7 @@ from p2pkv.sim.faults_cli import churn, partition
 from p2pkv.sim.mesh_cli import anchors, heal, rest, storm
 from p2pkv.sim.options import fail_run, nodes_option, plot_option, print_rows, seed_option
 from p2pkv.sim.plots import write_figure
-from p2pkv.sim.replay_cli import cache, replay
+from p2pkv.sim.replay_cli import cache, replay, ttft
 from p2pkv.sim.run_cli import overload, pace, run, scenarios
 
 SUMMARIES_COLUMNS: Final = (
@@ -49,7 +49,7 @@ def sim() -> None:
 
 
 for _command in (
-    *(anchors, cache, churn, crashes, freeze, heal, loss, overload, pace, partition, replay),
+    *(anchors, cache, churn, crashes, freeze, heal, loss, overload, pace, partition, replay, ttft),
     *(rest, run, scenarios, storm),
 ):
     sim.add_command(_command)

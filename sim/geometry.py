@@ -13,6 +13,10 @@ from p2pkv.errors import LocalUseError
 _VALUE_BYTES: Final = 2
 """bf16."""
 DEFAULT: Final = "llama-3.1-8b,h100,100g"
+TTFT_GEOMETRIES: Final = tuple(
+    f"{pair},{link}" for pair in ("llama-3.1-8b,h100", "llama-3.1-70b,2xh200") for link in ("25g", "100g", "400g")
+)
+"""Whose times to the first token are compared."""
 
 
 @dataclass(frozen=True, slots=True)

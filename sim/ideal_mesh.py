@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from p2pkv.blocks import BlockKey
 from p2pkv.eviction import Policy
-from p2pkv.forwarding import CANDIDATES, Forwarding
+from p2pkv.forwarding import Forwarding, candidates
 from p2pkv.index.anchors import STRETCH_BLOCKS
 from p2pkv.mesh.ring import Ring
 from p2pkv.replication import Heat
@@ -77,8 +77,8 @@ class IdealMesh:
         self._sharing: Final = sharing
         self._holders: dict[BlockKey, list[int]] = {}
         self._ring = Ring({str(number): 1 for number in range(len(policies))})
-        self._candidates: dict[BlockKey, tuple[int, ...]] = {}
-        """Of a stretch, by its anchor."""
+        self._candidates: dict[tuple[BlockKey, int], tuple[int, ...]] = {}
+        """Of a stretch, by its anchor, and the node that has to drop something of it."""
         self._anchors: dict[BlockKey, BlockKey] = {}
         self._now = 0.0
         self.counted = MeshCounted(load=[0] * len(policies))
@@ -128,7 +128,7 @@ class IdealMesh:
     def _use(self, keys: Sequence[BlockKey], depth: int, node: int) -> None:
         key = keys[depth]
         if self._sharing == "ring":
-            node = self._candidates_of(key)[0]
+            node = int(self._ring.owners(key, 1)[0])
         tier = self._tiers[node]
         if key in tier.policy:
             self._touch(node, keys, depth)
@@ -142,7 +142,8 @@ class IdealMesh:
             self._store(node, keys, depth)
             return
         self._touch(holders[0], keys, depth)
-        if self._sharing == "mesh" and tier.heat.wants(key, self._now, self._idle_s(tier)):
+        wants = self._sharing == "mesh" and tier.heat.wants(key, self._now, self._idle_s(tier))
+        if wants and key not in tier.policy:  # it may have been given it just now
             self._store(node, keys, depth)
 
     def _touch(self, node: int, keys: Sequence[BlockKey], depth: int) -> None:
@@ -155,7 +156,7 @@ class IdealMesh:
             tier.oldest = None
         if self._sharing != "mesh" or not tier.heat.spreads(key, self._now, self._idle_s(tier)):
             return
-        holders, first = self._holders[key], self._candidates_of(self._anchors[key])[0]
+        holders, first = self._holders[key], int(self._ring.owners(self._anchors[key], 1)[0])
         other = next(
             (
                 at % len(self._tiers)
@@ -197,8 +198,8 @@ class IdealMesh:
             del self._holders[key]
         if not goes_on or hops is None:
             return
-        others = [other for other in self._candidates_of(self._anchors[key]) if other != node]
-        drops = {str(other): self._oldest(self._tiers[other]) for other in others[:CANDIDATES]}
+        others = self._candidates_of(self._anchors[key], node)
+        drops = {str(other): self._oldest(self._tiers[other]) for other in others}
         chosen = tier.forwarding.choose(
             self._now - used_s, [(other, self._now - oldest_s) for other, (oldest_s, _) in drops.items()]
         )
@@ -244,10 +245,11 @@ class IdealMesh:
         held = sum(map(len, self._holders.values()))
         return 1 - len(self._holders) / held if held else 0.0
 
-    def _candidates_of(self, anchor: BlockKey) -> tuple[int, ...]:
-        found = self._candidates.get(anchor)
+    def _candidates_of(self, anchor: BlockKey, node: int) -> tuple[int, ...]:
+        found = self._candidates.get((anchor, node))
         if found is None:
-            found = self._candidates[anchor] = tuple(map(int, self._ring.owners(anchor, CANDIDATES + 1)))
+            names = candidates(self._ring.owners, anchor, str(node))
+            found = self._candidates[anchor, node] = tuple(map(int, names))
         return found
 
 

@@ -1,16 +1,19 @@
 """`p2pkv sim replay`: a recorded trace through the cores that decide what stays."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from p2pkv.config import load
 from p2pkv.errors import LocalUseError
 from p2pkv.eviction import ORDERS, PolicyName, make_policy
 from p2pkv.forwarding import HOPS_MAX
 from p2pkv.sim.geometry import DEFAULT, geometry
 from p2pkv.sim.ideal_mesh import IdealMesh, Sharing, replay_mesh
+from p2pkv.sim.modelled_mesh import ModelledCounted, ModelledMesh
 from p2pkv.sim.one_cache import Counted, Engine, OneCache, TierCache, replay_ideal, replay_modelled
 from p2pkv.sim.quantiles import quantile
 from p2pkv.sim.routing import Routing, homes
@@ -18,6 +21,9 @@ from p2pkv.sim.traces import Trace, read_trace
 
 Timing: TypeAlias = Literal["modelled", "ideal"]
 _QUANTILES: Final = (0.5, 0.9, 0.99)
+_AFTER_S: Final = 600.0
+_REST_S: Final = 600.0
+"""After the last request, for those under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,10 @@ class ReplayOptions:
     one_cache: bool = False
     sharing: Sharing = "mesh"
     hops_max: int = HOPS_MAX
+    lose: bool = False
+    """Whether a node ends in the middle, and how much is hit in the ten minutes after that."""
+    seed: int = 0
+    """Of the salt in keys: other keys lie elsewhere on the ring and in filters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +73,15 @@ class ReplayResult:
     summary_bytes_per_node_s: float | None = None
     load_max_over_mean: float | None = None
     """Blocks asked for at the busiest node over those at all."""
+    replicated_blocks: int | None = None
+    """Copies that another node took in because a block is hot."""
+    hit_ratio_after_loss: float | None = None
+    """Of the ten minutes after a node was lost; this and what follows, with `lose`."""
+    hit_ratio_undisturbed: float | None = None
+    """Of the same ten minutes if it is not lost."""
+    kept_of_undisturbed: float | None = None
+    hottest_lost: float | None = None
+    """Of the hottest 1 % of all blocks that are held, by uses in the ten minutes before, those that were nowhere else."""
     ttft_s: dict[str, float | None] | None = None
     """Time to the first token, by quantile; None where time is not modelled."""
 
@@ -74,7 +93,7 @@ def run_replay(options: ReplayOptions) -> ReplayResult:
 
 def run_one_cache(options: ReplayOptions, trace: Trace | None = None) -> ReplayResult:
     """Replay a trace through one cache that all engines share, with no way between."""
-    trace = trace or read_trace(Path(options.trace), coarsen=options.coarsen)
+    trace = trace or _read(options)
     capacity = options.total_blocks
     if options.plain and options.timing == "ideal":
         return _result(trace, replay_ideal(trace, OneCache(ORDERS[options.policy](capacity), capacity)))
@@ -94,12 +113,14 @@ def run_mesh(options: ReplayOptions, trace: Trace | None = None) -> ReplayResult
     Raises:
         LocalUseError: there are fewer blocks than nodes.
     """
-    trace = trace or read_trace(Path(options.trace), coarsen=options.coarsen)
+    trace = trace or _read(options)
     capacity = options.total_blocks // options.nodes
-    if options.timing != "ideal":
-        raise LocalUseError("nodes are replayed in ideal time only", hint="add --timing ideal, or --one-cache")
     if not capacity:
         raise LocalUseError(f"total-blocks is {options.total_blocks}, fewer than {options.nodes} nodes")
+    if options.timing == "modelled":
+        return _run_modelled(options, trace)
+    if options.lose:
+        raise LocalUseError("a node can be lost in modelled time only", hint="leave out --timing ideal")
     policies = [
         make_policy(options.policy, capacity=lambda _: capacity, chains=not options.plain, ttl_s=options.idle_s or inf)
         for _ in range(options.nodes)
@@ -115,9 +136,93 @@ def run_mesh(options: ReplayOptions, trace: Trace | None = None) -> ReplayResult
         duplicate_ratio=round(mesh.duplicates(), 6),
         wasted_fetch_ratio=0.0,
         forwarded_blocks=counted.forwarded,
+        replicated_blocks=counted.replicated,
         summary_bytes_per_node_s=0.0,
         load_max_over_mean=round(max(counted.load) / mean_load, 4),
     )
+
+
+def _read(options: ReplayOptions) -> Trace:
+    return read_trace(Path(options.trace), coarsen=options.coarsen, salt=options.seed)
+
+
+def _run_modelled(options: ReplayOptions, trace: Trace) -> ReplayResult:
+    """Replay a trace through nodes that take their time; with `lose` twice, the second time undisturbed."""
+    if options.sharing not in ("mesh", "local"):
+        raise LocalUseError(
+            f"sharing is {options.sharing!r}, in modelled time it is mesh or local", hint="add --timing ideal"
+        )
+    middle_s = trace.duration_s / 2
+    mesh, hottest_lost = _replayed(options, trace, middle_s if options.lose else inf)
+    counted = mesh.counted
+    mean_load = sum(counted.load) / len(counted.load)
+    result = replace(
+        _result(trace, counted),
+        local_hit_ratio=round(counted.local_blocks / counted.blocks, 6),
+        remote_hit_ratio=round(counted.remote_blocks / counted.blocks, 6),
+        duplicate_ratio=round(mesh.duplicates(), 6),
+        wasted_fetch_ratio=round(counted.wasted / counted.asked_of_peers, 6) if counted.asked_of_peers else 0.0,
+        forwarded_blocks=counted.forwarded,
+        replicated_blocks=counted.replicated,
+        summary_bytes_per_node_s=round(counted.summary_bytes / options.nodes / max(1.0, trace.duration_s), 1),
+        load_max_over_mean=round(max(counted.load) / mean_load, 4),
+    )
+    if not options.lose:
+        return result
+    undisturbed, _ = _replayed(options, trace, inf)
+    after, usual = (_ratio_after(one.counted, middle_s) for one in (mesh, undisturbed))
+    return replace(
+        result,
+        hit_ratio_after_loss=round(after, 6),
+        hit_ratio_undisturbed=round(usual, 6),
+        kept_of_undisturbed=round(after / usual, 4) if usual else None,
+        hottest_lost=hottest_lost,
+    )
+
+
+def _replayed(options: ReplayOptions, trace: Trace, lost_s: float) -> tuple[ModelledMesh, float | None]:
+    """Replay it; at `lost_s` the first node is lost, and how much of the hottest blocks with it is returned, too."""
+    capacity = options.total_blocks // options.nodes
+    mesh = ModelledMesh(
+        [
+            make_policy(
+                options.policy, capacity=lambda _: capacity, chains=not options.plain, ttl_s=options.idle_s or inf
+            )
+            for _ in range(options.nodes)
+        ],
+        capacity,
+        config=load(environment={}),
+        geometry=geometry(options.geometry),
+        block_tokens=trace.block_tokens,
+        shares=options.sharing == "mesh",
+        hops_max=options.hops_max,
+    )
+    routed = homes(trace, options.routing, options.nodes) if options.routing != "affinity" else None
+    hottest_lost = None
+    for number, request in enumerate(trace.requests):
+        if request.at_s >= lost_s:
+            mesh.run(lost_s)
+            hottest_lost = _lose(mesh, trace, lost_s)
+            lost_s = inf
+        mesh.run(request.at_s)
+        mesh.ask(request, routed[number] if routed is not None else None)
+    mesh.run(trace.duration_s + _REST_S)
+    return mesh, hottest_lost
+
+
+def _lose(mesh: ModelledMesh, trace: Trace, at_s: float) -> float:
+    uses = Counter(
+        key for one in trace.requests if at_s - _AFTER_S <= one.at_s < at_s for key in one.blocks if mesh.holders(key)
+    )
+    held = sum(len(node.policy) for node in mesh.nodes)
+    hottest = [key for key, _ in uses.most_common(max(1, held // 100))]
+    mesh.lose(0)
+    return round(sum(not mesh.holders(key) for key in hottest) / max(1, len(hottest)), 4)
+
+
+def _ratio_after(counted: ModelledCounted, at_s: float) -> float:
+    some = [(blocks, hit) for asked_s, blocks, hit in counted.by_request if at_s <= asked_s < at_s + _AFTER_S]
+    return sum(hit for _, hit in some) / max(1, sum(blocks for blocks, _ in some))
 
 
 def _result(trace: Trace, counted: Counted) -> ReplayResult:

@@ -9,7 +9,7 @@ import click
 
 from p2pkv.cli.output import FAILED, print_csv, print_json, print_table, rows_output_option
 from p2pkv.eviction import ORDERS
-from p2pkv.sim.geometry import DEFAULT
+from p2pkv.sim.geometry import DEFAULT, TTFT_GEOMETRIES
 from p2pkv.sim.options import plot_option, print_rows
 from p2pkv.sim.plots import write_figure
 
@@ -68,6 +68,8 @@ _TRACE = click.Path(exists=True, dir_okay=False)
 @click.option(
     "--ttft", "geometry", default=DEFAULT, show_default=True, help="MODEL,GPU,LINK that times are modelled for."
 )
+@click.option("--lose", is_flag=True, help="Have the first node end in the middle; say what that costs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Where blocks lie on the ring.")
 @rows_output_option
 def replay(output: str, **options: Any) -> None:
     """Replay TRACE, a file of recorded requests, and count what was there when it was asked for.
@@ -84,6 +86,32 @@ def replay(output: str, **options: Any) -> None:
         print_csv(list(row), [list(row.values())])
     else:
         print_table(f"replay: {Path(asked.trace).name}", ("measure", "value"), list(row.items()))
+
+
+@click.command()
+@click.argument("trace", type=_TRACE)
+@click.option("--nodes", type=click.IntRange(1, 1024), default=8, show_default=True, help="Each with an engine.")
+@click.option("--total-blocks", type=click.IntRange(1), default=30_000, show_default=True, help="Blocks in all.")
+@click.option("--requests", type=click.IntRange(0), default=0, show_default=True, help="The first so many; 0: all.")
+@click.option(
+    "--ttft",
+    "geometries",
+    multiple=True,
+    default=TTFT_GEOMETRIES,
+    show_default=True,
+    help="MODEL,GPU,LINK that times are modelled for; may be given more than once.",
+)
+@rows_output_option
+def ttft(trace: str, nodes: int, total_blocks: int, requests: int, geometries: tuple[str, ...], output: str) -> None:
+    """Model the time to the first token on TRACE: each node its own, an affine router, the mesh, and both.
+
+    Progress goes to standard error.
+    """
+    from p2pkv.sim.ttft_bench import compare
+
+    options = {"trace": trace, "nodes": nodes, "total_blocks": total_blocks, "requests": requests}
+    rows = compare(**options, geometries=geometries, told=lambda text: click.echo(text, err=True))  # type: ignore[arg-type]  # as annotated above
+    print_rows("ttft", options, [asdict(row) for row in rows], output=output)
 
 
 @click.command()

@@ -55,19 +55,20 @@ class Trace:
         return self.requests[-1].at_s - self.requests[0].at_s
 
 
-def read_trace(path: Path, *, coarsen: int = 1, limit: int = 0) -> Trace:
+def read_trace(path: Path, *, coarsen: int = 1, limit: int = 0, salt: int = 0) -> Trace:
     """Read a trace.
 
     Args:
         path: a file as above; a name that ends in .xz is unpacked.
         coarsen: so many blocks become one; what is left of a prompt is left out.
         limit: no more than so many requests, 0 for all.
+        salt: what keys depend on besides, and with them what lies where on a ring.
 
     Raises:
         LocalUseError: it cannot be read as such, or has no block.
     """
     found: list[Recorded] = []
-    keys = _Keys()
+    keys = _Keys(salt)
     try:
         with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as lines:
             for line in lines:
@@ -94,8 +95,13 @@ def read_trace(path: Path, *, coarsen: int = 1, limit: int = 0) -> Trace:
 class _Keys(dict[int, BlockKey]):
     """Keys by id, each made once: equal keys are then one object, which is compared faster."""
 
+    def __init__(self, salt: int) -> None:
+        super().__init__()
+        self._salt = salt.to_bytes(8, "little")
+
     def __missing__(self, number: int) -> BlockKey:
-        key = self[number] = BlockKey(blake2b(number.to_bytes(8, "little"), digest_size=KEY_BYTES).digest())
+        data = number.to_bytes(8, "little")
+        key = self[number] = BlockKey(blake2b(data, digest_size=KEY_BYTES, salt=self._salt).digest())
         return key
 
 

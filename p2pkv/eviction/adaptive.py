@@ -17,8 +17,9 @@ from p2pkv.eviction.order import Order, Spared, spare_none
 _WINDOW: Final = 10
 """Uses for each block of room that count, about. On recorded traces twice and half as many did as well to 0.2 points of the
 hit rate; with one, an expert that is better in the end is left too often for a moment's sake."""
-_BETTER: Final = 1.05
-"""By so much another expert has to be better before it is followed."""
+_BETTER: Final = 1.02
+"""By so much another expert has to be better than the first before it is followed; back to the first it is enough that that is better.
+Else what was better while a tier filled might be followed for good."""
 
 
 class Expert:
@@ -96,7 +97,8 @@ class Adaptive:
         for expert in self._experts:
             expert.score = expert.score * kept + expert.prefix(chain, reachable)
         best = max(self._experts, key=lambda expert: expert.score)
-        if best.score > self._followed.score * _BETTER:
+        usual = best is self._experts[0]
+        if best is not self._followed and best.score > self._followed.score * (1 if usual else _BETTER):
             self._followed = best
             self.changes += 1
             self._strays.clear()

@@ -17,8 +17,8 @@ BLOCKS = 40
 WITHIN_S = 5.0
 PATIENCE_S = 60.0
 """Of a test, for a store that is left alone for longer and longer."""
-SLACK_S = 2.0
-"""How much later than its deadline an answer may come on a machine that does other things."""
+SLACK_S = 4.0
+"""How much later than its deadline an answer may come on a machine that does other things: less than the store is given."""
 
 
 @pytest.fixture

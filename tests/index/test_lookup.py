@@ -38,6 +38,23 @@ def test_lengths_are_right_to_within_a_step_and_exact_for_the_greatest(
         assert found == truth
 
 
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6), st.integers(0, 60), st.integers(0, 60))
+def test_behind_a_base_lengths_are_right_to_within_a_step(held: list[tuple[int, int]], asked: int, base: int) -> None:
+    asked, base = max(asked, base), min(asked, base)
+    matcher = Matcher()
+    for peer, (start, stop) in enumerate(held):
+        said = [depth for depth in announced(stop) if depth >= start]
+        matcher.replace(str(peer), holding([KEYS[depth] for depth in said]))
+    found = lengths(matcher, KEYS[:asked], base)
+    for peer, (start, stop) in enumerate(held):
+        has = min(stop, asked) if start <= base < stop and asked > base else base
+        length = found.get(str(peer), base)
+        if start <= base:
+            assert has - STEP < length <= has
+        elif length > base:  # what lies before the first landmark that is claimed cannot be known
+            assert start < base + STEP
+
+
 def test_a_chain_that_goes_on_behind_the_end_of_the_question_is_known_to_its_last_landmark() -> None:
     # The holder's tip is block 30, and the question ends before it: block 27 was not announced, 23 was.
     matcher = Matcher()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pkv.blocks import BlockKey
-from p2pkv.forwarding import Forwarding, takes
+from p2pkv.forwarding import Forwarding, candidates, takes
 
 A, B = BlockKey(b"a"), BlockKey(b"b")
 
@@ -50,3 +50,9 @@ def test_the_one_with_room_or_else_with_the_oldest_block_is_chosen() -> None:
 @given(st.floats(0, 1e9), st.floats(0, 1e9))
 def test_no_two_blocks_change_places_for_ever(one_s: float, other_s: float) -> None:
     assert not (takes(one_s, other_s) and takes(other_s, one_s))
+
+
+def test_three_others_are_offered_a_block_where_there_are_so_many() -> None:
+    owners = {b"ab": ("x", "y", "me"), b"ba": ("y", "z", "u")}
+    assert candidates(owners.__getitem__, b"ab", "me") == ("x", "y", "z")
+    assert candidates(lambda _: ("me",), b"ab", "me") == ()

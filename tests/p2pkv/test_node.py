@@ -176,10 +176,12 @@ class Mesh:
         """Have a node publish more than its tier holds: all goes that is not pinned."""
         self.hold(name, *(key(1000 + i) for i in range(CAPACITY // PAGE_BYTES + 20)))
 
-    def hold_chain(self, name: str, chain: list[BlockKey]) -> None:
-        """Have a node publish blocks of which it knows how deep in their chain they are."""
+    def hold_chain(self, name: str, chain: list[BlockKey], start: int = 0) -> None:
+        """Have a node publish blocks, from `start` on, of which it knows how deep in their chain they are."""
         node = self.nodes[name]
         for depth, one in enumerate(chain):
+            if depth < start:
+                continue
             reservation = node.reserve(info(one), self.now)
             assert reservation is not None
             node.commit(reservation, self.now, depth, chain[depth - 1] if depth else None)
@@ -654,6 +656,30 @@ def test_where_chains_part_between_landmarks_all_of_the_common_part_is_brought()
     acquired = mesh.acquire("b", ours)
     assert leased(acquired) == chain[:28]
     assert acquired.reason == "no peer claims more"
+
+
+@pytest.mark.parametrize("parts", [(3, 6, 8), (14, 30), (5, 16, 41), (8, 16, 24, 60)])
+def test_a_tail_is_found_where_it_was_computed_though_its_head_is_elsewhere(parts: tuple[int, ...]) -> None:
+    mesh, chain = met("abcde"), [key(i) for i in range(parts[-1])]
+    for name, start, stop in zip("abcd", (0, *parts), parts, strict=False):
+        mesh.hold_chain(name, chain[:stop], start)
+    mesh.run(2.0)
+    node = mesh.nodes["e"]
+    assert node.match(chain).reachable == len(chain)
+    assert node.match(chain, mesh.now).reachable == len(chain)
+    acquired = mesh.acquire("e", chain)
+    assert (leased(acquired), acquired.reason) == (chain, "all here")
+    assert node.statistics().fetch.questions == len(parts)
+    assert node.match(chain).local == len(chain)
+
+
+def test_behind_what_is_here_the_tail_is_found_with_nobody_to_give_the_head() -> None:
+    mesh, chain = met("ab"), [key(i) for i in range(20)]
+    mesh.hold_chain("b", chain[:10])
+    mesh.hold_chain("a", chain, 10)
+    mesh.run(2.0)
+    assert mesh.nodes["b"].match(chain).reachable == 20
+    assert leased(mesh.acquire("b", chain)) == chain
 
 
 def test_a_block_missing_within_an_announced_step_is_a_shorter_prefix() -> None:

@@ -116,6 +116,15 @@ def test_a_block_that_is_hot_where_it_is_goes_to_one_more_node() -> None:
     assert one.counted.remote_blocks == 0
 
 
+def test_who_is_given_a_hot_block_as_he_would_keep_it_has_it_once() -> None:
+    one = mesh(2, 10)
+    for at_s in range(9):
+        one.serve(ask(at_s, chain(1, 2)), 0, 16)
+    for at_s in range(9, 18):
+        one.serve(ask(at_s, chain(1, 2)), 1, 16)
+    assert one.duplicates() == 0.5
+
+
 def test_no_block_is_anywhere_but_where_it_was_computed_if_that_is_the_rule(path: Path) -> None:
     one = mesh(4, 40, sharing="first")
     trace = read_trace(path)

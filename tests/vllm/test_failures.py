@@ -25,9 +25,14 @@ def test_a_corrupted_block_is_detected_and_computed(model: Path, prompts: Prompt
     second = pair.b.generate(prompts.others[0], cache_salt="corrupt")
     counts = pair.b.call("counts")
     assert second["tokens"] == pair.alone.generate(prompts.others[0])["tokens"]
-    assert counts["worker"]["CorruptBlock"] == before["worker"].get("CorruptBlock", 0) + 1
+    assert counts["worker"].get("CorruptBlock", 0) == before["worker"].get("CorruptBlock", 0) + 1, counts
     assert counts["worker"]["blocks_loaded"] - before["worker"].get("blocks_loaded", 0) == 7
     assert counts["scheduler"]["loads_failed"] == before["scheduler"].get("loads_failed", 0) + 1
+    pair.b.call("forget")
+    again = pair.b.generate(prompts.others[1], cache_salt="corrupt")
+    assert again["tokens"] == pair.alone.generate(prompts.others[1])["tokens"]
+    assert again["hit_tokens"] == 7 * 32, "what is before it is used, and it is not tried again at once"
+    assert pair.b.call("counts")["scheduler"]["loads_failed"] == counts["scheduler"]["loads_failed"]
 
 
 def overwrite(daemon: Daemon, block: bytes) -> None:

@@ -1,5 +1,6 @@
 """Both halves with a real daemon, without vLLM: tensors as pages, and requests with the attributes vLLM's have."""
 
+import logging
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import torch
 
 from p2pkv.blocks import Namespace, OpaqueLayout
 from p2pkv.client import Client
+from p2pkv.connectors.tally import Tally
 from p2pkv.connectors.vllm.scheduler import SchedulerHalf, Space
 from p2pkv.connectors.vllm.scheduling import Load, LoadPart
 from p2pkv.connectors.vllm.settings import Settings
@@ -183,6 +185,33 @@ def test_a_request_that_is_not_the_same_gets_nothing(engines, difference, what):
     if what:
         assert b.scheduler.tally.counts[what] == 1
         assert b.scheduler.plan({"r": 17}, lambda _: (list(range(5)),)) == ([], [])
+
+
+def test_what_a_block_costs_is_learnt_from_steps(engines):
+    engine = engines()
+    engine.scheduler.arrived(request(tokens=101))
+    engine.scheduler._now = lambda: 0.0
+    engine.scheduler.plan({"r": 100}, lambda _: None)
+    engine.scheduler._now = lambda: 1.0
+    engine.scheduler.loaded((), set(), set())
+    assert engine.scheduler._core.prefill_block_s == pytest.approx(BLOCK * 1.0 / 100)
+    engine.scheduler._now = time.monotonic
+    assert engine.ask(request("s", seed=9)) == 0, "and the node takes it"
+
+    fixed = engines(prefill_block_s=0.25)
+    fixed.scheduler.loaded((), set(), set())
+    assert fixed.scheduler._core.prefill_block_s == 0.25
+
+
+def test_counts_are_taken_once():
+    tally = Tally(logging.getLogger("test"))
+    tally.add("blocks_loaded", 3)
+    tally.add("blocks_not_loaded", 0)
+    assert tally.take() == {"blocks_loaded": 3}
+    assert tally.take() == {}
+    tally.add("blocks_loaded", 2)
+    assert tally.take() == {"blocks_loaded": 2}
+    assert tally.counts["blocks_loaded"] == 5
 
 
 def test_after_a_reset_nothing_of_before_is_shared_and_equal_resets_meet(engines):
