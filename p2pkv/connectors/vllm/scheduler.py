@@ -18,10 +18,13 @@ from p2pkv.connectors.vllm.lanes import Lanes
 from p2pkv.connectors.vllm.pace import PrefillPace
 from p2pkv.connectors.vllm.scheduling import Load, Save, Scheduled, Scheduling, opted
 from p2pkv.connectors.vllm.settings import Settings
-from p2pkv.errors import LocalUseError
+from p2pkv.errors import ConfigError, LocalUseError
 from p2pkv.local_wire import KEYS_PER_CHAIN_MAX
 
 logger = logging.getLogger("vllm.p2pkv")  # under the name whose records vLLM prints
+
+
+_HANDSHAKE_HINT: Final = "vLLM passes that on as it starts; inside a MultiConnector it may not"
 
 
 class EngineRequest(Protocol):
@@ -113,7 +116,10 @@ class SchedulerHalf:
 
     def arrived(self, request: EngineRequest) -> None:
         """Take a new request, so that its fetch can begin while it waits in the queue."""
-        if self._core is None or self._lanes is None or request.request_id in self._requests:
+        if request.request_id in self._requests:
+            return
+        if self._core is None or self._lanes is None:
+            self.tally.failed(ConfigError("the workers have not said what they keep", hint=_HANDSHAKE_HINT))
             return
         may_load, may_save = opted(request.kv_transfer_params)
         may_load &= self._may_load and not request.skip_reading_prefix_cache
