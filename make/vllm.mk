@@ -57,10 +57,10 @@ vllm-lock: setup ## Resolve the engine's environment again and rewrite its lock
 		&& mv $(VLLM_REQUIREMENTS).lock $(VLLM_REQUIREMENTS) && rm $(VLLM_REQUIREMENTS).new
 
 # Not a prerequisite on vllm-env: a test target that quietly fetches 1.8 GB is a surprise.
-test-vllm: setup vllm-built ## vLLM engines on two daemons: same tokens, whatever fails (5 minutes)
+test-vllm: setup vllm-built ## vLLM engines on two daemons: same tokens, whatever fails (5 to 10 minutes)
 	$(BIN)/python -m pytest -m 'vllm and not slow' -rP tests/vllm
 
-test-vllm-all: setup vllm-built ## The same with every block size, chunked or not, with and without prefix caching
+test-vllm-all: setup vllm-built ## The same with every block size, chunked or not, with and without prefix caching, and ranks
 	$(BIN)/python -m pytest -m vllm -rP tests/vllm
 
 .PHONY: vllm-built

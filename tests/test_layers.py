@@ -170,7 +170,7 @@ CORES = {
     *("transport.bulk_protection", "transport.mac"),
     *("tiers.disk.label", "tiers.disk.hints", "tiers.disk.pace"),
     *("tiers.object.runs", "tiers.object.pack", "tiers.object.service", "tiers.object.location"),
-    *("connectors.vllm.scheduling", "connectors.vllm.chains"),
+    *("connectors.vllm.scheduling", "connectors.vllm.chains", "connectors.vllm.pace"),
 }
 OUTSIDE = {
     *("trio", "anyio", "asyncio", "threading", "multiprocessing", "concurrent", "selectors", "signal", "subprocess"),

@@ -19,6 +19,7 @@ class Tally:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         """Names are those of the guide's table; errors count under their class."""
+        self._taken: Counter[str] = Counter()
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something."""
@@ -40,6 +41,14 @@ class Tally:
         except P2pkvError as exc:
             self.failed(exc)
             return miss
+
+    def take(self) -> dict[str, int]:
+        """Return what was counted since the last call."""
+        with self._lock:
+            now = Counter(dict(self.counts))
+            fresh = now - self._taken
+            self._taken = now
+        return dict(fresh)
 
     def log_total(self, who: str) -> None:
         """Log all counts."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.daemons import Daemon, wait_until
 
@@ -38,29 +38,37 @@ class Engine:
     def __init__(self, log: Path) -> None:
         self.log = log
         self._options: dict[str, Any] | None = None
-        read, write = os.pipe()
-        command = [str(ENGINE_PYTHON), str(Path(__file__).with_name("engine.py")), str(write)]
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=os.environ | ENVIRONMENT,
-                pass_fds=(write,),
-                text=True,
-            )
-        os.close(write)
-        self._answers = os.fdopen(read)
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: IO[str] | None = None
+
+    def _begin(self) -> tuple[subprocess.Popen[str], IO[str]]:
+        """Start the process with the first command, for most tests need less than all of them."""
+        if self._process is None or self._answers is None:
+            read, write = os.pipe()
+            command = [str(ENGINE_PYTHON), str(Path(__file__).with_name("engine.py")), str(write)]
+            with self.log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    env=os.environ | ENVIRONMENT,
+                    pass_fds=(write,),
+                    text=True,
+                )
+            os.close(write)
+            self._answers = os.fdopen(read)
+        return self._process, self._answers
 
     def send(self, command: str, **arguments: Any) -> None:
         """Begin a command; `answer` waits for what comes of it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-        self._process.stdin.flush()
+        process, _ = self._begin()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+        process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        line = self._answers.readline()
+        line = self._begin()[1].readline()
         if not line:
             raise EngineFailed(f"the engine is gone; the end of its log:\n{self.log.read_text()[-6000:]}")
         answer = json.loads(line)
@@ -91,6 +99,8 @@ class Engine:
         return self.call("generate", prompts=prompts, max_tokens=max_tokens, **sampling)
 
     def close(self) -> None:
+        if self._process is None or self._answers is None:
+            return
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._answers.close()
@@ -103,7 +113,7 @@ class Engine:
 
 @contextmanager
 def engines(folder: Path, *names: str) -> Iterator[tuple[Engine, ...]]:
-    """Start processes; they import vLLM at the same time."""
+    """Have processes, and end those that were started."""
     started: list[Engine] = []
     try:
         started.extend(Engine(folder / f"{name}.log") for name in names)
@@ -132,7 +142,8 @@ def options(
             "kv_connector": "P2pkvConnector",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"socket": str(socket)} | (connector or {}),
+            # Patient, for a machine with other work: these tests ask what is right, and the budget has tests of its own.
+            "kv_connector_extra_config": {"socket": str(socket), "fetch_timeout_s": 60.0} | (connector or {}),
         }
     return chosen | more
 

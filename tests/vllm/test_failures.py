@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.corruption import overwrite
 from tests.daemons import Daemon, wait_until
 from tests.vllm.engines import Pair, Prompts, options
 
@@ -20,34 +21,19 @@ def test_a_corrupted_block_is_detected_and_computed(model: Path, prompts: Prompt
     keys = [bytes.fromhex(key) for key in pair.b.call("keys", prompt=prompts.first, cache_salt="corrupt")["keys"]]
     with pair.daemon_b.client(staging_bytes=0) as client, client.acquire(keys) as lease:
         assert len(lease.blocks) == len(keys)
-        overwrite(pair.daemon_b, bytes(lease.view(7)))
+        overwrite(pair.daemon_b, lease, 7)
     before = pair.b.call("counts")
     second = pair.b.generate(prompts.others[0], cache_salt="corrupt")
     counts = pair.b.call("counts")
     assert second["tokens"] == pair.alone.generate(prompts.others[0])["tokens"]
-    assert counts["worker"]["CorruptBlock"] == before["worker"].get("CorruptBlock", 0) + 1
+    assert counts["worker"].get("CorruptBlock", 0) == before["worker"].get("CorruptBlock", 0) + 1, counts
     assert counts["worker"]["blocks_loaded"] - before["worker"].get("blocks_loaded", 0) == 7
     assert counts["scheduler"]["loads_failed"] == before["scheduler"].get("loads_failed", 0) + 1
-
-
-def overwrite(daemon: Daemon, block: bytes) -> None:
-    """Flip a bit in the middle of a block, where it lies in the daemon's memory."""
-    pid = daemon.process.pid
-    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            if "memfd" not in line or " rw-s " not in line:
-                continue
-            start, end = (int(edge, 16) for edge in line.split()[0].split("-"))
-            memory.seek(start)
-            offset = memory.read(end - start).find(block)
-            if offset >= 0:
-                place = start + offset + len(block) // 2
-                memory.seek(place)
-                (byte,) = memory.read(1)
-                memory.seek(place)
-                memory.write(bytes([byte ^ 1]))
-                return
-    raise AssertionError("the block is nowhere in the daemon's memory")
+    pair.b.call("forget")
+    again = pair.b.generate(prompts.others[1], cache_salt="corrupt")
+    assert again["tokens"] == pair.alone.generate(prompts.others[1])["tokens"]
+    assert again["hit_tokens"] == 7 * 32, "what is before it is used, and it is not tried again at once"
+    assert pair.b.call("counts")["scheduler"]["loads_failed"] == counts["scheduler"]["loads_failed"]
 
 
 def test_a_request_that_is_aborted_while_it_loads_leaves_nothing_behind(

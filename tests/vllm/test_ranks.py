@@ -22,18 +22,18 @@ def test_an_engine_of_several_ranks_answers_from_what_it_gave(model: Path, promp
     more = {"tensor_parallel_size": RANKS, "distributed_executor_backend": "mp"}
     assert pair.alone.ensure(options(model, **more))
     pair.alone.answer()
-    expected = pair.alone.generate(prompts.first, *prompts.others)
+    expected = pair.alone.generate(prompts.first, *prompts.others, max_tokens=8)
     pair.alone.stop()
 
     assert pair.a.ensure(options(model, pair.daemon_a.socket, **more))
     pair.a.answer()
     with pair.daemon_a.client(staging_bytes=0) as client:
         before = client.status().tier["blocks"]
-        first = pair.a.generate(prompts.first)
+        first = pair.a.generate(prompts.first, max_tokens=8)
         blocks = len(prompts.first) // 32 * RANKS
         wait_until(lambda: client.status().tier["blocks"] >= before + blocks, "every rank published its part")
     pair.a.call("forget")
-    again = pair.a.generate(*prompts.others)
+    again = pair.a.generate(*prompts.others, max_tokens=8)
     pair.a.stop()
     assert first["tokens"] + again["tokens"] == expected["tokens"]
     assert first["hit_tokens"] == 0

@@ -21,6 +21,7 @@ from p2pkv.connectors.vllm.describe import refuse_unsupported, shares_of
 from p2pkv.connectors.vllm.scheduler import SchedulerHalf, Space
 from p2pkv.connectors.vllm.scheduling import Load, Save
 from p2pkv.connectors.vllm.settings import settings_of
+from p2pkv.connectors.vllm.stats import CountMetrics, CountStats
 from p2pkv.connectors.vllm.worker import WorkerHalf
 from p2pkv.errors import ConfigError
 
@@ -231,6 +232,28 @@ class P2pkvConnector(KVConnectorBase_V1):
         return self._worker.take_failed_pages()
 
     # -- both -----------------------------------------------------------------------------------------------------
+
+    def get_kv_connector_stats(self) -> CountStats | None:
+        """Return what this half counted since the last step."""
+        half = self._scheduler or self._worker
+        fresh = half.tally.take() if half is not None else {}
+        return CountStats(data=fresh) if fresh else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> CountStats:
+        """Make again what `get_kv_connector_stats` returned in another process."""
+        return CountStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> CountMetrics:
+        """Have vLLM's server show the counts."""
+        return CountMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """Let go of everything, within seconds whatever the daemon does."""

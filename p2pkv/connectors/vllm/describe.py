@@ -124,6 +124,7 @@ def _layout(
         "backends": sorted({layer.get_attn_backend().get_name() for layer in attention.values()}),
         "isa": isa,
         "cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "model_dtype": str(vllm_config.model_config.dtype),
         "shape": shape,
         "order": order,
         "dtype": str(dtype),

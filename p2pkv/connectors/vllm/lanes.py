@@ -31,7 +31,6 @@ class Lanes:
         lanes: int,
         *,
         block_bytes: int,
-        prefill_block_s: float,
         failed: Callable[[P2pkvError], None],
     ) -> None:
         """Start the threads.
@@ -40,11 +39,9 @@ class Lanes:
             connect: gives a client that need not be attached yet.
             lanes: how many.
             block_bytes: bytes of one block of the first space, for the plan; see `Client.acquire`.
-            prefill_block_s: what computing a block costs, seconds; 0 if fetching always pays.
             failed: is told of each error, on a lane's thread.
         """
-        self._block_bytes = block_bytes if prefill_block_s else 0
-        self._prefill_block_s = prefill_block_s
+        self._block_bytes = block_bytes
         self._failed = failed
         self._outcomes: queue.SimpleQueue[Brought] = queue.SimpleQueue()
         self._lane_of: dict[int, int] = {}
@@ -120,8 +117,8 @@ class Lanes:
             lease = client.acquire(
                 chain[:blocks],
                 timeout_s=left_s,
-                block_bytes=self._block_bytes,
-                prefill_block_s=self._prefill_block_s,
+                block_bytes=self._block_bytes if begin.prefill_block_s else 0,
+                prefill_block_s=begin.prefill_block_s,
             )
             held.append(lease)
             blocks = len(lease.blocks)

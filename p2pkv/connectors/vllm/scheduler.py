@@ -15,11 +15,16 @@ from p2pkv.connectors.tally import Tally
 from p2pkv.connectors.vllm.adapters import AdapterDigests
 from p2pkv.connectors.vllm.chains import Chains, Identity, Item, names_content
 from p2pkv.connectors.vllm.lanes import Lanes
+from p2pkv.connectors.vllm.pace import PrefillPace
 from p2pkv.connectors.vllm.scheduling import Load, Save, Scheduled, Scheduling, opted
 from p2pkv.connectors.vllm.settings import Settings
-from p2pkv.errors import LocalUseError
+from p2pkv.errors import ConfigError, LocalUseError
+from p2pkv.local_wire import KEYS_PER_CHAIN_MAX
 
 logger = logging.getLogger("vllm.p2pkv")  # under the name whose records vLLM prints
+
+
+_HANDSHAKE_HINT: Final = "vLLM passes that on as it starts; inside a MultiConnector it may not"
 
 
 class EngineRequest(Protocol):
@@ -84,6 +89,7 @@ class SchedulerHalf:
         self.weights_epoch = settings.weights_epoch
         """Of what is loaded and saved from now on."""
         self._resets = 0
+        self._pace = PrefillPace()
         self._lanes: Lanes | None = None
         self._core: Scheduling | None = None
         self.tally: Final = Tally(logger)
@@ -97,19 +103,23 @@ class SchedulerHalf:
             block_tokens=layout.block_tokens,
             fetch_timeout_s=self._settings.fetch_timeout_s,
             asking_max=self._settings.fetches + self._settings.waiting_max,
+            chain_blocks_max=KEYS_PER_CHAIN_MAX,
             counts=self.tally.counts,
+            prefill_block_s=max(self._settings.prefill_block_s, 0.0),
         )
         self._lanes = Lanes(
             self._connect,
             self._settings.fetches,
             block_bytes=layout.block_bytes,
-            prefill_block_s=self._settings.prefill_block_s,
             failed=self.tally.failed,
         )
 
     def arrived(self, request: EngineRequest) -> None:
         """Take a new request, so that its fetch can begin while it waits in the queue."""
-        if self._core is None or self._lanes is None or request.request_id in self._requests:
+        if request.request_id in self._requests:
+            return
+        if self._core is None or self._lanes is None:
+            self.tally.failed(ConfigError("the workers have not said what they keep", hint=_HANDSHAKE_HINT))
             return
         may_load, may_save = opted(request.kv_transfer_params)
         may_load &= self._may_load and not request.skip_reading_prefix_cache
@@ -162,12 +172,18 @@ class SchedulerHalf:
         if self._core is None:
             return [], []
         self._poll()
+        self._pace.planned(*self._prompt_share(new_tokens), self._now())
         return self._core.planned(self._shares(new_tokens, pages_of) if self._may_save else ())
 
     def loaded(self, request_ids: Iterable[str], failed_pages: set[int], failed_ids: set[str]) -> None:
-        """Take what the workers say of loads; see `Scheduling.loaded`."""
-        if self._core is not None and self._lanes is not None:
-            self._lanes.perform(self._core.loaded(request_ids, failed_pages, failed_ids))
+        """Take what the workers say of a step and of loads; see `Scheduling.loaded`. Called once for each step."""
+        if self._core is None or self._lanes is None:
+            return
+        now = self._now()
+        self._pace.over(now)
+        if self._settings.prefill_block_s < 0:
+            self._core.prefill_block_s = self._pace.token_s * self._core.block_tokens
+        self._lanes.perform(self._core.loaded(request_ids, failed_pages, failed_ids, now))
 
     def finished(self, request_id: str) -> None:
         """Let go of a request."""
@@ -207,6 +223,15 @@ class SchedulerHalf:
         assert self._lanes is not None
         for outcome in self._lanes.take():
             self._lanes.perform(self._core.brought(outcome, self._now()))
+
+    def _prompt_share(self, new_tokens: Mapping[str, int]) -> tuple[int, int]:
+        """Return how many tokens of a step are prompts', and how many there are."""
+        prompts = 0
+        for request_id, tokens in new_tokens.items():
+            request = self._requests.get(request_id)
+            if request is not None:
+                prompts += min(tokens, max(request.num_prompt_tokens - request.num_computed_tokens, 0))
+        return prompts, sum(new_tokens.values())
 
     def _shares(
         self, new_tokens: Mapping[str, int], pages_of: Callable[[str], tuple[Sequence[int], ...] | None]

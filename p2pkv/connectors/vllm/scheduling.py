@@ -26,6 +26,9 @@ Phase: TypeAlias = Literal["new", "asked", "here", "loading", "over"]
 
 FRESH_S: Final = 60.0
 """A lease older than this is asked for again before it is claimed: the daemon keeps one for 120 s unless configured."""
+BAD_S: Final = 30.0
+"""How long a block that could not be loaded is not claimed again: one that is corrupt in memory fails every time."""
+_BAD_MAX: Final = 1024
 _COOLDOWN_S: Final = 2.0
 """How long requests are computed without asking after a daemon did not answer in time; doubles while it goes on."""
 
@@ -39,6 +42,8 @@ class Begin:
     """One for each space, all equally long."""
     deadline: float
     """On passing it nobody waits any more."""
+    prefill_block_s: float = 0.0
+    """What computing a block costs, so that a fetch that cannot pay is not begun; 0 if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,8 @@ class _Request:
     """Where the claimed blocks begin."""
     saved: int = 0
     """Blocks at the chain's head that the node has, or was given."""
-    load_pages: frozenset[int] = frozenset()
+    load: Load | None = None
+    """While it is under way and nothing of it has failed."""
 
 
 @dataclass(slots=True)
@@ -146,13 +152,19 @@ class Scheduling:
     block_tokens: int
     fetch_timeout_s: float
     asking_max: int
+    chain_blocks_max: int = 4096
+    """A longer prefix is asked for, and claimed, up to here."""
     counts: Counter[str] = field(default_factory=Counter)
+    prefill_block_s: float = 0.0
+    """As known now; see `Begin`."""
     _requests: dict[str, _Request] = field(default_factory=dict)
     _tickets: dict[int, str] = field(default_factory=dict)
     """Tickets whose `Brought` is awaited, to the request, or to "" if nobody waits any more."""
     _last_ticket: int = 0
     _daemon: Breaker = field(default_factory=Breaker)
     _loads: list[Load] = field(default_factory=list)
+    _bad: dict[BlockKey, float] = field(default_factory=dict)
+    """Blocks that failed to load, by their key in the first space, and until when they are left alone."""
 
     def arrived(
         self, request_id: str, chains: Chains, now: float, *, may_load: bool = True, may_save: bool = True
@@ -212,7 +224,7 @@ class Scheduling:
             request.phase = "over"
         if request.phase != "here":
             return 0, effects
-        blocks = min(request.blocks, usable)
+        blocks = self._good_blocks(request.chains.keys(0)[: min(request.blocks, usable)], now)
         if blocks <= computed:
             effects += self._leave(request)
             return 0, effects
@@ -232,9 +244,9 @@ class Scheduling:
             LoadPart(tuple(request.chains.keys(space)[:last]), tuple(pages[group][first:last]))
             for space, group in enumerate(self.groups)
         )
-        self._loads.append(Load(request_id, first, parts))
+        request.load = load = Load(request_id, first, parts)
+        self._loads.append(load)
         request.phase = "loading"
-        request.load_pages = frozenset(page for part in parts for page in part.pages)
         self.counts["blocks_claimed"] += blocks
         return []
 
@@ -243,14 +255,13 @@ class Scheduling:
         loads, self._loads = self._loads, []
         return loads, [save for share in scheduled for save in self._save(share)]
 
-    def loaded(self, request_ids: Iterable[str], failed_pages: set[int], failed_ids: set[str]) -> list[Effect]:
+    def loaded(
+        self, request_ids: Iterable[str], failed_pages: set[int], failed_ids: set[str], now: float
+    ) -> list[Effect]:
         """Take what the workers say of loads: which are over, which pages and requests of them failed."""
         effects: list[Effect] = []
-        for request_id, request in self._requests.items() if failed_pages or failed_ids else ():
-            if request.phase == "loading" and (request_id in failed_ids or request.load_pages & failed_pages):
-                self.counts["loads_failed"] += 1
-                request.saved = min(request.saved, request.first)
-                request.load_pages = frozenset()  # one load fails once, however many of its pages
+        for request in self._requests.values() if failed_pages or failed_ids else ():
+            self._fail(request, failed_pages, failed_ids, now)
         for request_id in request_ids:
             over = self._requests.get(request_id)
             if over is not None and over.phase == "loading":
@@ -258,12 +269,12 @@ class Scheduling:
         return effects
 
     def finished(self, request_id: str) -> list[Effect]:
-        """Forget a request, whatever state it is in. A load that is under way ends on its own, without this lease."""
+        """Forget a request, whatever state it is in.
+
+        A load ends on its own, without this lease, and is not taken back: vLLM keeps its pages until the workers say so.
+        """
         request = self._requests.pop(request_id, None)
-        if request is None:
-            return []
-        self._loads = [load for load in self._loads if load.request_id != request_id]
-        return self._leave(request)
+        return self._leave(request) if request is not None else []
 
     def forget_all(self) -> list[Effect] | None:
         """Forget every request, so that they arrive anew, under other keys; None if a load is under way."""
@@ -279,10 +290,31 @@ class Scheduling:
         remote = min(request.remote_blocks * self.block_tokens, external_tokens)
         return remote, external_tokens - remote
 
+    def _fail(self, request: _Request, failed_pages: set[int], failed_ids: set[str], now: float) -> None:
+        """Take that pages failed, perhaps this request's. One load fails once, however many of its pages."""
+        load = request.load
+        if load is None:
+            return
+        failed = [i for part in load.parts for i, page in enumerate(part.pages) if page in failed_pages]
+        if not failed and load.request_id not in failed_ids:
+            return
+        self.counts["loads_failed"] += 1
+        request.load = None
+        request.saved = min(request.saved, load.first)
+        if len(self._bad) >= _BAD_MAX:
+            self._bad.pop(next(iter(self._bad)))
+        self._bad[load.parts[0].chain[load.first + min(failed, default=0)]] = now + BAD_S
+
+    def _good_blocks(self, chain: Sequence[BlockKey], now: float) -> int:
+        """Return how many blocks of a chain's head there are before one that failed a moment ago."""
+        if self._bad:
+            self._bad = {key: until for key, until in self._bad.items() if now < until}
+        return next((i for i, key in enumerate(chain) if key in self._bad), len(chain)) if self._bad else len(chain)
+
     def _ask(self, request_id: str, request: _Request, now: float) -> list[Effect]:
         """Begin a fetch, unless there is nothing to fetch or nobody to ask."""
         request.phase = "over"
-        usable = min(request.chains.blocks, (request.chains.tokens - 1) // self.block_tokens)
+        usable = min(request.chains.blocks, (request.chains.tokens - 1) // self.block_tokens, self.chain_blocks_max)
         if not self.groups or usable <= 0:
             return []
         if len(self._tickets) >= self.asking_max:
@@ -296,11 +328,11 @@ class Scheduling:
         request.phase, request.ticket, request.deadline = "asked", self._last_ticket, now + self.fetch_timeout_s
         self._tickets[request.ticket] = request_id
         chains = tuple(tuple(request.chains.keys(space)[:usable]) for space in range(len(self.groups)))
-        return [Begin(request.ticket, chains, request.deadline)]
+        return [Begin(request.ticket, chains, request.deadline, self.prefill_block_s)]
 
     def _leave(self, request: _Request) -> list[Effect]:
         """Let go of what a request has or waits for."""
-        before, request.phase = request.phase, "over"
+        before, request.phase, request.load = request.phase, "over", None
         if before == "asked":
             self._tickets[request.ticket] = ""
         return [Release(request.ticket)] if before in {"here", "loading"} else []

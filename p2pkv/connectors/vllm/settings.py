@@ -1,7 +1,7 @@
 """What a person may say in `kv_connector_extra_config`, checked before the engine starts."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -42,8 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting_max: Annotated[int, Meta(ge=1, le=65536)] = 256
     """Requests that may wait for a fetch to begin; those beyond are computed at once."""
 
-    prefill_block_s: Annotated[float, Meta(ge=0, le=600)] = 0.0
-    """What computing one block costs this engine. With it, a fetch that would take longer is not begun; 0 always fetches."""
+    prefill_block_s: Annotated[float, Meta(ge=-1, le=600)] = -1.0
+    """What computing one block costs this engine: a fetch that would take longer is not begun. -1 measures it, 0 always
+    fetches."""
 
     save_buffer_bytes: Annotated[int, Meta(ge=2**20, le=2**40)] = 2**28
     """Memory for blocks that were copied out of the engine's pages and wait to be published. When it is full, blocks are
@@ -61,17 +62,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return tenant_of(self.tenant, self.tenant_secret_file)
 
 
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def checked(kind: type[S], extra_config: Mapping[str, Any] | None, *, where: str) -> S:
+    """Check what a person said at `where`.
+
+    Raises:
+        ConfigError: a name is unknown or a value is not what it must be.
+    """
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    given = dict(extra_config or {})
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown setting in {where}: {name}", hint=nearest(name, known))
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
 def settings_of(extra_config: Mapping[str, Any]) -> Settings:
     """Check `kv_connector_extra_config`.
 
     Raises:
         ConfigError: a name is unknown or a value is not what it must be.
     """
-    known = [field.name for field in msgspec.structs.fields(Settings)]
-    for name in extra_config:
-        if name not in known:
-            raise ConfigError(f"unknown setting in kv_connector_extra_config: {name}", hint=nearest(name, known))
-    try:
-        return msgspec.convert(dict(extra_config), Settings)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(f"kv_connector_extra_config: {exc}") from exc
+    return checked(Settings, extra_config, where="kv_connector_extra_config")

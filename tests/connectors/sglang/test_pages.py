@@ -14,6 +14,7 @@ from p2pkv.connectors.sglang.pages import Pages, event_hash, page_hashes
 from p2pkv.connectors.sglang.settings import Settings, settings_of
 from p2pkv.connectors.tally import Tally
 from p2pkv.errors import ConfigError
+from tests.corruption import overwrite
 
 PIECES, PIECE_BYTES = 4, 256
 
@@ -99,6 +100,19 @@ def test_a_chain_is_loaded_up_to_the_first_page_that_is_missing_and_from_its_mid
     assert b.pages.load(names[4:], target) == 2
     assert same(source[4:], target)
     assert b.tally.counts["pages_not_loaded"] == 3
+
+
+def test_a_page_that_went_bad_in_the_nodes_memory_ends_what_is_loaded(engines, node, request):
+    names = page_hashes(range(48), 16, prior=hashlib.sha256(request.node.name.encode()).hexdigest())
+    a, b = engines(), engines()
+    source, target = a.memory(3, seed=4), b.memory(3)
+    a.pages.save(names, source)
+    with node.client(staging_bytes=0) as client, client.acquire([b.pages.key(name) for name in names]) as lease:
+        overwrite(node, lease, 1)
+    assert b.pages.load(names, target) == 1
+    assert same(source[:1], target[:1])
+    assert not np.stack(target[1]).any()
+    assert b.tally.counts["CorruptBlock"] == 1
 
 
 def test_other_weights_share_nothing(engines, request):

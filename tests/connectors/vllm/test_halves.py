@@ -1,5 +1,6 @@
 """Both halves with a real daemon, without vLLM: tensors as pages, and requests with the attributes vLLM's have."""
 
+import logging
 import os
 import signal
 import time
@@ -11,11 +12,13 @@ import torch
 
 from p2pkv.blocks import Namespace, OpaqueLayout
 from p2pkv.client import Client
+from p2pkv.connectors.tally import Tally
 from p2pkv.connectors.vllm.scheduler import SchedulerHalf, Space
 from p2pkv.connectors.vllm.scheduling import Load, LoadPart
 from p2pkv.connectors.vllm.settings import Settings
 from p2pkv.connectors.vllm.worker import Share, WorkerHalf, pages_of
 from p2pkv.errors import ConfigError, LayoutMismatch
+from tests.corruption import overwrite
 from tests.daemons import Daemon, wait_until
 
 LAYERS, PAGES, HEADS, BLOCK, WIDTH = 3, 12, 2, 4, 8
@@ -185,6 +188,33 @@ def test_a_request_that_is_not_the_same_gets_nothing(engines, difference, what):
         assert b.scheduler.plan({"r": 17}, lambda _: (list(range(5)),)) == ([], [])
 
 
+def test_what_a_block_costs_is_learnt_from_steps(engines):
+    engine = engines()
+    engine.scheduler.arrived(request(tokens=101))
+    engine.scheduler._now = lambda: 0.0
+    engine.scheduler.plan({"r": 100}, lambda _: None)
+    engine.scheduler._now = lambda: 1.0
+    engine.scheduler.loaded((), set(), set())
+    assert engine.scheduler._core.prefill_block_s == pytest.approx(BLOCK * 1.0 / 100)
+    engine.scheduler._now = time.monotonic
+    assert engine.ask(request("s", seed=9)) == 0, "and the node takes it"
+
+    fixed = engines(prefill_block_s=0.25)
+    fixed.scheduler.loaded((), set(), set())
+    assert fixed.scheduler._core.prefill_block_s == 0.25
+
+
+def test_counts_are_taken_once():
+    tally = Tally(logging.getLogger("test"))
+    tally.add("blocks_loaded", 3)
+    tally.add("blocks_not_loaded", 0)
+    assert tally.take() == {"blocks_loaded": 3}
+    assert tally.take() == {}
+    tally.add("blocks_loaded", 2)
+    assert tally.take() == {"blocks_loaded": 2}
+    assert tally.counts["blocks_loaded"] == 5
+
+
 def test_after_a_reset_nothing_of_before_is_shared_and_equal_resets_meet(engines):
     a, b = engines(), engines()
     computed(a, request())
@@ -200,6 +230,17 @@ def test_after_a_reset_nothing_of_before_is_shared_and_equal_resets_meet(engines
     assert not a.scheduler.reset(), "a load is under way"
 
 
+def test_without_the_workers_handshake_everything_is_a_miss_and_said():
+    half = SchedulerHalf(Settings(), Client.detached, may_load=True, may_save=True, save_generated=True)
+    assert half.matched_tokens(request(), 0) == 0
+    assert half.plan({"r": 17}, lambda _: ([0] * 5,)) == ([], [])
+    assert not half.reset()
+    half.loaded({"r"}, set(), set())
+    half.finished("r")
+    assert half.tally.counts["ConfigError"] == 1
+    half.close()
+
+
 def test_a_block_that_is_not_there_is_a_failed_page(engines):
     engine = engines()
     unknown = tuple(os.urandom(32) for _ in range(3))
@@ -207,6 +248,19 @@ def test_a_block_that_is_not_there_is_a_failed_page(engines):
     assert engine.wait_loaded() == ({"r"}, {4, 5, 6})
     assert engine.worker.take_failed_requests() == {"r"}
     assert not any(cache.any() for cache in engine.caches)
+
+
+def test_a_block_that_went_bad_in_the_nodes_memory_reaches_no_page(engines, node):
+    a, b = engines(), engines()
+    blocks = computed(a, request())
+    b.scheduler.arrived(request())
+    with node.client(staging_bytes=0) as client, client.acquire(b.scheduler._core.chains("r").keys(0)) as lease:
+        overwrite(node, lease, 2)
+    started(b, request(), [9, 3, 5, 1, 0])
+    assert b.wait_loaded() == ({"r"}, {5, 1})
+    assert torch.equal(torch.stack([cache[3] for cache in b.caches]), blocks[1])
+    assert not any(cache[[5, 1]].any() for cache in b.caches)
+    assert b.worker.tally.counts["CorruptBlock"] == 1
 
 
 def test_a_full_buffer_costs_sharing_and_nothing_else(engines):

@@ -4,7 +4,7 @@ import pytest
 
 from p2pkv.blocks import Namespace, OpaqueLayout
 from p2pkv.connectors.vllm.chains import Chains, Identity, Item, names_content
-from p2pkv.connectors.vllm.scheduling import FRESH_S, Begin, Brought, Release, Scheduled, Scheduling, opted
+from p2pkv.connectors.vllm.scheduling import BAD_S, FRESH_S, Begin, Brought, Release, Scheduled, Scheduling, opted
 
 BLOCK = 4
 TIMEOUT_S = 5.0
@@ -78,7 +78,7 @@ def test_a_prefix_that_is_here_is_claimed_loaded_and_let_go():
     assert load.parts[0].chain == begin.chains[0][:3]
     assert saves == []
     assert engine.step(0, 0) == ([], []), "a load is given once"
-    assert engine.core.loaded(["r"], set(), set()) == [Release(begin.ticket)]
+    assert engine.core.loaded(["r"], set(), set(), engine.now) == [Release(begin.ticket)]
     assert engine.core.finished("r") == []
 
 
@@ -113,6 +113,17 @@ def test_a_prompt_without_a_block_before_its_last_token_asks_for_nothing(tokens)
     engine = Engine()
     assert engine.arrive(tokens=tokens) == []
     assert engine.match(tokens=tokens) == (0, [])
+
+
+def test_a_very_long_prompt_is_claimed_up_to_what_may_be_asked():
+    engine = Engine()
+    engine.core.chain_blocks_max = 2
+    (begin,) = effects = engine.arrive()
+    assert len(begin.chains[0]) == 2
+    engine.bring(effects, 2)
+    assert engine.match() == (8, [])
+    _, (save,) = engine.step(computed=8, new=9)
+    assert save.depth == 2
 
 
 def test_what_takes_too_long_is_computed_and_let_go_when_it_comes():
@@ -165,8 +176,9 @@ def test_an_abort_lets_go_whatever_the_request_was_doing():
     engine.match()
     engine.allocate(16)
     assert engine.core.finished("r") == [Release(effects[0].ticket)]
-    assert engine.core.planned([]) == ([], []), "its load was not given to anybody yet"
-    assert engine.core.loaded(["r"], set(), set()) == []
+    ((load,), _) = engine.core.planned([])
+    assert load.request_id == "r", "vLLM waits for its end before it frees the pages"
+    assert engine.core.loaded(["r"], set(), set(), engine.now) == []
 
 
 def test_no_room_means_that_nothing_is_loaded():
@@ -181,18 +193,29 @@ def test_no_room_means_that_nothing_is_loaded():
 def test_a_load_that_failed_is_not_tried_again_and_its_blocks_are_saved_anew():
     engine = Engine()
     load = engine.load()
-    assert engine.core.loaded([], {102}, set()) == []
-    assert engine.core.loaded(["r"], {103}, set()) == [Release(1)]
+    assert engine.core.loaded([], {102}, set(), engine.now) == []
+    assert engine.core.loaded(["r"], {103}, set(), engine.now) == [Release(1)]
     assert engine.core.counts["loads_failed"] == 1
     assert engine.match() == (0, []), "or else it would fail for ever"
     _, (save,) = engine.step(computed=0, new=17)
     assert (save.depth, save.parts[0].keys) == (0, load.parts[0].chain)
 
 
+def test_a_block_that_failed_is_not_claimed_again_for_a_while():
+    engine = Engine()
+    engine.load()
+    engine.core.loaded(["r"], {102, 103}, set(), engine.now)
+    engine.bring(engine.arrive("s"), 4)
+    assert engine.match("s")[0] == 8, "what is before it is good"
+    engine.now += BAD_S
+    engine.bring(engine.arrive("t"), 4)
+    assert engine.match("t")[0] == 16
+
+
 def test_a_preempted_request_starts_again_and_may_load_again():
     engine = Engine()
     engine.load()
-    engine.core.loaded(["r"], set(), set())
+    engine.core.loaded(["r"], set(), set(), engine.now)
     assert engine.match()[0] == 0
     tokens, effects = engine.match(preemptions=1)
     assert tokens is None
