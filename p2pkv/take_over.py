@@ -51,7 +51,7 @@ from p2pkv.local_wire import (
     decode_reply_untrusted,
     encode,
 )
-from p2pkv.slots import Slot, Slots, chunk_size
+from p2pkv.slots import PAGE_BYTES, Slot, Slots, chunk_size
 from p2pkv.tiers.host import HostTier, available_bytes
 from p2pkv.transport.arena import PeerArena
 from p2pkv.transport.base import Wanted
@@ -65,6 +65,8 @@ ANSWER_S: Final = 10.0
 """How long the daemon before may take for an answer."""
 COPY_S: Final = 20.0
 """Of one answer's blocks, before the next question: it gives a successor up that is silent for `PATIENCE_S`."""
+ALL_S: Final = 900.0
+"""Of all copying; what has not come by then is left. A machine without other work copies a TiB in that time."""
 END_S: Final = DRAIN_S + 60.0
 """How long it may take to end: its disk may be slow."""
 SPARE_BYTES: Final = 256 * 2**20
@@ -323,7 +325,11 @@ def inherit(before: Predecessor, count: int, into: Inherited, slots: Slots) -> N
 
     Each block has its digest or is left out. It does not matter if the daemon dies meanwhile: what it has named is still there.
     """
-    copying, first = _Copying(before.arena, into, slots), 0
+    arena, first, limit = before.arena, 0, time.monotonic() + ALL_S
+    if count > arena.capacity_bytes // PAGE_BYTES:
+        into.problem = f"{count} blocks in {arena.capacity_bytes} bytes make no sense"
+        return
+    copying = _Copying(arena, into, slots)
     while first < count and not into.problem:
         try:
             reply = before.blocks(first)
@@ -333,7 +339,7 @@ def inherit(before: Predecessor, count: int, into: Inherited, slots: Slots) -> N
         if not first < reply.next <= count:
             into.problem = f"block {reply.next} after block {first} makes no sense"
             return
-        first, until = reply.next, time.monotonic() + COPY_S
+        first, until = reply.next, min(limit, time.monotonic() + COPY_S)
         for block in reply.blocks:
             if time.monotonic() > until:
                 into.problem = into.problem or "copying takes too long"

@@ -147,6 +147,19 @@ def test_numbers_that_lead_nowhere_end_it(before: Before, into: Inherited, follo
     assert into.problem == f"block {following} after block 8 makes no sense"
 
 
+def test_more_blocks_than_there_are_pages_are_not_asked_for(before: Before, into: Inherited) -> None:
+    inherit(before, 65, into, take_over._slots(CONFIG))  # type: ignore[arg-type]
+    assert not into.blocks
+    assert into.problem == f"65 blocks in {64 * PAGE_BYTES} bytes make no sense"
+
+
+def test_past_its_time_the_rest_is_left(before: Before, into: Inherited, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(take_over, "ALL_S", -1.0)
+    assert take(before, into) == []
+    assert into.problem == "copying takes too long"
+    assert into.counts["no_room"] == BLOCKS
+
+
 def test_a_memory_that_is_not_what_was_said_is_refused_as_a_whole(before: Before, into: Inherited) -> None:
     before.arena_bytes += PAGE_BYTES
     with pytest.raises(MalformedMessage, match=r"announced|a wrong table"):
