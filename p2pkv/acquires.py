@@ -234,9 +234,8 @@ class Acquires:
         """
         chain = tuple(dict.fromkeys(keys))
         local, claims = self._ledger.prefix(chain), self._summaries.claims(chain, now)
-        decision = self._plans.decide(
-            chain, first=0, local=local, claims=claims, cost=cost or self._plans.usual_cost(), now=now
-        )
+        decide = partial(self._plans.decide, chain, first=0, cost=cost or self._plans.usual_cost(), now=now)
+        decision, _, _ = self._decide(decide, chain, chain, local, claims, now)
         return decision, self._plans.last(chain[-1]) if chain else None
 
     def place_of(self, key: BlockKey) -> tuple[int | None, BlockKey | None]:
@@ -333,7 +332,19 @@ class Acquires:
         local = self._ledger.prefix(chain)
         if local == len(chain):
             return (self._finish(acquire, now),)
-        decision, holders, begins = self._decide(acquire, local, now)
+        decide = partial(
+            self._plans.decide,
+            chain,
+            first=acquire.first,
+            cost=acquire.cost,
+            now=now,
+            within_s=acquire.deadline - now,
+            tiers=acquire.tiers,
+        )
+        claims = self._claims(acquire, now)
+        decision, holders, begins = self._decide(
+            decide, acquire.whole, chain, local, claims, now, first=acquire.first, goes_on=not acquire.contradicted
+        )
         decided = decision.plan
         if decided.runs or not acquire.contradicted:  # or else what was wrong before says more
             acquire.reason = decided.reason
@@ -356,32 +367,33 @@ class Acquires:
         self._fetching[fetch_id] = acquire
         return effects
 
-    def _decide(self, acquire: _Acquire, local: int, now: float) -> tuple[Decision, dict[str, int], dict[str, int]]:
-        """Return a plan, how much of the chain each peer claims, and of whom it does so only behind how many blocks.
+    def _decide(
+        self,
+        decide: Callable[..., Decision],
+        whole: Sequence[BlockKey],
+        chain: Sequence[BlockKey],
+        local: int,
+        claims: Mapping[str, int],
+        now: float,
+        *,
+        first: int = 0,
+        goes_on: bool = True,
+    ) -> tuple[Decision, dict[str, int], dict[str, int]]:
+        """Return a plan for `chain`, `whole` from block `first` on, how much of it each peer claims, and who does so behind how many blocks only.
 
         A chain's tail is where it was computed, and its head may be where another engine computed that. So behind what is here, and
         behind what a plan brings, it is planned on with those who claim what follows.
         """
-        chain, first = acquire.keys, acquire.first
-        decide = partial(
-            self._plans.decide,
-            chain,
-            first=first,
-            cost=acquire.cost,
-            now=now,
-            within_s=acquire.deadline - now,
-            tiers=acquire.tiers,
-        )
-        decision = decide(local=local, claims=self._claims(acquire, now))
+        decision = decide(local=local, claims=claims)
         holders = {price.terms.peer: price.terms.depth for price in decision.prices}
         begins: dict[str, int] = {}
         start = local
-        for _ in range(PLANS_MAX if not acquire.contradicted else 0):
+        for _ in range(PLANS_MAX if goes_on else 0):
             start = max(start, decision.plan.stop)
             start += self._ledger.prefix(chain[start:])
             if not first + start or start == len(chain):
                 break
-            more = decide(local=start, claims=self._summaries.claims(acquire.whole, now, first + start))
+            more = decide(local=start, claims=self._summaries.claims(whole, now, first + start))
             if not more.plan.runs:
                 break
             new = [price for price in more.prices if price.terms.peer not in holders]

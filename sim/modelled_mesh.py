@@ -44,6 +44,8 @@ _LOAD_SPARE: Final = 200
 class ModelledCounted(MeshCounted):
     """What came of a replay in modelled time."""
 
+    oracle_blocks: int = 0
+    """Prefixes that were somewhere at the moment they were asked for, whoever knew of it."""
     asked_of_peers: int = 0
     absent: int = 0
     wasted: int = 0
@@ -141,6 +143,8 @@ class ModelledMesh:
         local = node.prefix(keys)
         runs = self._plan(node, keys, local) if self._shares and local < len(keys) else []
         node.policy.ask(keys, runs[-1].stop if runs else local)
+        there = (depth for depth, key in enumerate(keys) if key not in self._holders) if self._shares else iter([local])
+        self.counted.oracle_blocks += max(local, next(there, len(keys)))
         self._use(node, keys[:local])
         node.pin(keys[:local])
         asked = _Asked(request, node, local, keys[:local], ready_s=self._now)

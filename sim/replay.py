@@ -64,6 +64,8 @@ class ReplayResult:
     local_hit_ratio: float | None = None
     """Of all blocks; this and what follows, of nodes only."""
     remote_hit_ratio: float | None = None
+    oracle_ratio: float | None = None
+    """What was somewhere at the moment it was asked for; in modelled time."""
     duplicate_ratio: float | None = None
     """Share of what is held in the end that another node holds, too."""
     wasted_fetch_ratio: float | None = None
@@ -80,8 +82,9 @@ class ReplayResult:
     hit_ratio_undisturbed: float | None = None
     """Of the same ten minutes if it is not lost."""
     kept_of_undisturbed: float | None = None
-    hottest_lost: float | None = None
-    """Of the hottest 1 % of all blocks that are held, by uses in the ten minutes before, those that were nowhere else."""
+    hottest_alone: float | None = None
+    """Of the hottest 1 % of all blocks that are held, by uses in the ten minutes before, those that one node alone has: what is lost
+    with it, whichever it is."""
     ttft_s: dict[str, float | None] | None = None
     """Time to the first token, by quantile; None where time is not modelled."""
 
@@ -153,7 +156,7 @@ def _run_modelled(options: ReplayOptions, trace: Trace) -> ReplayResult:
             f"sharing is {options.sharing!r}, in modelled time it is mesh or local", hint="add --timing ideal"
         )
     middle_s = trace.duration_s / 2
-    mesh, hottest_lost = _replayed(options, trace, middle_s if options.lose else inf)
+    mesh, hottest_alone = _replayed(options, trace, middle_s if options.lose else inf)
     counted = mesh.counted
     mean_load = sum(counted.load) / len(counted.load)
     result = replace(
@@ -161,6 +164,7 @@ def _run_modelled(options: ReplayOptions, trace: Trace) -> ReplayResult:
         local_hit_ratio=round(counted.local_blocks / counted.blocks, 6),
         remote_hit_ratio=round(counted.remote_blocks / counted.blocks, 6),
         duplicate_ratio=round(mesh.duplicates(), 6),
+        oracle_ratio=round(counted.oracle_blocks / counted.blocks, 6),
         wasted_fetch_ratio=round(counted.wasted / counted.asked_of_peers, 6) if counted.asked_of_peers else 0.0,
         forwarded_blocks=counted.forwarded,
         replicated_blocks=counted.replicated,
@@ -176,12 +180,12 @@ def _run_modelled(options: ReplayOptions, trace: Trace) -> ReplayResult:
         hit_ratio_after_loss=round(after, 6),
         hit_ratio_undisturbed=round(usual, 6),
         kept_of_undisturbed=round(after / usual, 4) if usual else None,
-        hottest_lost=hottest_lost,
+        hottest_alone=hottest_alone,
     )
 
 
 def _replayed(options: ReplayOptions, trace: Trace, lost_s: float) -> tuple[ModelledMesh, float | None]:
-    """Replay it; at `lost_s` the first node is lost, and how much of the hottest blocks with it is returned, too."""
+    """Replay it; at `lost_s` the first node is lost. How much of the hottest blocks one node alone has then is returned, too."""
     capacity = options.total_blocks // options.nodes
     mesh = ModelledMesh(
         [
@@ -198,16 +202,16 @@ def _replayed(options: ReplayOptions, trace: Trace, lost_s: float) -> tuple[Mode
         hops_max=options.hops_max,
     )
     routed = homes(trace, options.routing, options.nodes) if options.routing != "affinity" else None
-    hottest_lost = None
+    hottest_alone = None
     for number, request in enumerate(trace.requests):
         if request.at_s >= lost_s:
             mesh.run(lost_s)
-            hottest_lost = _lose(mesh, trace, lost_s)
+            hottest_alone = _lose(mesh, trace, lost_s)
             lost_s = inf
         mesh.run(request.at_s)
         mesh.ask(request, routed[number] if routed is not None else None)
     mesh.run(trace.duration_s + _REST_S)
-    return mesh, hottest_lost
+    return mesh, hottest_alone
 
 
 def _lose(mesh: ModelledMesh, trace: Trace, at_s: float) -> float:
@@ -216,8 +220,9 @@ def _lose(mesh: ModelledMesh, trace: Trace, at_s: float) -> float:
     )
     held = sum(len(node.policy) for node in mesh.nodes)
     hottest = [key for key, _ in uses.most_common(max(1, held // 100))]
+    alone = sum(len(mesh.holders(key)) == 1 for key in hottest)
     mesh.lose(0)
-    return round(sum(not mesh.holders(key) for key in hottest) / max(1, len(hottest)), 4)
+    return round(alone / max(1, len(hottest)), 4)
 
 
 def _ratio_after(counted: ModelledCounted, at_s: float) -> float:

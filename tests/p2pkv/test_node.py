@@ -667,6 +667,7 @@ def test_a_tail_is_found_where_it_was_computed_though_its_head_is_elsewhere(part
     node = mesh.nodes["e"]
     assert node.match(chain).reachable == len(chain)
     assert node.match(chain, mesh.now).reachable == len(chain)
+    assert node.explain(chain, mesh.now)[0].plan.stop == len(chain)
     acquired = mesh.acquire("e", chain)
     assert (leased(acquired), acquired.reason) == (chain, "all here")
     assert node.statistics().fetch.questions == len(parts)

@@ -66,6 +66,7 @@ def test_another_node_hears_of_a_block_with_the_next_summary_and_fetches_it() ->
     one.run(PERIODS_S)
     one.ask(ask(PERIODS_S, chain(1, 10)), 0)
     assert serve(one, ask(PERIODS_S + 1.001, chain(1, 10)), 1) == (0, 0), "it has not been told yet"
+    assert one.counted.oracle_blocks == 10
     assert serve(one, ask(3 * PERIODS_S, chain(2, 10)), 0) == (0, 0)
     assert serve(one, ask(5 * PERIODS_S, chain(2, 10)), 1) == (0, 10)
     assert one.counted.ttft_s[-1] == pytest.approx(10 * 1e6 / 1e9, abs=0.01)
@@ -173,7 +174,9 @@ def test_the_command_replays_in_modelled_time_and_the_same_twice(path: Path) -> 
     assert document["options"]["timing"] == "modelled"
     assert 0 < document["hit_ratio"] < 1
     assert document["hit_ratio"] == pytest.approx(document["local_hit_ratio"] + document["remote_hit_ratio"], abs=2e-6)
+    assert document["hit_ratio"] <= document["oracle_ratio"] < 1
     assert document["kept_of_undisturbed"] is not None
+    assert 0 <= document["hottest_alone"] <= 1
     assert document["summary_bytes_per_node_s"] > 0
     assert document == json.loads(CliRunner().invoke(cli, words).stdout)
 
