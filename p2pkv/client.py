@@ -509,6 +509,16 @@ class Client(PartCalls):
 
     # -- the node -----------------------------------------------------------------------------------------------
 
+    def mapped(self) -> tuple[tuple[NDArray[np.uint8], bool], ...]:
+        """Return what is mapped here of the node's memory and of the staging memory, and whether it is read-only.
+
+        For registering it with a device. It changes when the client connects anew; nothing if it is not connected.
+        """
+        with self._lock:
+            arena = [(self._arena.whole, True)] if self._arena is not None else []
+            staging = [(self._staging.bytes, False)] if self._staging is not None and self._staging.size else []
+        return (*arena, *staging)
+
     def status(self) -> StatusReply:
         """Return how the node is."""
         return self._call(StatusRequest(), StatusReply)
@@ -710,6 +720,10 @@ class _Arena:
         self._view = memoryview(self._map)
         self._slots = self._view[table_bytes:]
         self._table = np.frombuffer(self._view[:table_bytes], dtype="<u8")
+
+    @property
+    def whole(self) -> NDArray[np.uint8]:
+        return np.frombuffer(self._view, dtype=np.uint8)
 
     def view(self, offset: int, length: int) -> memoryview:
         return self._slots[offset : offset + length]

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import torch
@@ -427,6 +428,65 @@ def pin(address: int, length: int, *, read_only: bool) -> None:
 def unpin(address: int) -> None:
     """Undo `pin`."""
     _runtime().cudaHostUnregister(address)
+
+
+class Maps(Protocol):
+    """What maps memory of a node: a `p2pkv.client.Client`."""
+
+    def mapped(self) -> tuple[tuple[NDArray[np.uint8], bool], ...]:
+        """Return what is mapped, and whether it is read-only."""
+        ...
+
+
+class PinnedClient:
+    """What a client has mapped of its node's memory, pinned: the device copies from it and to it without one more copy.
+
+    A context manager. The node itself pins nothing, for it has no CUDA context; a pin is of one process's mapping.
+    """
+
+    def __init__(self, client: Maps) -> None:
+        """Pin what is mapped now.
+
+        Raises:
+            FabricError: there is no GPU, or its driver refuses. Nothing is pinned.
+        """
+        self._client = client
+        self._pinned: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        """Where it begins and how long it is -> the array, which keeps it mapped."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Pin what is mapped now and unpin what was before; for after the client has connected anew.
+
+        Raises:
+            FabricError: the driver refuses. What was pinned before this call is not any more.
+        """
+        mapped = {(array.ctypes.data, array.nbytes): (array, read_only) for array, read_only in self._client.mapped()}
+        for place in self._pinned.keys() - mapped.keys():
+            unpin(place[0])
+            del self._pinned[place]
+        try:
+            for place, (array, read_only) in mapped.items():
+                if place not in self._pinned:
+                    pin(*place, read_only=read_only)
+                    self._pinned[place] = array
+        except FabricError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unpin everything; calling it twice is harmless."""
+        while self._pinned:
+            (address, _), _ = self._pinned.popitem()
+            unpin(address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def require_shareable(memory: torch.Tensor, environment: Mapping[str, str] = os.environ) -> None:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from p2pkv.errors import FabricError, LayoutMismatch
-from p2pkv.tiers.gpu import GpuTier, PagedCache, Staging, has_gpu, pin, require_shareable
+from p2pkv.errors import FabricError, LayoutMismatch, P2pkvError
+from p2pkv.tiers import gpu
+from p2pkv.tiers.gpu import GpuTier, PagedCache, PinnedClient, Staging, has_gpu, pin, require_shareable
+from tests.daemons import mesh
 from tests.paged_caches import CACHES, GQA, expected, planes_of, table_of
 
 each_cache = pytest.mark.parametrize("name", CACHES)
@@ -127,6 +129,61 @@ def test_without_a_gpu_pinning_and_sharing_are_refused_with_the_reason():
     if not has_gpu():
         with pytest.raises(FabricError, match="no GPU to pin memory for"):
             pin(0, 4096, read_only=True)
+
+
+class Driver:
+    """Takes notes in place of CUDA's."""
+
+    def __init__(self, refuses=()):
+        self.pinned, self.flags, self._refuses = {}, [], set(refuses)
+
+    def cudaHostRegister(self, address, length, flags):  # noqa: N802 - CUDA's
+        if len(self.flags) in self._refuses:
+            return 2
+        assert address not in self.pinned
+        self.pinned[address] = length
+        self.flags.append(flags)
+        return 0
+
+    def cudaHostUnregister(self, address):  # noqa: N802 - the same
+        del self.pinned[address]
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    driver = Driver()
+    monkeypatch.setattr(gpu, "_runtime", lambda: driver)
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    return driver
+
+
+def test_what_a_client_has_mapped_is_pinned_read_only_where_it_is_the_nodes(tmp_path, driver):
+    with mesh(tmp_path, "a") as (a,), a.client() as client:
+        client.status()
+        arena, staging = client.mapped()
+        assert (arena[1], staging[1], arena[0].flags.writeable) == (True, False, False)
+        with PinnedClient(client) as pinned:
+            assert driver.pinned == {array.ctypes.data: array.nbytes for array, _ in (arena, staging)}
+            assert driver.flags == [0x08, 0]
+            pinned.refresh()
+            assert len(driver.flags) == 2, "nothing is pinned twice"
+            a.kill()
+            with pytest.raises(P2pkvError):
+                client.status()
+            pinned.refresh()
+            assert arena[0].ctypes.data not in driver.pinned, "it is not mapped any more"
+            assert driver.pinned.keys() == {array.ctypes.data for array, _ in client.mapped()}
+        pinned.close()
+        assert driver.pinned == {}
+
+
+def test_a_driver_that_refuses_leaves_nothing_pinned(tmp_path, driver):
+    driver._refuses = {1}
+    with mesh(tmp_path, "a") as (a,), a.client() as client:
+        client.status()
+        with pytest.raises(FabricError, match="CUDA error 2"):
+            PinnedClient(client)
+    assert driver.pinned == {}
 
 
 class OnGpu(torch.Tensor):
