@@ -24,6 +24,8 @@ _ANSWER_S: Final = 120.0
 _START_S: Final = 180.0
 _POLL_S: Final = 0.2
 _LOOPBACK: Final = "127.0.0.1"
+_PORTS: Final = (10_000, 32_000)
+"""Below the range of `ip_local_port_range` as Linux has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,10 @@ class Daemon(Child):
         command += [word for setting in settings for word in ("--set", setting)]
         super().__init__(name, command, bench.folder / f"{name}.log")
         bench.start(self)
-        self.address: Final[str] = json.loads(self.read_until(b"\n}\n", seconds=_START_S))["address"]
+        facts = json.loads(self.read_until(b"\n}\n", seconds=_START_S))
+        if "address" not in facts:
+            raise self.failed(f"said {facts}")
+        self.address: Final[str] = facts["address"]
 
     @property
     def pid(self) -> int:
@@ -254,10 +259,18 @@ def _until_listens(port: int) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody has at the moment, for programs that cannot choose one and say which."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody has at the moment, for programs that cannot choose one and say which.
+
+    It is none of those that the kernel gives to who asks for any, which others do before this one is used.
+    """
+    while True:
+        port = _PORTS[0] + secrets.randbelow(_PORTS[1] - _PORTS[0])
+        with socket.socket() as probe:
+            try:
+                probe.bind((_LOOPBACK, port))
+            except OSError:
+                continue
+            return port
 
 
 def cpu_s(pid: int) -> float:

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from p2pkv.bench.peers_children import free_port
 from p2pkv.errors import P2pkvError
 from p2pkv.local_wire import AcquireRequest
 from tests.daemons import Daemon, mesh, p2pkv, wait_until
@@ -51,9 +52,7 @@ def test_a_plan_is_explained_before_and_after(tmp_path, chain):
 
 
 def test_a_router_learns_where_a_prompt_would_best_be_computed(tmp_path, chain):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (
         mesh(tmp_path, "a") as (a,),
         mesh(tmp_path, "b", arguments=("--join", a.address, "--set", f"node.scores={address}")) as (b,),
