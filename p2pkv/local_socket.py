@@ -28,7 +28,8 @@ class LocalSocket:
         self.path: Final = Path(path) if path else default_socket()
         if len(os.fsencode(self.path)) > _PATH_BYTES_MAX:
             raise CannotListen(
-                f"socket path of {len(os.fsencode(self.path))} bytes, limit {_PATH_BYTES_MAX}: {self.path}"
+                f"socket path of {len(os.fsencode(self.path))} bytes, limit {_PATH_BYTES_MAX}: {self.path}",
+                hint="choose a shorter one with --socket",
             )
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

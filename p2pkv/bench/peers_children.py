@@ -166,7 +166,7 @@ def p2pkv_aead(bench: Bench, shape: Shape) -> Contender:
 
 def _p2pkv(bench: Bench, shape: Shape, transport: str, protection: BulkProtection = "off") -> Contender:
     settings: tuple[str, ...] = ("fetch.shared_memory=false",) if transport == "tcp" else ()
-    suffix = f"{transport}-{protection}-{shape.block_bytes}-{shape.per_lease}"
+    suffix = f"{transport if protection == 'off' else protection}-{shape.block_bytes}-{shape.per_lease}"  # a socket's path is short
     if protection != "off":
         keyring = bench.folder / f"{suffix}.keys"
         write_keyring(keyring, KeyRing((secrets.token_bytes(RING_KEY_BYTES),)))

@@ -32,7 +32,7 @@ def test_blocks_come_over_the_transport_that_is_named_and_never_from_here(bench)
     assert 0 < parts["of it, the transfer"] < parts["acquire"]
 
 
-def test_the_contender_that_encrypts_does(bench):
+def test_encryption_is_measured(bench):
     contender = p2pkv_aead(bench, Shape(256 * 1024, 4, 64))
     assert contender.protection == "aead"
     assert "AES-256-GCM" in contender.taker.ask("protection")["blocks over TCP"]
