@@ -23,7 +23,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pkv.blocks import block_digest
+from p2pkv.blocks import BlockInfo, BlockKey, block_digest
 from p2pkv.errors import PeerError, PeerGone
 from p2pkv.fetch import Outcome
 from p2pkv.slots import PAGE_BYTES, Slot, Slots
@@ -145,6 +145,90 @@ class TierContract(ABC):
         """A daemon that stops must not crash because an engine in its process holds a view."""
         self.write(tier, _pages(0, 1), b"abc")
         self.kept = tier.read(_pages(0, 1), 3)  # beyond the end of this test, when the fixture closes the tier
+
+
+class Keeper(Protocol):
+    """A tier together with what finds its blocks, as a node composes them: whatever the tier is, blocks go in and come back."""
+
+    def put(self, infos: Sequence[BlockInfo], bodies: Sequence[bytes]) -> None:
+        """Store the consecutive blocks of a chain."""
+        ...
+
+    def get(self, infos: Sequence[BlockInfo]) -> Sequence[bytes | None]:
+        """Return the blocks of a chain; None for those that are not there, or not what they should be."""
+        ...
+
+    def damage(self, info: BlockInfo) -> None:
+        """Flip a bit of a stored block's bytes, behind the tier's back."""
+        ...
+
+    def reopen(self) -> bool:
+        """Close the tier and open it again as after a restart; False if it keeps nothing over one."""
+        ...
+
+
+class KeepingContract(ABC):
+    """What every tier promises of blocks, whatever it is made of."""
+
+    LENGTH: ClassVar[int] = 128 * 1024
+    COUNT: ClassVar[int] = 16
+
+    @pytest.fixture
+    @abstractmethod
+    def keeper(self) -> Keeper:
+        """Make an empty one with room for at least `2 * COUNT` blocks of `LENGTH`; a generator that closes it is best."""
+
+    def chain(self, seed: int) -> tuple[list[BlockInfo], list[bytes]]:
+        """Return the blocks of one chain."""
+        bodies = [Random(f"{seed}/{i}").randbytes(self.LENGTH) for i in range(self.COUNT)]
+        infos = [
+            BlockInfo(
+                BlockKey(Random(f"key {seed}/{i}").randbytes(32)),
+                b"n" * 32,
+                self.LENGTH,
+                self.LENGTH // 2,
+                block_digest(body, self.LENGTH // 2),
+            )
+            for i, body in enumerate(bodies)
+        ]
+        return infos, bodies
+
+    def test_blocks_come_back_as_they_went(self, keeper: Keeper) -> None:
+        """Every byte of them, and of one chain no block of another."""
+        chains = [self.chain(seed) for seed in (1, 2)]
+        for infos, bodies in chains:
+            keeper.put(infos, bodies)
+        for infos, bodies in chains:
+            assert list(keeper.get(infos)) == bodies
+
+    def test_what_was_never_stored_is_not_there(self, keeper: Keeper) -> None:
+        """And is nothing worse than that."""
+        keeper.put(*self.chain(1))
+        assert list(keeper.get(self.chain(2)[0])) == [None] * self.COUNT
+
+    def test_what_is_stored_again_is_there_once(self, keeper: Keeper) -> None:
+        """Several engines compute the same prefix."""
+        infos, bodies = self.chain(1)
+        keeper.put(infos, bodies)
+        keeper.put(infos, bodies)
+        assert list(keeper.get(infos)) == bodies
+
+    def test_a_damaged_block_is_a_miss_and_those_before_it_are_right(self, keeper: Keeper) -> None:
+        """No wrong byte, ever."""
+        infos, bodies = self.chain(1)
+        keeper.put(infos, bodies)
+        keeper.damage(infos[5])
+        found = list(keeper.get(infos))
+        assert found[:5] == bodies[:5]
+        assert found[5] is None
+        assert all(one in {None, body} for one, body in zip(found, bodies, strict=True))
+
+    def test_a_restart_loses_all_or_nothing(self, keeper: Keeper) -> None:
+        """A tier that keeps blocks over one keeps them all, and they are right."""
+        infos, bodies = self.chain(1)
+        keeper.put(infos, bodies)
+        kept = keeper.reopen()
+        assert list(keeper.get(infos)) == (bodies if kept else [None] * self.COUNT)
 
 
 # -- transports ------------------------------------------------------------------------------------------------------

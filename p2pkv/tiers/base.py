@@ -1,5 +1,7 @@
 """What a tier promises. `p2pkv.testing.contracts.TierContract` is the same promise as tests: subclass it for a new tier.
 
+What all tiers promise of blocks, those that are no memory too, is `p2pkv.testing.contracts.KeepingContract`.
+
 A tier keeps bytes at slots that the ledger gave out; which block is where, and what goes first, is the ledger's.
 """
 
