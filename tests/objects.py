@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
@@ -120,8 +121,7 @@ class S3Server:
             raise AssertionError("the server did not start")
         threading.Thread(target=drain, args=[self.process.stderr], daemon=True).start()
         if self.journal is not None and self.journal.exists():
-            whole = self.journal.read_bytes()
-            self.journal.write_bytes(whole[: whole.rindex(b"\n") + 1])  # what was cut off was not answered either
+            self.journal.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries(self.journal.read_text())))
             self.ask("/moto-api/recorder/replay-recording", b"")
         else:
             self.ask(f"/{BUCKET}", b"", method="PUT")
@@ -144,6 +144,20 @@ class S3Server:
             self.process.wait()
             assert self.process.stderr is not None
             self.process = None
+
+
+def entries(journal: str) -> Iterator[object]:
+    """Yield what a journal has, whole. The end may be cut off, and was not answered then; two threads may have shared a line."""
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(journal):
+        if journal[at].isspace():
+            at += 1
+            continue
+        try:
+            entry, at = decoder.raw_decode(journal, at)
+        except ValueError:
+            return
+        yield entry
 
 
 def drain(stream: object) -> None:
